@@ -1,0 +1,328 @@
+"""The translation table: one function per operator of a program.
+
+Forms were chosen by measuring memory and time on onnxruntime's CPU provider
+(``benchmarks/onnx_forms.py``):
+- attention: ``com.microsoft:MultiHeadAttention`` runs in tiles; Attention-23 and a decomposed
+  softmax hold the whole score matrix;
+- GroupNorm: reshape, InstanceNormalization, scale and shift; GroupNormalization has no kernel and
+  is inlined into 29 nodes;
+- RMSNorm: the Pow, ReduceMean, Sqrt, Div, Mul form, which onnxruntime fuses into one node;
+- a linear layer: MatMul with a (K, N) weight and Add, never Gemm, which keeps 4- and 8-bit
+  weights out of their kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from onnx import TensorProto
+from torch import Tensor, fx
+
+from exporter.quantize import Part
+from exporter.trace import Stored
+
+if TYPE_CHECKING:
+    from exporter.backends.onnx.writer import Emitter
+
+ATEN = torch.ops.aten
+OURS = torch.ops.fourstep
+Translate = Callable[["Emitter", fx.Node], None]
+
+
+def _shape(node: object) -> tuple[int, ...]:
+    assert isinstance(node, fx.Node)
+    return tuple(node.meta["val"].shape)
+
+
+def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else default
+
+
+def _binary(kind: str) -> Translate:
+    def translate(e: Emitter, node: fx.Node) -> None:
+        e.add(kind, [e.value(node.args[0]), e.value(node.args[1])], e.name(node))
+
+    return translate
+
+
+def _unary(kind: str) -> Translate:
+    def translate(e: Emitter, node: fx.Node) -> None:
+        e.add(kind, [e.value(node.args[0])], e.name(node))
+
+    return translate
+
+
+def _reshape(e: Emitter, node: fx.Node) -> None:
+    e.add("Reshape", [e.value(node.args[0]), e.ints(_shape(node))], e.name(node))
+
+
+def _transpose(e: Emitter, node: fx.Node) -> None:
+    axes = list(range(len(_shape(node))))
+    first, second = node.args[1], node.args[2]
+    assert isinstance(first, int) and isinstance(second, int)
+    axes[first], axes[second] = axes[second], axes[first]
+    e.add("Transpose", [e.value(node.args[0])], e.name(node), perm=axes)
+
+
+def _permute(e: Emitter, node: fx.Node) -> None:
+    e.add("Transpose", [e.value(node.args[0])], e.name(node), perm=node.args[1])
+
+
+def _cat(e: Emitter, node: fx.Node) -> None:
+    parts: Any = node.args[0]
+    axis = _argument(node, 1, 0)
+    e.add("Concat", [e.value(p) for p in parts], e.name(node), axis=axis)
+
+
+def _slice(e: Emitter, node: fx.Node) -> None:
+    axis, start, end = (_argument(node, i, 0) for i in (1, 2, 3))
+    end = min(end, _shape(node.args[0])[axis])
+    names = [e.ints([start or 0]), e.ints([end]), e.ints([axis])]
+    e.add("Slice", [e.value(node.args[0]), *names], e.name(node))
+
+
+def _split(e: Emitter, node: fx.Node) -> None:
+    sizes = [int(part.shape[_argument(node, 2, 0)]) for part in node.meta["val"]]
+    names = [f"{node.name}_{i}" for i in range(len(sizes))]
+    inputs = [e.value(node.args[0]), e.ints(sizes)]
+    e.add_many("Split", inputs, names, axis=_argument(node, 2, 0))
+
+
+def _getitem(e: Emitter, node: fx.Node) -> None:
+    source, index = node.args
+    assert isinstance(source, fx.Node) and isinstance(index, int)
+    e.rename(node, f"{source.name}_{index}")
+
+
+def _pad(e: Emitter, node: fx.Node) -> None:
+    amounts: Any = node.args[1]
+    rank = len(_shape(node))
+    before, after = [0] * rank, [0] * rank
+    for i in range(len(amounts) // 2):
+        before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    e.add("Pad", [e.value(node.args[0]), e.ints(before + after)], e.name(node))
+
+
+def _select(e: Emitter, node: fx.Node) -> None:
+    index = e.tensor(f"index_{node.args[2]}", torch.tensor(node.args[2], dtype=torch.int64))
+    e.add("Gather", [e.value(node.args[0]), index], e.name(node), axis=node.args[1])
+
+
+def _index_select(e: Emitter, node: fx.Node) -> None:
+    e.add("Gather", [e.value(node.args[0]), e.value(node.args[2])], e.name(node), axis=node.args[1])
+
+
+def _argmax(e: Emitter, node: fx.Node) -> None:
+    e.add("ArgMax", [e.value(node.args[0])], e.name(node), axis=node.args[1], keepdims=0)
+
+
+def _equal(e: Emitter, node: fx.Node) -> None:
+    number = node.args[1]
+    assert isinstance(number, int)
+    other = e.tensor(f"id_{number}", torch.tensor(number, dtype=torch.int32))
+    e.add("Equal", [e.value(node.args[0]), other], e.name(node))
+
+
+def _cast(e: Emitter, node: fx.Node) -> None:
+    if is_weight(node):
+        return _later(e, node)
+    kinds = {torch.int32: TensorProto.INT32, torch.float32: TensorProto.FLOAT}
+    e.add("Cast", [e.value(node.args[0])], e.name(node), to=kinds[node.meta["val"].dtype])
+
+
+def _silu(e: Emitter, node: fx.Node) -> None:
+    x = e.value(node.args[0])
+    gate = e.add("Sigmoid", [x], f"{node.name}_gate")
+    e.add("Mul", [x, gate], e.name(node))
+
+
+def _gelu(e: Emitter, node: fx.Node) -> None:
+    approximate = node.kwargs.get("approximate", "none")
+    e.add("Gelu", [e.value(node.args[0])], e.name(node), approximate=approximate)
+
+
+def _layer_norm(e: Emitter, node: fx.Node) -> None:
+    weight, bias, eps = (_argument(node, i) for i in (2, 3, 4))
+    inputs = [e.value(a) for a in (node.args[0], weight, bias)]
+    e.add("LayerNormalization", inputs, e.name(node), axis=-1, epsilon=float(eps))
+
+
+def _rms_norm(e: Emitter, node: fx.Node) -> None:
+    x, weight, eps = e.value(node.args[0]), e.value(node.args[2]), float(_argument(node, 3))
+    square = e.add("Pow", [x, e.scalar(2.0)], f"{node.name}_square")
+    mean = e.add("ReduceMean", [square, e.ints([-1])], f"{node.name}_mean", keepdims=1)
+    shifted = e.add("Add", [mean, e.scalar(eps)], f"{node.name}_shifted")
+    root = e.add("Sqrt", [shifted], f"{node.name}_root")
+    unit = e.add("Div", [x, root], f"{node.name}_unit")
+    e.add("Mul", [unit, weight], e.name(node))
+
+
+def _group_norm(e: Emitter, node: fx.Node) -> None:
+    groups, shape = node.args[1], _shape(node)
+    assert isinstance(groups, int)
+    ones = e.tensor(f"ones_{groups}", torch.ones(groups))
+    zeros = e.tensor(f"zeros_{groups}", torch.zeros(groups))
+    flat = e.add("Reshape", [e.value(node.args[0]), e.ints([1, groups, -1])], f"{node.name}_groups")
+    normed = e.add(
+        "InstanceNormalization",
+        [flat, ones, zeros],
+        f"{node.name}_normed",
+        epsilon=float(_argument(node, 4, 1e-5)),
+    )
+    back = e.add("Reshape", [normed, e.ints(shape)], f"{node.name}_back")
+    weight, bias = (_per_channel(e, node.args[i], len(shape)) for i in (2, 3))
+    scaled = e.add("Mul", [back, weight], f"{node.name}_scaled")
+    e.add("Add", [scaled, bias], e.name(node))
+
+
+def _per_channel(e: Emitter, vector: object, rank: int) -> str:
+    """A vector (C,) stored as (C, 1, ...), to broadcast over a feature map."""
+    assert isinstance(vector, fx.Node)
+    value = e.read(e.program.tensors[vector.name])
+    return e.tensor(f"{vector.name}_channels", value.reshape(-1, *(1,) * (rank - 2)))
+
+
+def _attention(e: Emitter, node: fx.Node) -> None:
+    q, k, v, heads, scale = node.args[:5]
+    bias = _argument(node, 5)
+    inputs = [e.value(q), e.value(k), e.value(v)]
+    if bias is not None:
+        inputs += ["", "", e.value(bias)]
+    kind = "com.microsoft:MultiHeadAttention"
+    e.add(kind, inputs, e.name(node), num_heads=heads, scale=float(scale))  # type: ignore[arg-type]
+
+
+def _upsample(e: Emitter, node: fx.Node) -> None:
+    scales = e.tensor("double", torch.tensor([1.0, 1.0, 2.0, 2.0]))
+    assert _shape(node)[2] == 2 * _shape(node.args[0])[2]
+    e.add(
+        "Resize",
+        [e.value(node.args[0]), "", scales],
+        e.name(node),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _conv2d(e: Emitter, node: fx.Node) -> None:
+    bias = _argument(node, 2)
+    stride, padding = _argument(node, 3, [1, 1]), _argument(node, 4, [0, 0])
+    inputs = [e.value(node.args[0]), weight(e, node.args[1])]
+    if bias is not None:
+        inputs.append(e.value(bias))
+    kernel = _shape(node.args[1])[2:]
+    e.add(
+        "Conv",
+        inputs,
+        e.name(node),
+        kernel_shape=kernel,
+        strides=list(stride),
+        pads=[*padding, *padding],
+    )
+
+
+def _linear(e: Emitter, node: fx.Node) -> None:
+    bias = _argument(node, 2)
+    inputs = [e.value(node.args[0]), weight(e, node.args[1], transpose=True)]
+    if bias is None:
+        e.add("MatMul", inputs, e.name(node))
+        return
+    product = e.add("MatMul", inputs, f"{node.name}_product")
+    e.add("Add", [product, e.value(bias)], e.name(node))
+
+
+def _embedding(e: Emitter, node: fx.Node) -> None:
+    """Rows of a table; of a table of codes, only the rows that are looked up are dequantized."""
+    table, ids = node.args[0], e.value(node.args[1])
+    assert isinstance(table, fx.Node)
+    if table.target is not OURS.dequantize.default:
+        e.add("Gather", [weight(e, table), ids], e.name(node), axis=0)
+        return
+    codes, scale = (e.value(a) for a in table.args[:2])
+    row = e.add("Gather", [codes, ids], f"{node.name}_codes", axis=0)
+    row = e.add("Cast", [row], f"{node.name}_values", to=TensorProto.FLOAT)
+    factor = e.add("Gather", [scale, ids], f"{node.name}_scale", axis=0)
+    e.add("Mul", [row, factor], e.name(node))
+
+
+def is_weight(node: fx.Node) -> bool:
+    """Whether a node turns a stored weight into float32."""
+    source = node.args[0] if node.target in (OURS.dequantize.default, ATEN.to.dtype) else None
+    return isinstance(source, fx.Node) and source.op == "placeholder"
+
+
+def _later(e: Emitter, node: fx.Node) -> None:
+    """A weight is written where it is used, in the layout that its user wants."""
+
+
+def weight(e: Emitter, node: object, transpose: bool = False) -> str:
+    """The ONNX name of a weight: as stored (N, K, ...), or transposed to (K, N)."""
+    assert isinstance(node, fx.Node)
+    return e.once((node, transpose), lambda: _write_weight(e, node, transpose))
+
+
+def _write_weight(e: Emitter, node: fx.Node, transpose: bool) -> str:
+    def part(source: object, suffix: str = "", bits4: bool = False) -> str:
+        assert isinstance(source, fx.Node)
+        value: Tensor = e.read(e.program.tensors[source.name])
+        value = value.T if transpose and value.ndim == 2 else value
+        return e.tensor(source.name + suffix, value, bits4)
+
+    if node.op == "placeholder":
+        return part(node)
+    if node.target is ATEN.to.dtype:
+        return e.add("Cast", [part(node.args[0])], node.name, to=TensorProto.FLOAT)
+    codes, scale, zero_point, block = node.args
+    assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
+    source = e.program.tensors[codes.name]
+    assert isinstance(source, Part) and isinstance(source.of, Stored)
+    bits4 = source.format.bits == 4
+    if source.format.group_size is None:
+        factor = e.read(e.program.tensors[scale.name]).flatten()
+        inputs = [part(codes, bits4=bits4), e.tensor(scale.name, factor)]
+        return e.add("DequantizeLinear", inputs, node.name, axis=1 if transpose else 0)
+    inputs = [part(codes, bits4=bits4), part(scale)]
+    if zero_point is not None:
+        inputs.append(part(zero_point, bits4=bits4))
+    axis = 0 if transpose else 1
+    return e.add("DequantizeLinear", inputs, node.name, axis=axis, block_size=block)
+
+
+TABLE: dict[Any, Translate] = {
+    ATEN.add.Tensor: _binary("Add"),
+    ATEN.sub.Tensor: _binary("Sub"),
+    ATEN.mul.Tensor: _binary("Mul"),
+    ATEN.div.Tensor: _binary("Div"),
+    ATEN.sigmoid.default: _unary("Sigmoid"),
+    ATEN.silu.default: _silu,
+    ATEN.gelu.default: _gelu,
+    ATEN.layer_norm.default: _layer_norm,
+    ATEN.rms_norm.default: _rms_norm,
+    ATEN.group_norm.default: _group_norm,
+    ATEN.linear.default: _linear,
+    ATEN.conv2d.default: _conv2d,
+    ATEN.embedding.default: _embedding,
+    ATEN.upsample_nearest2d.vec: _upsample,
+    ATEN.reshape.default: _reshape,
+    ATEN.flatten.using_ints: _reshape,
+    ATEN.unflatten.int: _reshape,
+    ATEN.unsqueeze.default: _reshape,
+    ATEN.transpose.int: _transpose,
+    ATEN.permute.default: _permute,
+    ATEN.cat.default: _cat,
+    ATEN.slice.Tensor: _slice,
+    ATEN.split.Tensor: _split,
+    operator.getitem: _getitem,
+    ATEN.pad.default: _pad,
+    ATEN.select.int: _select,
+    ATEN.index_select.default: _index_select,
+    ATEN.argmax.default: _argmax,
+    ATEN.eq.Scalar: _equal,
+    ATEN.to.dtype: _cast,
+    OURS.attention.default: _attention,
+    OURS.dequantize.default: _later,
+}

@@ -1,0 +1,188 @@
+"""Writes a program as ONNX: one node table in memory, weights streamed to a file beside it.
+
+Nothing of this machine enters the file: no paths, stack traces, times or tool versions, so the
+same program and weights give the same bytes anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BufferedWriter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, fx
+
+from exporter.backends.onnx import ops
+from exporter.errors import InputError
+from exporter.quantize import QuantizedProgram
+
+OPSET = 21
+IR_VERSION = 10
+INLINE_BYTES = 1024  # shapes and small vectors stay in the graph, where shape inference sees them
+ALIGN_BYTES = 4096  # a page, so that every weight can be mapped by itself
+
+TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.int32: TensorProto.INT32,
+    torch.int64: TensorProto.INT64,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
+    torch.bool: TensorProto.BOOL,
+}
+
+
+def write_graph(
+    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
+) -> tuple[Path, Path]:
+    """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``."""
+    model_file = folder / f"{program.name}.onnx"
+    data_file = folder / f"{program.name}.onnx.data"
+    with data_file.open("wb") as stream:
+        emitter = Emitter(program, read, stream, data_file.name)
+        for node in program.nodes():
+            emitter.node(node)
+        model = emitter.model()
+    model_file.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(model_file))
+    return model_file, data_file
+
+
+class Emitter:
+    """Collects the nodes and initializers of one graph.
+
+    Weights keep torch's (N, K) layout in the program; onnxruntime fuses a dequantized weight into
+    ``MatMulNBits`` only when it is stored (K, N), so a linear layer's weight is transposed here.
+    """
+
+    def __init__(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        stream: BufferedWriter,
+        location: str,
+    ) -> None:
+        self.program, self.read = program, read
+        self._stream, self._location = stream, location
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._names: dict[fx.Node, str] = {}
+        self._made: dict[tuple[object, ...], str] = {}
+        inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
+        free = [n for n in inputs if n.name not in program.tensors]
+        for node, port in zip(free, program.inputs, strict=True):
+            self._names[node] = port.name
+        for node, port in zip(program.results(), program.outputs, strict=True):
+            self._names[node] = port.name
+
+    def node(self, node: fx.Node) -> None:
+        """Translate one operator; raises InputError naming an operator that has no translation."""
+        translate = ops.TABLE.get(node.target)
+        if translate is None:
+            raise InputError(f"{self.program.name}: operator {node.target} has no ONNX translation")
+        translate(self, node)
+
+    def name(self, node: fx.Node) -> str:
+        """The ONNX name of a node's value, writing it out first if it is a tensor."""
+        if node not in self._names:
+            if node.op == "placeholder":
+                self._names[node] = self.tensor(
+                    node.name, self.read(self.program.tensors[node.name])
+                )
+            elif ops.is_weight(node):
+                self._names[node] = ops.weight(self, node)
+            else:
+                self._names[node] = node.name
+        return self._names[node]
+
+    def rename(self, node: fx.Node, name: str) -> None:
+        """Let a node's value be known by a name that exists already."""
+        self._names[node] = name
+
+    def value(self, argument: object) -> str:
+        """The ONNX name of an argument: a node, or a number that becomes a float constant."""
+        if isinstance(argument, fx.Node):
+            return self.name(argument)
+        assert isinstance(argument, int | float)
+        return self.scalar(float(argument))
+
+    def scalar(self, number: float) -> str:
+        """A float32 constant without axes."""
+        return self.tensor(f"scalar_{number!r}", torch.tensor(number, dtype=torch.float32))
+
+    def ints(self, values: Sequence[int]) -> str:
+        """An int64 vector, for shapes and axes."""
+        name = "ints_" + "_".join(str(v) for v in values)
+        return self.tensor(name, torch.tensor(list(values), dtype=torch.int64))
+
+    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+        """Append a node with one output; ``kind`` may carry a domain: ``com.microsoft:Name``."""
+        self.add_many(kind, inputs, [output], **attributes)
+        return output
+
+    def add_many(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object
+    ) -> None:
+        """Append a node."""
+        domain, _, name = kind.rpartition(":")
+        self._nodes.append(
+            helper.make_node(name, inputs, outputs, name=outputs[0], domain=domain, **attributes)  # type: ignore[arg-type]
+        )
+
+    def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
+        """A value that is made the first time it is asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def tensor(self, name: str, value: Tensor, bits4: bool = False) -> str:
+        """An initializer; ``bits4`` packs int8 or uint8 codes two to a byte, low nibble first."""
+        if name in self._initializers:
+            return name
+        kind = TYPES[value.dtype]
+        if bits4:
+            kind = TensorProto.INT4 if value.dtype == torch.int8 else TensorProto.UINT4
+        data = (_pack4(value) if bits4 else value.contiguous().numpy()).tobytes()
+        proto = onnx.TensorProto(name=name, data_type=kind, dims=list(value.shape))
+        if len(data) <= INLINE_BYTES:
+            proto.raw_data = data
+        else:
+            self._store(proto, data)
+        self._initializers[name] = proto
+        return name
+
+    def _store(self, proto: onnx.TensorProto, data: bytes) -> None:
+        position = self._stream.tell()
+        offset = -(-position // ALIGN_BYTES) * ALIGN_BYTES
+        self._stream.write(b"\0" * (offset - position))
+        self._stream.write(data)
+        proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._location), ("offset", offset), ("length", len(data))):
+            proto.external_data.add(key=key, value=str(value))
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model."""
+        kinds = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+        inputs, outputs = (
+            [helper.make_tensor_value_info(p.name, kinds[p.dtype], p.shape) for p in ports]
+            for ports in (self.program.inputs, self.program.outputs)
+        )
+        graph = helper.make_graph(
+            self._nodes, self.program.name, inputs, outputs, list(self._initializers.values())
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(
+            graph, ir_version=IR_VERSION, opset_imports=opsets, producer_name="fourstep"
+        )
+
+
+def _pack4(codes: Tensor) -> np.ndarray:
+    flat = codes.contiguous().numpy().reshape(-1).astype(np.uint8) & 0x0F
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    packed: np.ndarray = flat[0::2] | (flat[1::2] << 4)
+    return packed

@@ -1,0 +1,412 @@
+"""The command line: a thin shell over the library.
+
+Progress goes to stderr, the result to stdout. Exit codes: 0 done, 1 a check failed, 2 the input
+is at fault. A mistake gets one line and no traceback.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter import __version__, backends
+from exporter.errors import CheckFailed, FourstepError, InputError, known, needs_extra
+from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Commands(click.Group):
+    """Turns what a user can mend into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FourstepError as error:
+            end_of_bar()
+            click.echo(f"fourstep: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            end_of_bar()
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(f"fourstep: {place}{error.strerror or error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fourstep")
+def main() -> None:
+    """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    click.echo(f"fourstep: warning: {message}", err=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the packages.")
+@click.option("--backend", "backend_names", multiple=True, help="Only this backend (repeatable).")
+@click.option("--scheme", "scheme_names", multiple=True, help="Only this scheme (repeatable).")
+@json_option
+def build(
+    recipe: Path,
+    out: Path | None,
+    backend_names: Sequence[str],
+    scheme_names: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Build one package per backend and scheme of RECIPE into artifacts/<recipe>/."""
+    _require_build()
+    from exporter.formats import scheme_names as all_schemes
+    from exporter.pipeline import build as build_packages
+    from exporter.recipe import read_recipe
+
+    for flag, names, options in (
+        ("--backend", backend_names, backends.names()),
+        ("--scheme", scheme_names, all_schemes()),
+    ):
+        for name in names:
+            if name not in options:
+                raise InputError(f"{flag}: {known(flag.lstrip('-'), name, options)}")
+    plan = read_recipe(recipe)
+    progress = Progress(bar_on_terminal)
+    built = build_packages(
+        plan, out or Path("artifacts") / plan.name, backend_names, scheme_names, progress
+    )
+    end_of_bar()
+    rows = [
+        {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes}
+        for b in built
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for b in built:
+        loss = min(i.loss_db for i in b.report.images)
+        click.echo(f"{b.path}  {_megabytes(b.bytes)}  {loss:.1f} dB from unquantized")
+
+
+@main.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("prompts", nargs=-1, required=True)
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Seed of the noise (repeatable: one picture per seed).",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("fourstep.png"),
+    show_default=True,
+    help="Picture to write; several get -0, -1, ... before the suffix.",
+)
+@click.option("--image", type=click.Path(path_type=Path), help="Start from this picture.")
+@click.option(
+    "--strength",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="With --image: how much of it is drawn anew, above 0 up to 1.",
+)
+@click.option("--previews", type=click.Path(path_type=Path), help="Folder for a preview per step.")
+@click.option(
+    "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
+)
+@json_option
+def run(
+    package: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    image: Path | None,
+    strength: float,
+    previews: Path | None,
+    exact: bool,
+    as_json: bool,
+) -> None:
+    """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
+    try:
+        rows = _run(package, prompts, seeds, out, image, strength, previews, exact)
+    except CheckFailed as error:  # a damaged package is the user's input here
+        raise InputError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            click.echo(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
+
+
+def _run(
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    image: Path | None,
+    strength: float,
+    previews: Path | None,
+    exact: bool,
+) -> list[dict[str, Any]]:
+    from exporter import runtime
+
+    if any(not p.strip() for p in prompts):
+        raise InputError("the prompt is empty; say what to draw")
+    if strength != 1.0 and image is None:
+        raise InputError("--strength applies to --image only")
+    source = None if image is None else _read_image(image)
+    requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
+    places = _places(out, len(requests))
+    player = runtime.open_package(folder).player(exact)
+    if previews is not None:
+        previews.mkdir(parents=True, exist_ok=True)
+    progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
+    rows, started = [], time.perf_counter()
+    for event in runtime.generate(player, requests):
+        if isinstance(event, runtime.Conditioned):
+            progress(f"{event.prompts} prompt(s) encoded")
+        elif isinstance(event, runtime.Step):
+            progress(f"picture {event.index + 1}: step {event.step} of {event.steps}")
+            if previews is not None and event.preview is not None:
+                _save(event.preview(), previews / f"{event.index}-{event.step}.png")
+        else:
+            _save(event.pixels, places[event.index])
+            progress(f"picture {event.index + 1}: {places[event.index]}")
+            rows.append(
+                {
+                    "path": str(places[event.index]),
+                    "prompt": event.request.prompt,
+                    "seed": event.request.seed,
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+            )
+    end_of_bar()
+    return rows
+
+
+def _places(out: Path, count: int) -> list[Path]:
+    """Where pictures go; refuses before anything is drawn."""
+    if out.suffix.lower() not in PICTURES:
+        raise InputError(f"--out {out}: must end in {', '.join(PICTURES)}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: folder '{out.parent}' does not exist")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out {out}: folder '{out.parent}' cannot be written")
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+
+
+def _save(pixels: Any, place: Path) -> None:
+    from PIL import Image as Picture
+
+    partial = place.with_name(f".{place.stem}.partial{place.suffix}")
+    try:
+        Picture.fromarray(pixels).save(partial)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_image(place: Path) -> Any:
+    import numpy as np
+    from PIL import Image as Picture
+
+    try:
+        with Picture.open(place) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"--image {place}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--image {place}: not a picture: {error}") from None
+
+
+@main.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@json_option
+def verify(package: Path, as_json: bool) -> None:
+    """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
+    from exporter.runtime import open_package
+    from exporter.verify import Report
+    from exporter.verify import verify as check
+
+    opened = open_package(package)
+    graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
+    report: Report = check(opened, Progress(bar_on_terminal, expected=graphs + images + 1))
+    end_of_bar()
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        click.echo(_verify_table(report))
+    if not report.ok:
+        raise CheckFailed(f"{package}: {'; '.join(report.failures)}")
+
+
+def _verify_table(report: Any) -> str:
+    lines = [f"{report.package}: {report.files} files whole"]
+    for graph in report.graphs:
+        lines.append(
+            f"  {graph.graph:<12} {graph.calls:>3} calls  relative error {graph.exact:.1e}"
+            f"  as it runs {graph.as_run:.1e}"
+        )
+    for image in report.images:
+        lines.append(
+            f"  {image.prompt!r}: {image.exact_db:.1f} dB, as it runs {image.as_run_db:.1f} dB; "
+            f"from unquantized {image.loss_db:.1f} dB, final latent {image.latent_snr_db:.1f} dB"
+        )
+    lines.append("ok" if report.ok else "FAILED")
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("place", metavar="CHECKPOINT|PACKAGE")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Cut a checkpoint as this recipe.")
+@json_option
+def inspect(place: str, recipe: Path | None, as_json: bool) -> None:
+    """Show a package's contents, or what a checkpoint would become in each scheme."""
+    if (Path(place) / "manifest.json").is_file():
+        _inspect_package(Path(place), as_json)
+    else:
+        _inspect_checkpoint(place, recipe, as_json)
+
+
+def _inspect_package(folder: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from exporter.runtime import open_package
+
+    manifest = open_package(folder).manifest
+    if as_json:
+        click.echo(json.dumps(asdict(manifest), indent=1))
+        return
+    schedule = manifest.schedule
+    click.echo(
+        f"{manifest.name}  {manifest.backend}-{manifest.scheme}  {_megabytes(manifest.bytes)}  "
+        f"{manifest.width_px} x {manifest.height_px} px\n"
+        f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
+        f"T5 {'on board' if manifest.t5 else 'replaced by null tokens'}; "
+        f"predicted peak memory {_megabytes(manifest.predicted_peak_bytes)}"
+    )
+    for graph in manifest.graphs:
+        formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())
+        click.echo(f"  {graph.name:<12} {_megabytes(graph.bytes):>10}  {formats}")
+        for weight in graph.adjusted:
+            click.echo(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
+
+
+def _inspect_checkpoint(place: str, recipe: Path | None, as_json: bool) -> None:
+    _require_build()
+    from exporter.checkpoint import open_checkpoint
+    from exporter.inspect import default_cut, inspect_checkpoint, predicted_peak_bytes
+    from exporter.recipe import read_recipe
+
+    checkpoint = open_checkpoint(place)
+    cut = read_recipe(recipe).cut if recipe else default_cut(checkpoint)
+    sizes = inspect_checkpoint(checkpoint, cut)
+    schemes = list(sizes[0].bytes)
+    peaks = {
+        s: max(predicted_peak_bytes(g.bytes[s], g.activation_bytes) for g in sizes) for s in schemes
+    }
+    if as_json:
+        rows = [
+            {
+                "graph": g.graph,
+                "parameters": g.parameters,
+                "bytes": g.bytes,
+                "activation_bytes": g.activation_bytes,
+            }
+            for g in sizes
+        ]
+        shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
+        click.echo(json.dumps({**shape, "graphs": rows, "predicted_peak_bytes": peaks}, indent=1))
+        return
+    click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
+    click.echo(f"{'graph':<12} {'parameters':>14} " + " ".join(f"{s:>10}" for s in schemes))
+    for g in sizes:
+        row = " ".join(f"{_megabytes(g.bytes[s]):>10}" for s in schemes)
+        click.echo(f"{g.graph:<12} {g.parameters:>14,} {row}")
+    totals = " ".join(f"{_megabytes(sum(g.bytes[s] for g in sizes)):>10}" for s in schemes)
+    click.echo(f"{'all':<12} {sum(g.parameters for g in sizes):>14,} {totals}")
+    row = " ".join(f"{_megabytes(peaks[s]):>10}" for s in schemes)
+    click.echo(f"{'predicted peak memory':<27} {row}")
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show what is installed, what is missing and how to get it."""
+    rows: list[dict[str, Any]] = [
+        {"name": "python", "version": platform.python_version(), "missing": [], "get": ""}
+    ]
+    rows += [{"name": n, "version": _version(n), "missing": [], "get": ""} for n in BASE]
+    builds = backends.missing({"torch": "torch"})
+    rows.append(_row("build", "torch", builds, "build"))
+    for name in backends.names():
+        backend = backends.load(name)
+        absent = backends.missing(backend.RUNS_WITH)
+        rows.append(
+            _row(f"run {name}", next(iter(backend.RUNS_WITH.values())), absent, backend.EXTRA)
+        )
+        absent = backends.missing(backend.REQUIRES)
+        last = list(backend.REQUIRES.values())[-1]
+        rows.append(_row(f"build {name}", last, absent, f"build,{backend.EXTRA}"))
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        state = row["version"] if not row["missing"] else f"missing {', '.join(row['missing'])}"
+        click.echo(f"{row['name']:<14} {state:<24} {row['get']}".rstrip())
+
+
+def _row(name: str, distribution: str, absent: list[str], extra: str) -> dict[str, Any]:
+    get = f"pip install 'fourstep[{extra}]'" if absent else ""
+    version = "" if absent else f"{distribution} {_version(distribution)}"
+    return {"name": name, "version": version, "missing": absent, "get": get}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _require_build() -> None:
+    absent = backends.missing({"torch": "torch"})
+    if absent:
+        raise needs_extra("build", ", ".join(absent))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Golden outputs: what the quantized program computes in torch, kept so that a device can check.
+
+The pictures are drawn by the runtime's own loop over sessions that run programs in torch, so the
+loop is part of what is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from safetensors.numpy import save_file
+
+from exporter.graphs import Cut
+from exporter.quantize import QuantizedProgram, Weights
+from exporter.runtime.loop import Image, Player, Request, Session, generate
+from exporter.runtime.manifest import Golden, Schedule
+from exporter.runtime.text import Encode
+from exporter.trace import run
+
+Call = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One golden picture: its request, pixels, decoder output and every call that made it."""
+
+    image: Image
+    decoded: np.ndarray
+    calls: tuple[Call, ...]
+
+
+def torch_session(program: QuantizedProgram, weights: Weights) -> Session:
+    """A session that runs a program in torch, in float32."""
+
+    def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        return {k: v.numpy() for k, v in run(program, weights.read, given).items()}
+
+    return call
+
+
+def reference_player(
+    programs: Mapping[str, QuantizedProgram],
+    weights: Weights,
+    schedule: Schedule,
+    tokenizers: Mapping[str, Encode],
+) -> Player:
+    """A player over programs in torch: what every backend is compared with."""
+    shape = programs["denoiser"].inputs[0].shape
+    latent = (shape[0], shape[1], shape[2], shape[3])
+    return Player(schedule, latent, tokenizers, lambda name: torch_session(programs[name], weights))
+
+
+def draw(player: Player, prompts: Sequence[str], seed: int, encode: bool) -> list[Drawing]:
+    """Draw each prompt, recording every call of every graph.
+
+    Args:
+        encode: also run ``vae_encoder`` on the picture, to have golden values for it.
+    """
+    drawings = []
+    for prompt in prompts:
+        calls: list[Call] = []
+        recording = _recording(player, calls)
+        (image,) = [e for e in generate(recording, [Request(prompt, seed)]) if isinstance(e, Image)]
+        decoded = np.asarray(calls[-1][2]["image"])
+        if encode:
+            recording.open("vae_encoder")({"image": decoded})
+        drawings.append(Drawing(image, decoded, tuple(calls)))
+    return drawings
+
+
+def _recording(player: Player, calls: list[Call]) -> Player:
+    def open_session(name: str) -> Session:
+        session = player.open(name)
+
+        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = session(inputs)
+            calls.append((name, inputs, outputs))
+            return outputs
+
+        return call
+
+    return Player(player.schedule, player.latent, player.tokenizers, open_session)
+
+
+def write(
+    folder: Path, drawings: Sequence[Drawing], unquantized: Sequence[Drawing]
+) -> tuple[tuple[Golden, ...], list[Path]]:
+    """Write pictures and tensors into ``folder``/golden; returns manifest entries and files."""
+    (folder / "golden").mkdir()
+    entries, files = [], []
+    for i, (drawing, plain) in enumerate(zip(drawings, unquantized, strict=True)):
+        entry = Golden(
+            prompt=drawing.image.request.prompt,
+            seed=drawing.image.request.seed,
+            image=f"golden/{i}.png",
+            unquantized=f"golden/{i}-unquantized.png",
+            tensors=f"golden/{i}.safetensors",
+        )
+        Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
+        Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
+        save_file(_tensors(drawing, plain), folder / entry.tensors)
+        entries.append(entry)
+        files += [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
+    return tuple(entries), files
+
+
+def _tensors(drawing: Drawing, plain: Drawing) -> dict[str, np.ndarray]:
+    """``<graph>/<call>/in|out/<port>`` of every call, and the final latents."""
+    count: dict[str, int] = {}
+    tensors = {
+        "latent": drawing.image.latent,
+        "unquantized_latent": plain.image.latent,
+    }
+    for name, inputs, outputs in drawing.calls:
+        call = count.get(name, 0)
+        count[name] = call + 1
+        for side, ports in (("in", inputs), ("out", outputs)):
+            for port, value in ports.items():
+                tensors[f"{name}/{call}/{side}/{port}"] = np.ascontiguousarray(value)
+    return tensors
+
+
+def schedule_of(mode: str, cut: Cut) -> Schedule:
+    """The schedule that a recipe states."""
+    return Schedule(mode, cut.sigmas)

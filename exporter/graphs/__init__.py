@@ -1,0 +1,91 @@
+"""Stop 2, graphs: the network cut for a fixed schedule, on the ``meta`` device (no weights).
+
+Each graph is a record, not a subclass. Its module's parameters bear the names of the checkpoint's
+tensors, so no renaming table exists; what is not in the checkpoint is a ``constant``.
+
+    graph         runs               in -> out
+    clip_l, clip_g  once per prompt  ids -> penultimate hidden state, pooled
+    t5              once per prompt  ids -> hidden state
+    conditioner     once per prompt  hidden states, pooled -> context, modulation (one row a step)
+    denoiser        once per step    latent, context, one modulation row -> velocity
+    vae_decoder     once             latent -> image
+    vae_encoder     image to image   image -> latent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from exporter.checkpoint import Checkpoint
+from exporter.cut import NAMES, Cut
+from exporter.runtime.manifest import Port
+
+__all__ = ["NAMES", "Crop", "Cut", "Graph", "Port", "cut_graphs"]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The centre of a square table stored as (1, side * side, channels)."""
+
+    side: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> tuple[slice, ...]:
+        """One slice of the stored rows for each row of the crop."""
+        top, left = (self.side - self.height) // 2, (self.side - self.width) // 2
+        starts = [(top + y) * self.side + left for y in range(self.height)]
+        return tuple(slice(start, start + self.width) for start in starts)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph before tracing.
+
+    Attributes:
+        name: as in the table above.
+        component: folder of the checkpoint that holds the parameters.
+        module: on the meta device; parameter names are tensor names of the component.
+        inputs, outputs: names, shapes and dtypes, in order.
+        constants: values of the module's non-persistent buffers, by name, in float64.
+        crops: parameters of which only a part is read.
+    """
+
+    name: str
+    component: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    constants: Mapping[str, np.ndarray]
+    crops: Mapping[str, Crop] = field(default_factory=dict)
+
+
+def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
+    """Every graph that this cut needs, in the order in which the runtime runs them.
+
+    Raises InputError when the checkpoint's configuration cannot be expressed.
+    """
+    from exporter.graphs import clip, conditioner, denoiser, t5, vae
+
+    transformer = denoiser.read_config(checkpoint.component("transformer"))
+    clip_l = clip.read_config(checkpoint.component("text_encoder"))
+    clip_g = clip.read_config(checkpoint.component("text_encoder_2"))
+    graphs = [
+        clip.cut("clip_l", "text_encoder", clip_l),
+        clip.cut("clip_g", "text_encoder_2", clip_g),
+    ]
+    if cut.t5:
+        config = t5.read_config(checkpoint.component("text_encoder_3"))
+        graphs.append(t5.cut(config, cut.t5_tokens))
+    graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
+    graphs.append(denoiser.cut(transformer, cut))
+    autoencoder = vae.read_config(checkpoint.component("vae"))
+    graphs.append(vae.cut_decoder(autoencoder, cut))
+    if cut.image_to_image:
+        graphs.append(vae.cut_encoder(autoencoder, cut))
+    return tuple(graphs)

@@ -1,0 +1,76 @@
+"""What a checkpoint would become: parameters, bytes per scheme and memory, before building."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.checkpoint import Checkpoint
+from exporter.cut import Cut
+from exporter.formats import load_scheme, scheme_names
+from exporter.graphs import cut_graphs
+from exporter.quantize import Weights, quantize
+from exporter.runtime.manifest import GraphEntry
+from exporter.trace import Program, Stored, activation_bytes, bind, trace
+
+PROCESS_BYTES = 80_000_000  # Python, numpy and a runtime before any graph is opened
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """One graph of a checkpoint: weight values, bytes per scheme, largest live activations."""
+
+    graph: str
+    parameters: int
+    bytes: dict[str, int]
+    activation_bytes: int
+
+
+def inspect_checkpoint(checkpoint: Checkpoint, cut: Cut) -> list[GraphSize]:
+    """Trace every graph without reading a weight, and add up what each scheme would store."""
+    weights, sizes = Weights(checkpoint), []
+    for graph in cut_graphs(checkpoint, cut):
+        program = trace(graph)
+        bind(program, weights.shape)
+        stored = _stored(program)
+        sizes.append(
+            GraphSize(
+                graph.name,
+                sum(_count(s.shape) for s in stored.values()),
+                {name: _bytes(program, name) for name in scheme_names()},
+                activation_bytes(program),
+            )
+        )
+    return sizes
+
+
+def default_cut(checkpoint: Checkpoint) -> Cut:
+    """The resolution that the transformer was trained at, four steps, T5 if there is one."""
+    size = int(checkpoint.component("transformer").setting("sample_size")) * 8
+    return Cut((1.0, 0.9, 0.75, 0.5, 0.0), size, size, t5=checkpoint.has_t5)
+
+
+def predicted_peak_bytes(weight_bytes: int, activations: int) -> int:
+    """Predicted resident memory while a graph runs: the process, the weights once and half again
+    (a runtime packs copies of them), and the activations."""
+    return PROCESS_BYTES + weight_bytes * 3 // 2 + activations
+
+
+def package_peak_bytes(graphs: tuple[GraphEntry, ...]) -> int:
+    """Graphs are opened in turn, so the peak is the largest, not the sum."""
+    return max(predicted_peak_bytes(g.bytes, g.activation_bytes) for g in graphs)
+
+
+def _stored(program: Program) -> dict[str, Stored]:
+    return {s.name: s for s in program.tensors.values() if isinstance(s, Stored)}
+
+
+def _bytes(program: Program, scheme: str) -> int:
+    formats = quantize(program, load_scheme(scheme).format_of).formats
+    return sum(formats[name].stored_bytes(s.shape) for name, s in _stored(program).items())
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

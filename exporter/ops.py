@@ -1,0 +1,66 @@
+"""The project's own torch operators. They run in torch, so a program is its own reference.
+
+``fourstep::attention`` keeps heads packed in the last axis, the layout that onnxruntime's fused
+kernel takes; each backend unpacks them as it likes. ``fourstep::dequantize`` turns codes and
+scales into a weight. Both are all that a backend must know beyond a few dozen ATen operators.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@torch.library.custom_op("fourstep::attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None
+) -> Tensor:
+    """Softmax(scale * q k^T + bias) v, head by head.
+
+    Args:
+        q: (batch, queries, heads * e), head-major: head h owns columns h*e to (h+1)*e.
+        k: (batch, keys, heads * e).
+        v: (batch, keys, heads * d); d may differ from e.
+        heads: number of heads.
+        scale: factor on the logits, usually 1 / sqrt(d).
+        bias: additive, broadcast to (batch, heads, queries, keys), or None.
+
+    Returns:
+        (batch, queries, heads * d) in the dtype of v.
+    """
+    q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return mixed.transpose(1, 2).flatten(2).contiguous()
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
+    return v.new_empty((q.shape[0], q.shape[1], v.shape[2]))
+
+
+@torch.library.custom_op("fourstep::dequantize", mutates_args=())
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor:
+    """weight = (codes - zero_point) * scale, by blocks of ``block`` values along axis 1.
+
+    Args:
+        codes: (N, K, ...) int8 or uint8. Only axis 1 is blocked; further axes (a convolution's
+            kernel) need a single block, ``block == K``.
+        scale: (N, K / block) float32.
+        zero_point: like scale, in the dtype of codes; None when symmetric.
+        block: values per scale; divides K.
+
+    Returns:
+        (N, K, ...) float, in the dtype of scale.
+    """
+    blocks = codes.reshape(*scale.shape, block, *codes.shape[2:]).to(scale.dtype)
+    spread = (*scale.shape, *(1,) * (blocks.ndim - 2))
+    if zero_point is not None:
+        blocks = blocks - zero_point.to(scale.dtype).reshape(spread)
+    weight: Tensor = (blocks * scale.reshape(spread)).flatten(1, 2)
+    return weight
+
+
+@dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor:
+    return scale.new_empty(codes.shape)

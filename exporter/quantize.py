@@ -1,0 +1,293 @@
+"""Stop 4, quantize: weights become codes and scales inside the program, before any backend.
+
+``quantize`` rewrites the program: a weight's placeholder gives way to placeholders for its codes,
+scales and zero points, joined by ``fourstep::dequantize``. The rewritten program still runs in
+torch and is the reference for every backend. Codes are computed when a source is read, one weight
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from exporter import ops as _registers_operators  # noqa: F401
+from exporter.checkpoint import Checkpoint
+from exporter.errors import InputError
+from exporter.formats import Format, fit
+from exporter.runtime.manifest import Adjusted
+from exporter.trace import Constant, Program, Stored
+
+__all__ = ["Encoded", "Part", "QuantizedProgram", "Weights", "encode", "quantize", "roles"]
+
+ATEN = torch.ops.aten
+FormatOf = Callable[[str, str, str], Format]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a stored tensor in a format: ``values``, ``scale`` or ``zero_point``."""
+
+    of: Stored
+    format: Format
+    part: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A weight (N, K, ...) in a format.
+
+    Attributes:
+        values: fp16 values, or int8 codes (symmetric), or uint8 codes (asymmetric); (N, K, ...).
+        scale: (N, K / block) float32, or None for fp16.
+        zero_point: (N, K / block) uint8, or None.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedProgram(Program):
+    """A program with its weights in formats.
+
+    Attributes:
+        formats: format of each stored weight, by its name in the checkpoint.
+        adjusted: weights whose format is not the one that was asked for.
+    """
+
+    formats: dict[str, Format] = field(default_factory=dict, repr=False)
+    adjusted: tuple[Adjusted, ...] = ()
+
+    def values_by_format(self) -> dict[str, int]:
+        """How many weight values are stored in each format."""
+        count: Counter[str] = Counter()
+        shapes = {
+            s.name: s.shape
+            for s in (p.of if isinstance(p, Part) else p for p in self.tensors.values())
+            if isinstance(s, Stored)
+        }
+        for name, form in self.formats.items():
+            count[str(form)] += torch.Size(shapes[name]).numel()
+        return dict(sorted(count.items()))
+
+
+def encode(weight: Tensor, form: Format) -> Encoded:
+    """Round a float32 weight (N, K, ...) to nearest in ``form``.
+
+    int8: scale = max |w| / 127 over an output channel, code = w / scale rounded half to even
+    (onnxruntime's per-channel symmetric quantizer).
+    int4, by groups: the extreme value w* of a group maps to -8, so scale = w* / -8 may be
+    negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
+    range. Codes round half up (onnxruntime's 4-bit block quantizer).
+
+    Raises ValueError when a value is not finite.
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError("has a value that is not finite")
+    if form.name == "fp16":
+        return Encoded(weight.clamp(-65504, 65504).to(torch.float16))
+    if form.name == "int8":
+        return _encode_per_channel(weight)
+    return _encode_groups(weight, form)
+
+
+def _encode_per_channel(weight: Tensor) -> Encoded:
+    largest = weight.flatten(1).abs().amax(1)
+    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    spread = scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    codes = torch.round(weight / spread).clamp(-127, 127).to(torch.int8)
+    return Encoded(codes, scale[:, None])
+
+
+def _encode_groups(weight: Tensor, form: Format) -> Encoded:
+    assert form.group_size is not None
+    groups = weight.reshape(len(weight), -1, form.group_size)
+    low, high = groups.amin(2), groups.amax(2)
+    if form.symmetric:
+        scale = torch.where(high.abs() > low.abs(), high, low) / -8
+        zero_point = torch.full_like(scale, 8)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / 15
+        ratio = torch.where(scale > 0, -low / scale, torch.zeros_like(scale))
+        zero_point = _round_half_up(ratio).clamp(0, 15)
+    inverse = torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
+    codes = _round_half_up(groups * inverse.unsqueeze(2) + zero_point.unsqueeze(2)).clamp(0, 15)
+    codes = codes.flatten(1)
+    if form.symmetric:
+        return Encoded((codes - 8).to(torch.int8), scale)
+    return Encoded(codes.to(torch.uint8), scale, zero_point.to(torch.uint8))
+
+
+def _round_half_up(x: Tensor) -> Tensor:
+    """floor(x + 1/2) in double precision, where the sum is exact."""
+    return torch.floor(x.double() + 0.5).to(x.dtype)
+
+
+class Weights:
+    """Reads the tensors of programs from a checkpoint, computing codes as they are asked for.
+
+    What was read is kept up to ``keep_bytes``, so that a small model's codes are computed once
+    and a large one's never fill the memory.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, keep_bytes: int = 1 << 30
+    ) -> None:
+        self.checkpoint, self.dtype = checkpoint, dtype
+        self._free_bytes = keep_bytes
+        self._kept: dict[object, Tensor] = {}
+        self._last: tuple[Stored, Format, Encoded] | None = None
+
+    def shape(self, source: Stored) -> tuple[int, ...]:
+        """Shape of the tensor in the checkpoint."""
+        return self.checkpoint.component(source.component).info(source.name).shape
+
+    def read(self, source: object) -> Tensor:
+        """The value of a Stored, Constant or Part; floats in this reader's dtype.
+
+        Raises InputError when a weight cannot be encoded.
+        """
+        if isinstance(source, Constant):
+            value = torch.from_numpy(source.value)
+            return value.to(torch.int32 if source.value.dtype.kind in "iu" else self.dtype)
+        if source in self._kept:
+            return self._kept[source]
+        value = self._stored(source) if isinstance(source, Stored) else self._part(source)
+        size = value.numel() * value.element_size()
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._kept[source] = value
+        return value
+
+    def _stored(self, source: Stored) -> Tensor:
+        component = self.checkpoint.component(source.component)
+        if source.crop is None:
+            value = component.read(source.name)
+        else:
+            value = torch.cat([component.read(source.name, rows) for rows in source.crop.rows], 1)
+        return value.to(self.dtype)
+
+    def _part(self, source: object) -> Tensor:
+        assert isinstance(source, Part)
+        if self._last is None or self._last[:2] != (source.of, source.format):
+            try:
+                encoded = encode(self._stored(source.of).float(), source.format)
+            except ValueError as error:
+                where = f"{source.of.component}: tensor '{source.of.name}'"
+                raise InputError(f"{where} {error}; the checkpoint is damaged") from None
+            self._last = (source.of, source.format, encoded)
+        encoded = self._last[2]
+        value = getattr(encoded, source.part)
+        assert isinstance(value, Tensor)
+        return value.to(self.dtype) if source.part == "scale" else value
+
+
+def roles(program: Program) -> dict[str, str]:
+    """The role of each stored tensor, by placeholder: how the operators use it.
+
+    ``linear``, ``conv`` and ``embedding`` are weights of such layers; ``table`` is any other
+    tensor of two axes or more (positions), ``vector`` the rest (norms, biases).
+    """
+    found = {}
+    for node in program.graph.nodes:
+        source = program.tensors.get(node.name)
+        if node.op == "placeholder" and isinstance(source, Stored):
+            found[node.name] = _role(node, source, program)
+    return found
+
+
+def _role(node: fx.Node, source: Stored, program: Program) -> str:
+    (user, *_) = node.users
+    if user.target == ATEN.linear.default and user.args[1] is node:
+        return "linear"
+    if user.target == ATEN.conv2d.default and user.args[1] is node:
+        return "conv"
+    if user.target == ATEN.embedding.default and user.args[0] is node:
+        index = user.args[1]
+        looked_up = isinstance(index, fx.Node) and index.name not in program.tensors
+        return "embedding" if looked_up else "table"
+    return "table" if len([s for s in source.shape if s > 1]) > 1 else "vector"
+
+
+def quantize(program: Program, format_of: FormatOf) -> QuantizedProgram:
+    """Store each weight of ``program`` in the format that ``format_of`` names.
+
+    Args:
+        format_of: (graph, weight, role) -> Format, usually ``Scheme.format_of``.
+    """
+    graph, env = fx.Graph(), {}
+    tensors, formats, adjusted = dict[str, object](), dict[str, Format](), []
+    joins: list[tuple[fx.Node, dict[str, fx.Node], Format, int]] = []
+    kinds = roles(program)
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            break
+        source = program.tensors.get(node.name)
+        if not isinstance(source, Stored):
+            env[node] = _place(graph, node, node.name, node.meta["val"])
+            if source is not None:
+                tensors[node.name] = source
+            continue
+        asked = format_of(program.name, source.name, kinds[node.name])
+        used = fit(asked, source.shape[1]) if asked.is_integer else asked
+        formats[source.name] = used
+        if used != asked:
+            adjusted.append(Adjusted(source.name, str(asked), str(used)))
+        if used.name == "fp32":
+            env[node] = _place(graph, node, node.name, node.meta["val"])
+            tensors[node.name] = source
+            continue
+        parts = {}
+        for part, shape, dtype in _parts(source.shape, used):
+            name = f"{node.name}_{part}"
+            parts[part] = _place(graph, node, name, torch.empty(shape, dtype=dtype, device="meta"))
+            tensors[name] = Part(source, used, part)
+        joins.append((node, parts, used, used.group_size or source.shape[1]))
+    for node, parts, used, block in joins:
+        env[node] = _join(graph, parts, used, block)
+        env[node].meta["val"] = node.meta["val"]
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    return QuantizedProgram(
+        program.name, program.inputs, program.outputs, graph, tensors, formats, tuple(adjusted)
+    )
+
+
+def _place(graph: fx.Graph, like: fx.Node, name: str, value: Tensor) -> fx.Node:
+    node = graph.placeholder(name)
+    node.name, node.meta["val"] = name, value
+    return node
+
+
+def _parts(shape: tuple[int, ...], form: Format) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of each part of a weight in a format."""
+    if form.name == "fp16":
+        return [("values", shape, torch.float16)]
+    blocks = (shape[0], shape[1] // form.group_size if form.group_size else 1)
+    parts = [
+        ("values", shape, torch.int8 if form.symmetric else torch.uint8),
+        ("scale", blocks, torch.float32),
+    ]
+    return parts if form.symmetric else [*parts, ("zero_point", blocks, torch.uint8)]
+
+
+def _join(graph: fx.Graph, parts: dict[str, fx.Node], form: Format, block: int) -> fx.Node:
+    if form.name == "fp16":
+        return graph.call_function(ATEN.to.dtype, (parts["values"], torch.float32))
+    arguments = (parts["values"], parts["scale"], parts.get("zero_point"), block)
+    return graph.call_function(torch.ops.fourstep.dequantize.default, arguments)
+
+
+def unquantized(program: Program) -> QuantizedProgram:
+    """The same program with every weight in float32."""
+    from exporter.formats import FORMATS
+
+    return quantize(program, lambda *_: FORMATS["fp32"])

@@ -1,0 +1,244 @@
+"""A recipe: a TOML file as frozen data; unknown keys and impossible values are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exporter import backends
+from exporter.cut import NAMES, Cut
+from exporter.errors import InputError, known
+from exporter.formats import FORMATS, GROUP_SIZES, Rule, Scheme, load_scheme, scheme_names
+
+MODES = ("euler", "renoise")
+LAYOUTS = ("native",)
+MOST_T5_TOKENS = 512
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "model": ("checkpoint",),
+    "schedule": ("mode", "sigmas"),
+    "image": ("width_px", "height_px", "image_to_image"),
+    "text": ("t5", "t5_tokens"),
+    "weights": ("scheme", "group_size", "symmetric", "override"),
+    "build": ("backends", "layout"),
+    "golden": ("prompts", "seed"),
+}
+OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build.
+
+    Attributes:
+        name: the file's name without suffix.
+        checkpoint: a folder or a hub id.
+        mode: ``euler`` or ``renoise``.
+        cut: the static choices.
+        schemes: names, in order.
+        group_size, symmetric: of 4-bit weights; None: as the scheme says.
+        overrides: further rules, which win over the scheme's.
+        backends: names, in order.
+        layout: ``native``.
+        prompts, seed: what the golden images show.
+    """
+
+    name: str
+    checkpoint: str
+    mode: str
+    cut: Cut
+    schemes: tuple[str, ...]
+    group_size: int | None
+    symmetric: bool | None
+    overrides: tuple[Rule, ...]
+    backends: tuple[str, ...]
+    layout: str
+    prompts: tuple[str, ...]
+    seed: int
+
+    def scheme(self, name: str) -> Scheme:
+        """A scheme with this recipe's group size, zero points and overrides."""
+        scheme = load_scheme(name).with_groups(self.group_size, self.symmetric)
+        return scheme.with_rules(self.overrides)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
+        decisive = asdict(replace(self, checkpoint="", backends=(), schemes=()))
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe; raises InputError naming the file, the key and the remedy."""
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such recipe{_recipes_near(file)}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
+    try:
+        return _recipe(file.stem, raw)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _recipes_near(file: Path) -> str:
+    names = sorted(str(p) for p in Path("recipes").glob("*.toml"))
+    return f"; recipes here: {', '.join(names)}" if names else ""
+
+
+def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
+    _refuse_unknown("section", raw, KEYS)
+    for section, keys in KEYS.items():
+        table = raw.get(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"[{section}] must be a table")
+        _refuse_unknown(f"key in [{section}]", table, keys)
+    get = _Getter(raw)
+    schemes = get.names("weights", "scheme", scheme_names(), default=None)
+    return Recipe(
+        name=name,
+        checkpoint=get.text("model", "checkpoint"),
+        mode=get.choice("schedule", "mode", MODES, "euler"),
+        cut=Cut(
+            sigmas=_sigmas(get.value("schedule", "sigmas", list)),
+            width_px=get.integer("image", "width_px", 16, 8192),
+            height_px=get.integer("image", "height_px", 16, 8192),
+            t5=get.value("text", "t5", bool, True),
+            t5_tokens=get.integer("text", "t5_tokens", 1, MOST_T5_TOKENS, 77),
+            image_to_image=get.value("image", "image_to_image", bool, True),
+        ),
+        schemes=schemes,
+        group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
+        symmetric=get.value("weights", "symmetric", bool, None),
+        overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
+        backends=get.names("build", "backends", backends.names(), default=backends.names()),
+        layout=get.choice("build", "layout", LAYOUTS, "native"),
+        prompts=_prompts(get.value("golden", "prompts", list, ["a red circle"])),
+        seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
+    )
+
+
+class _Getter:
+    """Typed look-ups that word their own errors."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw = raw
+
+    def value(self, section: str, key: str, kind: type, default: Any = ...) -> Any:
+        value = self._raw.get(section, {}).get(key, default)
+        if value is ...:
+            raise InputError(f"[{section}] {key} is missing")
+        if value is not default and type(value) is not kind:
+            raise InputError(f"[{section}] {key} = {value!r}: must be a {_words(kind)}")
+        return value
+
+    def text(self, section: str, key: str) -> str:
+        value = self.value(section, key, str)
+        if not value:
+            raise InputError(f"[{section}] {key} is empty")
+        return str(value)
+
+    def integer(self, section: str, key: str, low: int, high: int, default: Any = ...) -> int:
+        value = self.value(section, key, int, default)
+        if not low <= value <= high:
+            raise InputError(f"[{section}] {key} = {value}: must be from {low} to {high}")
+        return int(value)
+
+    def choice(self, section: str, key: str, options: tuple[str, ...], default: str) -> str:
+        value = self.value(section, key, str, default)
+        if value not in options:
+            raise InputError(f"[{section}] {key}: {known('value', value, options)}")
+        return str(value)
+
+    def names(
+        self, section: str, key: str, options: tuple[str, ...], default: tuple[str, ...] | None
+    ) -> tuple[str, ...]:
+        value = self._raw.get(section, {}).get(key, default)
+        if value is None:
+            raise InputError(f"[{section}] {key} is missing; known: {', '.join(options)}")
+        value = [value] if isinstance(value, str) else list(value)
+        if not value or not all(isinstance(v, str) for v in value):
+            raise InputError(f"[{section}] {key}: a name or a list of names is expected")
+        for name in value:
+            if name not in options:
+                raise InputError(f"[{section}] {key}: {known(key.rstrip('s'), name, options)}")
+        return tuple(dict.fromkeys(value))
+
+
+def _words(kind: type) -> str:
+    return {int: "whole number", str: "string", bool: "true or false", list: "list"}[kind]
+
+
+def _refuse_unknown(kind: str, found: Mapping[str, Any], allowed: Any) -> None:
+    for key in found:
+        if key not in allowed:
+            raise InputError(known(kind, key, allowed))
+
+
+def _sigmas(values: list[Any]) -> tuple[float, ...]:
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise InputError("[schedule] sigmas: numbers are expected")
+    sigmas = tuple(float(v) for v in values)
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or not falling:
+        raise InputError(
+            f"[schedule] sigmas = {list(sigmas)}: must fall from at most 1.0 to 0.0, "
+            "one more than the steps, such as [1.0, 0.9, 0.75, 0.5, 0.0]"
+        )
+    return sigmas
+
+
+def _group_size(value: Any, where: str) -> int | None:
+    if value is not None and value not in GROUP_SIZES:
+        raise InputError(f"{where}: {known('group size', value, GROUP_SIZES)}")
+    return value  # type: ignore[no-any-return]
+
+
+def _override(raw: Any) -> Rule:
+    where = "[[weights.override]]"
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} must be a table")
+    _refuse_unknown(f"key in {where}", raw, OVERRIDE_KEYS)
+    if raw.get("format") not in FORMATS:
+        raise InputError(f"{where} format: {known('format', raw.get('format'), FORMATS)}")
+    graph, weight = raw.get("graph", "*"), raw.get("weight", "*")
+    if not isinstance(graph, str) or not isinstance(weight, str):
+        raise InputError(
+            f"{where} graph and weight must be patterns such as 'transformer_blocks.0.*'"
+        )
+    if not any(Rule(graph, "*", FORMATS["fp32"]).matches(n, "", "linear") for n in NAMES):
+        raise InputError(f"{where} graph: {known('graph', graph, NAMES)}")
+    form = FORMATS[raw["format"]]
+    size = _group_size(raw.get("group_size"), f"{where} group_size")
+    symmetric = raw.get("symmetric")
+    if form.name != "int4" and (size is not None or symmetric is not None):
+        raise InputError(f"{where} group_size and symmetric apply to int4, not to {form.name}")
+    if size is not None:
+        form = replace(form, group_size=size)
+    if symmetric is not None:
+        if type(symmetric) is not bool:
+            raise InputError(f"{where} symmetric: must be true or false")
+        form = replace(form, symmetric=symmetric)
+    # Integer codes are for weights; norms and biases keep float32 whatever a pattern says.
+    heavy = (
+        ("linear", "conv", "embedding")
+        if form.is_integer
+        else ("linear", "conv", "embedding", "table")
+    )
+    roles = ("linear",) if form.name == "int4" else heavy
+    return Rule(graph, weight, form, roles)
+
+
+def _prompts(values: list[Any]) -> tuple[str, ...]:
+    if not values or not all(isinstance(v, str) for v in values):
+        raise InputError("[golden] prompts: at least one string is expected")
+    return tuple(values)

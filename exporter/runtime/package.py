@@ -1,0 +1,98 @@
+"""A package on disk: opened, checked, played."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter import backends
+from exporter.errors import CheckFailed, InputError
+from exporter.runtime import preview, text
+from exporter.runtime.loop import ENCODERS, Player, Session
+from exporter.runtime.manifest import FileEntry, GraphEntry, Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder that ``fourstep build`` wrote."""
+
+    folder: Path
+    manifest: Manifest
+
+    def graph(self, name: str) -> GraphEntry:
+        """A graph of the package; raises InputError when it has none of that name."""
+        graph = self.manifest.graph(name)
+        if graph is None:
+            hint = "; build with image_to_image = true in [image]" if name == "vae_encoder" else ""
+            raise InputError(f"{self.folder}: the package has no graph '{name}'{hint}")
+        return graph
+
+    def session(self, name: str, exact: bool = False) -> Session:
+        """Open a graph after checking its files' digests; raises CheckFailed."""
+        graph = self.graph(name)
+        for file in graph.files:
+            check_file(self.folder, file)
+        backend = backends.load_to_run(self.manifest.backend)
+        session: Session = backend.session(self.folder / graph.entry, graph.session, exact)
+        return session
+
+    def player(self, exact: bool = False) -> Player:
+        """What the loop needs; checks every file but the graphs, which are checked when opened.
+
+        Args:
+            exact: compute in float32 even where the package's settings round activations.
+        """
+        for file in self.manifest.files:
+            check_file(self.folder, file)
+        entry = self.manifest
+        encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
+        return Player(
+            entry.schedule,
+            (
+                1,
+                entry.latent_channels,
+                entry.height_px // entry.latent_scale_px,
+                entry.width_px // entry.latent_scale_px,
+            ),
+            {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
+            lambda name: self.session(name, exact),
+            preview.read(self.folder / entry.preview) if entry.preview else None,
+        )
+
+
+def open_package(folder: Path) -> Package:
+    """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
+    if not (folder / "manifest.json").is_file():
+        nested = sorted(p.parent.name for p in folder.glob("*/manifest.json"))
+        hint = f"; packages in it: {', '.join(nested)}" if nested else ""
+        raise InputError(f"{folder}: not a package (no manifest.json){hint}")
+    manifest = read_manifest(folder)
+    for file in (*manifest.files, *(f for g in manifest.graphs for f in g.files)):
+        if not _inside(folder, file.path):
+            raise CheckFailed(f"{folder / 'manifest.json'}: '{file.path}' lies outside the package")
+    return Package(folder, manifest)
+
+
+def check_file(folder: Path, entry: FileEntry) -> None:
+    """Compare a file with its size and digest; raises CheckFailed naming it."""
+    file = folder / entry.path
+    try:
+        size = file.stat().st_size
+        if size != entry.bytes:
+            raise CheckFailed(
+                f"{file}: damaged: {size} bytes where the manifest says {entry.bytes}; "
+                "copy or build the package again"
+            )
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
+    if digest != entry.sha256:
+        raise CheckFailed(f"{file}: damaged: SHA-256 differs; copy or build the package again")
+
+
+def _inside(folder: Path, path: str) -> bool:
+    return (folder / path).resolve().is_relative_to(folder.resolve())

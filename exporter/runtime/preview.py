@@ -1,0 +1,61 @@
+"""Small pictures of a latent without the decoder: one linear map from channels to colours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """colour = latent @ factors + bias; factors (channels, 3), bias (3,), colours in [-1, 1]."""
+
+    factors: np.ndarray
+    bias: np.ndarray
+
+    def picture(self, latent: np.ndarray) -> np.ndarray:
+        """(1, channels, h, w) -> (h, w, 3) uint8."""
+        colours = latent[0].transpose(1, 2, 0) @ self.factors + self.bias
+        return np.asarray(np.round(np.clip(colours / 2 + 0.5, 0, 1) * 255), dtype=np.uint8)
+
+
+def fit(latents: list[np.ndarray], images: list[np.ndarray]) -> Preview:
+    """The map that best explains decoded pictures, each latent pixel's mean colour.
+
+    Args:
+        latents: each (1, channels, h, w).
+        images: each (1, 3, 8h, 8w) in [-1, 1].
+    """
+    rows = np.concatenate([x[0].reshape(x.shape[1], -1).T for x in latents])
+    scale = images[0].shape[2] // latents[0].shape[2]
+    small = [_mean_pool(i[0], scale).reshape(3, -1).T for i in images]
+    design = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+    # A little ridge keeps channels that barely vary from getting huge factors.
+    gram = design.T @ design + 1e-3 * len(rows) * np.eye(design.shape[1])
+    solution = np.linalg.solve(gram, design.T @ np.concatenate(small))
+    return Preview(solution[:-1], solution[-1])
+
+
+def _mean_pool(image: np.ndarray, scale: int) -> np.ndarray:
+    channels, height, width = image.shape
+    tiles = image.reshape(channels, height // scale, scale, width // scale, scale)
+    pooled: np.ndarray = tiles.mean(axis=(2, 4))
+    return pooled
+
+
+def write(preview: Preview, file: Path) -> None:
+    """Write as JSON, rounded to five decimals."""
+    data = {
+        "factors": np.round(preview.factors, 5).tolist(),
+        "bias": np.round(preview.bias, 5).tolist(),
+    }
+    file.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> Preview:
+    """Read what ``write`` wrote."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    return Preview(np.array(data["factors"]), np.array(data["bias"]))

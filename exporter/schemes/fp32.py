@@ -1,0 +1,5 @@
+"""fp32: weights as they are. The yardstick."""
+
+from exporter.formats import Scheme
+
+SCHEME = Scheme("fp32", "float32 weights", rules=())

@@ -1,0 +1,9 @@
+"""int8: one scale per output channel, symmetric; norms, biases and position tables stay float."""
+
+from exporter.formats import FORMATS, Rule, Scheme
+
+SCHEME = Scheme(
+    "int8",
+    "8-bit weights, one scale per output channel",
+    rules=(Rule("*", "*", FORMATS["int8"], roles=("linear", "conv", "embedding")),),
+)

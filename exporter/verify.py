@@ -1,0 +1,198 @@
+"""Stop 6, verify: a package is whole, its graphs compute what torch computes, its pictures hold.
+
+Needs no torch: the golden tensors are the quantized program's own inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Picture
+from safetensors.numpy import load_file
+
+from exporter.errors import CheckFailed
+from exporter.runtime.loop import Image, Request, generate
+from exporter.runtime.manifest import Golden
+from exporter.runtime.package import Package, check_file
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class GraphParity:
+    """Largest relative L2 error of a graph over the golden calls: exact, and as it runs."""
+
+    graph: str
+    calls: int
+    exact: float
+    as_run: float
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """A golden picture drawn again.
+
+    Attributes:
+        exact_db, as_run_db: PSNR against the quantized program's picture in torch.
+        loss_db: PSNR of the picture as it runs against the unquantized program's: what
+            quantization costs.
+        latent_snr_db: the same of the final latent, as a ratio of powers.
+    """
+
+    prompt: str
+    seed: int
+    exact_db: float
+    as_run_db: float
+    loss_db: float
+    latent_snr_db: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``verify`` found. ``failures`` is empty when the package holds."""
+
+    package: str
+    files: int
+    graphs: tuple[GraphParity, ...]
+    images: tuple[ImageParity, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def to_json(self) -> str:
+        """JSON text; an infinite PSNR (identical pictures) becomes null."""
+        return json.dumps(_finite(asdict(self) | {"ok": self.ok}), indent=1)
+
+
+def verify(package: Package, progress: Progress = lambda line: None) -> Report:
+    """Check integrity, then parity of every graph, then whole pictures.
+
+    Raises CheckFailed when a file is damaged; parity out of tolerance is in ``failures``.
+    """
+    manifest = package.manifest
+    files = [*manifest.files, *(f for g in manifest.graphs for f in g.files)]
+    for file in files:
+        check_file(package.folder, file)
+    progress(f"{len(files)} files whole")
+    graphs = tuple(_graph_parity(package, g.name, progress) for g in manifest.graphs)
+    images = tuple(_image_parity(package, golden, progress) for golden in manifest.golden)
+    return Report(
+        package.folder.name, len(files), graphs, images, tuple(_failures(package, graphs, images))
+    )
+
+
+def _failures(
+    package: Package, graphs: tuple[GraphParity, ...], images: tuple[ImageParity, ...]
+) -> list[str]:
+    tolerance = package.manifest.tolerance
+    found = [
+        f"{g.graph}: relative error {g.exact:.1e}, allowed {tolerance.graph_relative:.1e}"
+        for g in graphs
+        if not g.exact <= tolerance.graph_relative
+    ]
+    found += [f"{g.graph}: no golden call covers it" for g in graphs if g.calls == 0]
+    found += [
+        f"image {i.prompt!r}: PSNR {i.exact_db:.1f} dB, at least {tolerance.image_psnr_db:.1f}"
+        for i in images
+        if not i.exact_db >= tolerance.image_psnr_db
+    ]
+    return found
+
+
+def _graph_parity(package: Package, name: str, progress: Progress) -> GraphParity:
+    calls = [c for golden in package.manifest.golden for c in golden_calls(package, golden, name)]
+    worst = {True: 0.0, False: 0.0}
+    for exact in worst:
+        session = package.session(name, exact)
+        for inputs, expected in calls:
+            outputs = session(inputs)
+            errors = [relative_error(outputs[p], value) for p, value in expected.items()]
+            worst[exact] = max(worst[exact], *errors)
+    progress(f"{name}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
+    return GraphParity(name, len(calls), worst[True], worst[False])
+
+
+Ports = dict[str, np.ndarray]
+
+
+def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Ports, Ports]]:
+    """Inputs and expected outputs of each recorded call of a graph, in order."""
+    tensors = load_file(package.folder / golden.tensors)
+    calls: dict[int, tuple[Ports, Ports]] = {}
+    for key, value in tensors.items():
+        name, _, rest = key.partition("/")
+        if name == graph and rest:
+            call, side, port = rest.split("/")
+            calls.setdefault(int(call), ({}, {}))[side == "out"][port] = value
+    return [calls[i] for i in sorted(calls)]
+
+
+def _image_parity(package: Package, golden: Golden, progress: Progress) -> ImageParity:
+    expected = read_pixels(package.folder / golden.image)
+    plain = read_pixels(package.folder / golden.unquantized)
+    plain_latent = load_file(package.folder / golden.tensors)["unquantized_latent"]
+    exact = _drawn(package, golden, exact=True)
+    as_run = _drawn(package, golden, exact=False)
+    result = ImageParity(
+        golden.prompt,
+        golden.seed,
+        psnr_db(exact.pixels, expected),
+        psnr_db(as_run.pixels, expected),
+        psnr_db(as_run.pixels, plain),
+        snr_db(as_run.latent, plain_latent),
+    )
+    progress(
+        f"image {golden.prompt!r}: PSNR {result.exact_db:.1f} dB, as it runs "
+        f"{result.as_run_db:.1f} dB; against unquantized {result.loss_db:.1f} dB"
+    )
+    return result
+
+
+def _drawn(package: Package, golden: Golden, exact: bool) -> Image:
+    events = generate(package.player(exact), [Request(golden.prompt, golden.seed)])
+    (image,) = [e for e in events if isinstance(e, Image)]
+    return image
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture file; raises CheckFailed when it cannot be read."""
+    try:
+        with Picture.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise CheckFailed(f"{file}: not a picture: {error}") from None
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """|found - expected| / |expected| in L2; NaN counts as infinite."""
+    difference = float(np.linalg.norm(found.astype(np.float64) - expected))
+    size = float(np.linalg.norm(expected.astype(np.float64)))
+    error = difference / size if size else difference
+    return math.inf if math.isnan(error) else error
+
+
+def psnr_db(found: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite when they are the same."""
+    mean_square = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    return math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
+
+
+def snr_db(found: np.ndarray, expected: np.ndarray) -> float:
+    """Signal-to-noise ratio in dB: power of ``expected`` over power of the difference."""
+    error = relative_error(found, expected)
+    return math.inf if error == 0 else -20 * math.log10(error)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,155 @@
+"""Fixtures: a random tiny checkpoint of the true architecture, shapes-flash, and built packages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.cut import Cut
+from exporter.pipeline import Built, build
+from exporter.recipe import Recipe, read_recipe
+
+ROOT = Path(__file__).parent.parent
+SHAPES = ROOT / "artifacts" / "shapes-flash"
+SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
+SMALL = Cut(SIGMAS, 64, 48, t5=True, t5_tokens=24)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random values in every tensor, biases and norms included."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1)
+
+    def clip(width: int, activation: str, layers: int) -> CLIPTextModelWithProjection:
+        config = CLIPTextConfig(
+            vocab_size=1000,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            hidden_act=activation,
+            eos_token_id=2,
+        )
+        return CLIPTextModelWithProjection(config)
+
+    parts = {
+        "text_encoder": clip(32, "quick_gelu", 2),
+        "text_encoder_2": clip(48, "gelu", 3),
+        "text_encoder_3": T5EncoderModel(
+            T5Config(
+                vocab_size=1000,
+                d_model=96,
+                d_ff=128,
+                d_kv=16,
+                num_heads=4,
+                num_layers=2,
+                feed_forward_proj="gated-gelu",
+            )
+        ),
+        "transformer": SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=3,
+            attention_head_dim=32,
+            num_attention_heads=3,
+            joint_attention_dim=96,
+            caption_projection_dim=96,
+            pooled_projection_dim=80,
+            pos_embed_max_size=10,
+            dual_attention_layers=(0, 1),
+            qk_norm="rms_norm",
+        ),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(16, 16, 32, 32),
+            latent_channels=16,
+            norm_num_groups=8,
+            layers_per_block=1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+        ),
+    }
+    for name, module in parts.items():
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.15)
+        module.save_pretrained(folder / name)
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        shutil.copytree(SHAPES / name, folder / name)
+    shutil.copyfile(SHAPES / "model_index.json", folder / "model_index.json")
+    (folder / "LICENSE").write_text("test weights\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Checkpoint:
+    return open_checkpoint(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Checkpoint:
+    return open_checkpoint(str(SHAPES))
+
+
+@pytest.fixture
+def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_folder: Path) -> Recipe:
+    recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
+    return replace(
+        recipe, name="tiny", checkpoint=str(tiny_folder), cut=SMALL, prompts=("a red circle",)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int4 ONNX package of the tiny checkpoint. Copy it before damaging it."""
+    (built,) = build(tiny_recipe, tmp_path_factory.mktemp("out"), ["onnx"], ["int4"])
+    return built.path
+
+
+@pytest.fixture(scope="session")
+def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """shapes-flash as ONNX in every scheme, by scheme, from the shipped recipe."""
+    recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
+    recipe = replace(recipe, checkpoint=str(SHAPES))
+    out = tmp_path_factory.mktemp("shapes")
+    return {b.scheme: b for b in build(recipe, out, ["onnx"], ["fp32", "fp16", "int8", "int4"])}
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries() -> Iterator[None]:
+    """What diffusers and transformers say about themselves is not ours to mend."""
+    with warnings.catch_warnings():
+        for module in ("diffusers", "transformers", "huggingface_hub", "torch.jit"):
+            warnings.filterwarnings("ignore", module=rf"{module}.*")
+        yield
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    """Change keys of a JSON file in place."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))

@@ -49,7 +49,6 @@ class Commands(click.Group):
 def main() -> None:
     """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.showwarning = _show_warning
 
 
 def _show_warning(
@@ -154,8 +153,13 @@ def run(
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
+    from exporter.runtime.text import PromptCut
+
     try:
-        rows = _run(package, prompts, seeds, out, image, strength, previews, exact)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PromptCut)
+            warnings.showwarning = _show_warning
+            rows = _run(package, prompts, seeds, out, image, strength, previews, exact)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:

@@ -84,7 +84,7 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     (onnxruntime's per-channel symmetric quantizer).
     int4, by groups: the extreme value w* of a group maps to -8, so scale = w* / -8 may be
     negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
-    range. Codes round half up (onnxruntime's 4-bit block quantizer).
+    range. Codes round half away from zero (onnxruntime's 4-bit block quantizer).
 
     Raises ValueError when a value is not finite.
     """
@@ -116,18 +116,19 @@ def _encode_groups(weight: Tensor, form: Format) -> Encoded:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / 15
         ratio = torch.where(scale > 0, -low / scale, torch.zeros_like(scale))
-        zero_point = _round_half_up(ratio).clamp(0, 15)
+        zero_point = _round_half_away(ratio).clamp(0, 15)
     inverse = torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
-    codes = _round_half_up(groups * inverse.unsqueeze(2) + zero_point.unsqueeze(2)).clamp(0, 15)
+    codes = _round_half_away(groups * inverse.unsqueeze(2)) + zero_point.unsqueeze(2)
+    codes = codes.clamp(0, 15)
     codes = codes.flatten(1)
     if form.symmetric:
         return Encoded((codes - 8).to(torch.int8), scale)
     return Encoded(codes.to(torch.uint8), scale, zero_point.to(torch.uint8))
 
 
-def _round_half_up(x: Tensor) -> Tensor:
-    """floor(x + 1/2) in double precision, where the sum is exact."""
-    return torch.floor(x.double() + 0.5).to(x.dtype)
+def _round_half_away(x: Tensor) -> Tensor:
+    """Nearest integer, ties away from zero (C's roundf); the sum in double precision is exact."""
+    return torch.sign(x) * torch.floor(x.abs().double() + 0.5).to(x.dtype)
 
 
 class Weights:

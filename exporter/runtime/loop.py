@@ -12,7 +12,7 @@ after it, so the peak is the largest graph and not the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +95,7 @@ class Image:
 Event = Conditioned | Step | Image
 
 
-def generate(player: Player, requests: Sequence[Request]) -> Iterator[Event]:
+def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, None, None]:
     """Draw pictures; every graph is opened once for all of them.
 
     Raises InputError for a strength out of range, an image of another size than the package's, or

@@ -33,9 +33,10 @@ def load_tokenizer(folder: Path, entry: Tokenizer, name: str) -> Encode:
     tokens.no_truncation()
 
     def encode(prompt: str) -> np.ndarray:
-        ids: list[int] = tokens.encode(prompt).ids
+        encoded = tokens.encode(prompt)
+        ids: list[int] = encoded.ids
         if len(ids) > entry.tokens:
-            lost = tokens.decode(ids[entry.tokens - 1 : -1])
+            lost = prompt[encoded.offsets[entry.tokens - 1][0] :]
             warnings.warn(
                 f"{name} reads {entry.tokens} tokens; not read: {lost!r}", PromptCut, stacklevel=2
             )

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# Libraries' telemetry stays off, whatever their defaults.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test test-full bench lint clean
+
+demo: .venv/ready
+	$(BIN)/fourstep build recipes/shapes-flash.toml
+	for scheme in int8 int4; do \
+	  $(BIN)/fourstep run artifacts/shapes-flash/onnx-$$scheme \
+	    "two red circles left of a blue square" --seed 7 --out artifacts/demo-onnx-$$scheme.png || exit; \
+	done
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: .venv/ready lint
+	$(BIN)/python -m pytest
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.onnx_forms
+	$(BIN)/python -m benchmarks.runtime
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv artifacts/*/onnx-* artifacts/demo-*.png

@@ -1,0 +1,121 @@
+"""Every shipped recipe is read; every mistake gets one line that says what to type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import InputError
+from exporter.recipe import read_recipe
+from tests.conftest import ROOT
+
+GOOD = """
+[model]
+checkpoint = "somewhere"
+[schedule]
+sigmas = [1.0, 0.5, 0.0]
+[image]
+width_px = 128
+height_px = 64
+[weights]
+scheme = "int4"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "recipe.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda f: f.stem)
+def test_shipped_recipes(file: Path) -> None:
+    recipe = read_recipe(file)
+    assert recipe.name == file.stem
+    assert recipe.cut.steps == 4
+    assert recipe.scheme("int4").format_of("denoiser", "x.weight", "linear").group_size == 64
+
+
+def test_defaults(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, GOOD))
+    assert (recipe.mode, recipe.layout, recipe.backends) == ("euler", "native", ("onnx",))
+    assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
+    assert recipe.schemes == ("int4",)
+
+
+def test_the_digest_tells_what_decides_the_bytes(tmp_path: Path) -> None:
+    one = read_recipe(written(tmp_path, GOOD))
+    moved = read_recipe(written(tmp_path, GOOD.replace("somewhere", "elsewhere")))
+    other = read_recipe(written(tmp_path, GOOD.replace("0.5", "0.6")))
+    assert one.digest == moved.digest != other.digest
+
+
+def test_overrides(tmp_path: Path) -> None:
+    text = GOOD + (
+        "group_size = 32\nsymmetric = false\n"
+        '[[weights.override]]\ngraph = "denoiser"\nweight = "transformer_blocks.0.*"\n'
+        'format = "int8"\n'
+    )
+    scheme = read_recipe(written(tmp_path, text)).scheme("int4")
+    assert str(scheme.format_of("denoiser", "transformer_blocks.0.x.weight", "linear")) == "int8"
+    assert str(scheme.format_of("denoiser", "transformer_blocks.1.x.weight", "linear")) == (
+        "int4-g32-asym"
+    )
+    assert str(scheme.format_of("denoiser", "transformer_blocks.0.x.bias", "vector")) == "fp32"
+
+
+MISTAKES = {
+    "unknown section": (GOOD + "[speed]\nfast = true", "unknown section 'speed'; known: build"),
+    "unknown key": (
+        GOOD.replace("width_px", "width"),
+        r"unknown key in \[image\] 'width'; known: height_px, image_to_image, width_px",
+    ),
+    "missing key": (GOOD.replace("width_px = 128", ""), r"\[image\] width_px is missing"),
+    "unknown scheme": (
+        GOOD.replace("int4", "int5"),
+        "unknown scheme 'int5'; known: fp16, fp32, int4, int8",
+    ),
+    "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 32, 64"),
+    "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
+    "unknown layout": (GOOD + '[build]\nlayout = "comfy"', "unknown value 'comfy'; known: native"),
+    "unknown mode": (
+        GOOD.replace("[schedule]", '[schedule]\nmode = "heun"'),
+        "mode: unknown value 'heun'; known: euler, renoise",
+    ),
+    "rising sigmas": (GOOD.replace("0.5, 0.0", "1.5, 0.0"), "must fall from at most 1.0 to 0.0"),
+    "sigmas without end": (GOOD.replace(", 0.0]", "]"), "must fall from at most 1.0 to 0.0"),
+    "steps instead of sigmas": (
+        GOOD.replace("sigmas = [1.0, 0.5, 0.0]", "steps = 4"),
+        r"unknown key in \[schedule\] 'steps'; known: mode, sigmas",
+    ),
+    "wrong type": (GOOD.replace("128", '"128"'), "width_px = '128': must be a whole number"),
+    "too many tokens": (GOOD + "[text]\nt5_tokens = 1000", "must be from 1 to 512"),
+    "no prompt": (GOOD + "[golden]\nprompts = []", "at least one string"),
+    "override format": (
+        GOOD + '[[weights.override]]\nformat = "int3"',
+        "unknown format 'int3'; known: fp16, fp32, int4, int8",
+    ),
+    "override graph": (
+        GOOD + '[[weights.override]]\ngraph = "unet"\nformat = "int8"',
+        "unknown graph 'unet'; known: clip_g, clip_l, conditioner",
+    ),
+    "override group": (
+        GOOD + '[[weights.override]]\nformat = "int8"\ngroup_size = 64',
+        "group_size and symmetric apply to int4",
+    ),
+    "not TOML": ("[model", "not valid TOML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(written(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "recipe.toml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such recipe"):
+        read_recipe(tmp_path / "none.toml")

@@ -1,0 +1,87 @@
+"""Prompts become the ids that transformers gives diffusers, without transformers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, CLIPTokenizer
+
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.errors import CheckFailed, InputError
+from exporter.runtime.manifest import Tokenizer
+from exporter.runtime.text import PromptCut, load_tokenizer
+from exporter.tokenizers import clip_tokenizer, tokenizer_files
+from tests.conftest import SHAPES
+
+PROMPTS = [
+    "two red circles left of a blue square",
+    "A  Photo,\tof ONE green triangle!",
+    "it's 3 o'clock; they've 42 x 17 cm",
+    "naïve café Ünïcödé",
+    "日本語のプロンプト 🙂🟥",
+    "",
+    " leading and trailing ",
+    "a-b_c/d\\e <|startoftext|> inside",
+]
+LENGTHS = {"clip_l": 77, "clip_g": 77, "t5": 32}
+FOLDERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
+
+
+@pytest.mark.filterwarnings("ignore::exporter.runtime.text.PromptCut")
+@pytest.mark.parametrize("name", LENGTHS)
+def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    file = tokenizer_files(shapes, LENGTHS)[name]
+    (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
+    encode = load_tokenizer(tmp_path, file.entry, name)
+    theirs: Any = AutoTokenizer.from_pretrained(SHAPES / FOLDERS[name])
+    for prompt in PROMPTS:
+        expected = theirs(prompt, padding="max_length", max_length=LENGTHS[name], truncation=True)[
+            "input_ids"
+        ]
+        assert encode(prompt)[0].tolist() == expected, prompt
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_long_prompts_are_cut_with_a_warning(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    file = tokenizer_files(shapes, LENGTHS)[name]
+    (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
+    encode = load_tokenizer(tmp_path, file.entry, name)
+    prompt = "a red circle and a blue square " * 20
+    theirs: Any = AutoTokenizer.from_pretrained(SHAPES / FOLDERS[name])
+    expected = theirs(prompt, max_length=LENGTHS[name], truncation=True)["input_ids"]
+    with pytest.warns(PromptCut, match=rf"{name} reads {LENGTHS[name]} tokens; not read: .*square"):
+        ids = encode(prompt)
+    assert ids[0].tolist() == expected
+
+
+def test_clip_tokenizer_from_vocabulary_and_merges(tmp_path: Path) -> None:
+    """Older checkpoints have no tokenizer.json; ours is built as transformers builds it."""
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copyfile(SHAPES / "tokenizer" / file, tmp_path / file)
+    ours = clip_tokenizer(tmp_path)
+    theirs: Any = CLIPTokenizer.from_pretrained(SHAPES / "tokenizer")
+    for prompt in PROMPTS[:6]:
+        assert ours.encode(prompt).ids == theirs(prompt)["input_ids"], prompt
+
+
+def test_missing_tokenizer(tiny_copy: Path) -> None:
+    shutil.rmtree(tiny_copy / "tokenizer_2")
+    with pytest.raises(InputError, match="folder 'tokenizer_2' is missing"):
+        tokenizer_files(open_checkpoint(str(tiny_copy)), LENGTHS)
+
+
+def test_no_tokenizer_json(tiny_copy: Path) -> None:
+    (tiny_copy / "tokenizer_3" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="no tokenizer.json; load the tokenizer with transformers"):
+        tokenizer_files(open_checkpoint(str(tiny_copy)), LENGTHS)
+
+
+def test_damaged_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(CheckFailed, match="not a tokenizer"):
+        load_tokenizer(tmp_path, Tokenizer("t.json", 77, 0), "clip_l")

@@ -1,0 +1,96 @@
+"""The full-size model, traced from its shapes alone: no weights exist and none are needed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.cut import Cut
+from exporter.formats import load_scheme
+from exporter.graphs import clip, conditioner, denoiser, t5, vae
+from exporter.quantize import quantize
+from exporter.recipe import read_recipe
+from exporter.trace import Program, Stored, trace
+from tests.conftest import ROOT
+
+TRANSFORMER = denoiser.TransformerConfig(
+    layers=24,
+    heads=24,
+    head_width=64,
+    channels=16,
+    patch=2,
+    context_width=4096,
+    pooled_width=2048,
+    table_side=384,
+    dual_layers=tuple(range(13)),
+    qk_norm=True,
+)
+CLIP_L = clip.ClipConfig(768, 3072, 12, 12, "quick_gelu", 768, 77, 49408, 2, 1e-5)
+CLIP_G = clip.ClipConfig(1280, 5120, 32, 20, "gelu", 1280, 77, 49408, 2, 1e-5)
+T5 = t5.T5Config(4096, 10240, 64, 64, 24, 32128, 32, 128, 1e-6)
+VAE = vae.VaeConfig((128, 256, 512, 512), 16, 2, 32, 1.5305, 0.0609, True)
+
+
+@pytest.fixture(scope="module")
+def cut() -> Cut:
+    return read_recipe(Path(ROOT / "recipes" / "sd3.5-flash.toml")).cut
+
+
+def parameters(program: Program) -> dict[str, int]:
+    counts = {}
+    for source in program.tensors.values():
+        if isinstance(source, Stored):
+            size = 1
+            for side in source.shape:
+                size *= side
+            counts[source.name] = size
+    return counts
+
+
+def test_mmdit_is_split_without_a_weight_lost(cut: Cut) -> None:
+    """Published count: 2,243,171,520 weights, of which 762.5 M are adaLN inside the blocks."""
+    core = trace(denoiser.cut(TRANSFORMER, cut))
+    once = trace(conditioner.cut(TRANSFORMER, CLIP_L, CLIP_G, cut))
+    per_step, per_prompt = parameters(core), parameters(once)
+    table = per_step.pop("pos_embed.pos_embed")
+    assert table == (512 // 16) ** 2 * 1536  # cropped from 384 x 384 x 1536
+    assert not set(per_step) & set(per_prompt)
+    assert sum(per_step.values()) + sum(per_prompt.values()) == 2_243_171_520
+    adaln = sum(n for name, n in per_prompt.items() if ".norm1" in name)
+    assert adaln == 762_548_736
+    assert (
+        max(len(n.meta["val"].shape) for n in core.nodes() if hasattr(n.meta["val"], "shape")) <= 5
+    )
+
+
+def test_int4_mmdit_is_small(cut: Cut) -> None:
+    """Codes and scales of both MMDiT graphs: under 1.3 GB."""
+    total = 0
+    for graph in (
+        denoiser.cut(TRANSFORMER, cut),
+        conditioner.cut(TRANSFORMER, CLIP_L, CLIP_G, cut),
+    ):
+        program = quantize(trace(graph), load_scheme("int4").format_of)
+        assert program.adjusted == ()  # every width is a multiple of the group
+        stored = {s.of.name: s.of for s in program.tensors.values() if hasattr(s, "of")}
+        total += sum(program.formats[n].stored_bytes(s.shape) for n, s in stored.items())
+    assert total < 1.3e9
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (clip.cut("clip_l", "text_encoder", CLIP_L), 123_650_304),
+        (clip.cut("clip_g", "text_encoder_2", CLIP_G), 694_659_840),
+        (t5.cut(T5, 256), 4_762_310_656),
+        (vae.cut_decoder(VAE, Cut((1.0, 0.0), 512, 512)), 49_545_475),
+        (vae.cut_encoder(VAE, Cut((1.0, 0.0), 512, 512)), 34_274_208),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_parameter_counts(graph: object, expected: int) -> None:
+    from exporter.graphs import Graph
+
+    assert isinstance(graph, Graph)
+    assert sum(parameters(trace(graph)).values()) == expected

@@ -1,0 +1,80 @@
+"""shapes-flash as ONNX packages: what diffusers draws, and what quantization costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from benchmarks.quality import Drawn, compare, draw
+from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts
+from exporter.pipeline import Built
+from exporter.runtime import Image, Request, generate, open_package
+from tests.conftest import SHAPES, SIGMAS
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[EvalPrompt, ...]:
+    return evaluation_prompts(40)
+
+
+@pytest.fixture(scope="module")
+def fp32(shapes_packages: dict[str, Built], prompts: tuple[EvalPrompt, ...]) -> Drawn:
+    return draw(shapes_packages["fp32"].path, prompts)
+
+
+def test_fp32_pictures_are_diffusers(
+    prompts: tuple[EvalPrompt, ...], shapes_packages: dict[str, Built]
+) -> None:
+    """Twenty prompts, same seed and sigmas: at most one grey level of 255 apart."""
+    pipe: Any = StableDiffusion3Pipeline.from_pretrained(SHAPES).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    chosen = prompts[::12]
+    assert len(chosen) == 20
+    player = open_package(shapes_packages["fp32"].path).player()
+    requests = [Request(p.text, p.seed) for p in chosen]
+    ours = [e.pixels for e in generate(player, requests) if isinstance(e, Image)]
+    for prompt, found in zip(chosen, ours, strict=True):
+        theirs = pipe(
+            prompt.text,
+            guidance_scale=1.0,
+            max_sequence_length=32,
+            sigmas=[s / (3 - 2 * s) for s in SIGMAS[:-1]],
+            generator=torch.Generator().manual_seed(prompt.seed),
+        ).images[0]
+        apart = np.abs(found.astype(int) - np.asarray(theirs).astype(int)).max()
+        assert apart <= 1, prompt.text
+
+
+def test_every_package_verifies(shapes_packages: dict[str, Built]) -> None:
+    for built in shapes_packages.values():
+        assert built.report.ok
+        assert all(g.exact <= 1e-4 for g in built.report.graphs)
+
+
+@pytest.mark.parametrize(("scheme", "allowed_points"), [("fp16", 1), ("int8", 1), ("int4", 5)])
+def test_shapeeval_loss(
+    shapes_packages: dict[str, Built],
+    prompts: tuple[EvalPrompt, ...],
+    fp32: Drawn,
+    scheme: str,
+    allowed_points: float,
+) -> None:
+    """240 held-out prompts: points of ShapeEval lost against fp32, as the package runs."""
+    yardstick = compare(prompts, fp32, fp32)["shapeeval"]
+    found = compare(prompts, draw(shapes_packages[scheme].path, prompts), fp32)["shapeeval"]
+    assert isinstance(yardstick, dict) and isinstance(found, dict)
+    assert yardstick["overall"] >= 0.85
+    assert 100 * (yardstick["overall"] - found["overall"]) <= allowed_points
+
+
+def test_sizes(shapes_packages: dict[str, Built]) -> None:
+    sizes = {
+        scheme: sum(f.stat().st_size for f in Path(b.path / "graphs").rglob("*") if f.is_file())
+        for scheme, b in shapes_packages.items()
+    }
+    assert sizes["fp32"] > 1.9 * sizes["fp16"] > 3.4 * sizes["int8"] > 3.8 * sizes["int4"]

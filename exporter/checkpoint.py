@@ -182,7 +182,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def _from_hub(place: str) -> Path:
     """The local snapshot of a hub id: from the cache if it is there, else downloaded."""
     parts = place.split("/")
-    if len(parts) != 2 or not all(parts) or place.startswith((".", "~")):
+    names_a_path = place.startswith((".", "~")) or Path(parts[0]).exists()
+    if len(parts) != 2 or not all(parts) or names_a_path:
         raise InputError(f"checkpoint {place}: no such folder")
     try:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

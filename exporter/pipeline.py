@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
+
+from tokenizers import Tokenizer as Tokens
 
 from exporter import __version__, backends, golden, package
 from exporter.checkpoint import Checkpoint, open_checkpoint
@@ -31,7 +32,7 @@ from exporter.runtime.manifest import (
     to_json,
 )
 from exporter.runtime.package import open_package
-from exporter.runtime.text import Encode, load_tokenizer
+from exporter.runtime.text import Encode, prompt_encoder
 from exporter.tokenizers import TokenizerFile, tokenizer_files
 from exporter.trace import Program, activation_bytes, bind, trace
 from exporter.verify import Report, verify
@@ -160,9 +161,7 @@ def _source(
         n: p.inputs[0].shape[1] for n, p in programs.items() if n in ("clip_l", "clip_g", "t5")
     }
     files = tokenizer_files(checkpoint, tokens)
-    with tempfile.TemporaryDirectory() as place:
-        _write_tokenizers(files, Path(place))
-        encode = {n: load_tokenizer(Path(place), f.entry, n) for n, f in files.items()}
+    encode = {n: prompt_encoder(Tokens.from_str(f.text), f.entry, n) for n, f in files.items()}
     source = Source(recipe, checkpoint, weights, programs, files, encode, [])
     progress("golden pictures, unquantized, in torch")
     plain = {name: unquantized(program) for name, program in programs.items()}
@@ -277,7 +276,7 @@ def _tools(backend: ModuleType) -> dict[str, str]:
 
 
 def _write_log(target: Path, manifest: Manifest, report: Report, seconds: float) -> None:
-    """Measured figures, beside the package: they differ from build to build."""
+    """Figures that differ from build to build, beside the package rather than in it."""
     log = {
         "package": target.name,
         "bytes": manifest.bytes,

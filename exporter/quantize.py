@@ -25,6 +25,7 @@ from exporter.trace import Constant, Program, Stored
 __all__ = ["Encoded", "Part", "QuantizedProgram", "Weights", "encode", "quantize", "roles"]
 
 ATEN = torch.ops.aten
+SLAB_VALUES = 1 << 22
 FormatOf = Callable[[str, str, str], Format]
 
 
@@ -92,9 +93,19 @@ def encode(weight: Tensor, form: Format) -> Encoded:
         raise ValueError("has a value that is not finite")
     if form.name == "fp16":
         return Encoded(weight.clamp(-65504, 65504).to(torch.float16))
-    if form.name == "int8":
-        return _encode_per_channel(weight)
-    return _encode_groups(weight, form)
+    # Rows do not depend on each other: in slabs, a 130 M table needs little more than its codes.
+    rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
+    slabs = [
+        _encode_per_channel(slab) if form.name == "int8" else _encode_groups(slab, form)
+        for slab in weight.split(rows)
+    ]
+    return Encoded(
+        torch.cat([s.values for s in slabs]),
+        torch.cat([s.scale for s in slabs if s.scale is not None]),
+        None
+        if form.symmetric
+        else torch.cat([s.zero_point for s in slabs if s.zero_point is not None]),
+    )
 
 
 def _encode_per_channel(weight: Tensor) -> Encoded:

@@ -104,6 +104,8 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     lost.write_text(recipe.read_text().replace('checkpoint = "', 'checkpoint = "/nowhere'))
     mistake(fourstep("build", lost, "--out", out), "/nowhere", "no such folder")
     mistake(fourstep("build", recipe, "--out", "/proc/none"), "/proc/none")
+    flash = ROOT / "recipes" / "sd3.5-flash.toml"
+    mistake(fourstep("build", flash, "--out", out), "./sd3.5-flash: no such folder")
     assert not out.exists()
 
 

@@ -89,6 +89,16 @@ def test_int8_codes_equal_onnxruntimes() -> None:
             np.testing.assert_array_equal(ours.values[row].numpy(), np.asarray(codes))
 
 
+@pytest.mark.parametrize("form", [FORMATS["int8"], Format("int4", 32), Format("int4", 32, False)])
+def test_slabs_change_nothing(form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode(torch.from_numpy(weight(0)), form)
+    monkeypatch.setattr("exporter.quantize.SLAB_VALUES", 1000)
+    slabs = encode(torch.from_numpy(weight(0)), form)
+    for part in ("values", "scale", "zero_point"):
+        one, other = getattr(whole, part), getattr(slabs, part)
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
 def test_convolutions_have_one_scale_per_output_channel() -> None:
     values = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     encoded = encode(values, FORMATS["int8"])

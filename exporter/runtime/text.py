@@ -20,15 +20,20 @@ class PromptCut(UserWarning):
 
 
 def load_tokenizer(folder: Path, entry: Tokenizer, name: str) -> Encode:
-    """A function from a prompt to ids (1, tokens) int32.
-
-    Ids end with the tokenizer's closing token; a longer prompt loses its tail, and the closing
-    token stays. Warns PromptCut then. Raises CheckFailed when the file cannot be read.
-    """
+    """``prompt_encoder`` of a package's file; raises CheckFailed when it cannot be read."""
     try:
         tokens = Tokens.from_file(str(folder / entry.path))
     except Exception as error:  # the library raises bare Exception
         raise CheckFailed(f"{folder / entry.path}: not a tokenizer: {error}") from None
+    return prompt_encoder(tokens, entry, name)
+
+
+def prompt_encoder(tokens: Tokens, entry: Tokenizer, name: str) -> Encode:
+    """A function from a prompt to ids (1, tokens) int32 for the text encoder ``name``.
+
+    Ids end with the tokenizer's closing token; a longer prompt loses its tail, and the closing
+    token stays. Warns PromptCut then.
+    """
     tokens.no_padding()
     tokens.no_truncation()
 

@@ -15,11 +15,12 @@ import torch
 from PIL import Image as Picture
 from safetensors.numpy import save_file
 
-from exporter.graphs import Cut
 from exporter.quantize import QuantizedProgram, Weights
+from exporter.recipe import Recipe
 from exporter.runtime.loop import Image, Player, Request, Session, generate
 from exporter.runtime.manifest import Golden, Schedule
 from exporter.runtime.text import Encode
+from exporter.tokenizers import TokenizerFile
 from exporter.trace import run
 
 Call = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
@@ -56,22 +57,32 @@ def reference_player(
     return Player(schedule, latent, tokenizers, lambda name: torch_session(programs[name], weights))
 
 
-def draw(player: Player, prompts: Sequence[str], seed: int, encode: bool) -> list[Drawing]:
-    """Draw each prompt, recording every call of every graph.
+@dataclass(frozen=True)
+class Painter:
+    """Draws a recipe's golden prompts with programs in torch."""
 
-    Args:
-        encode: also run ``vae_encoder`` on the picture, to have golden values for it.
-    """
-    drawings = []
-    for prompt in prompts:
-        calls: list[Call] = []
-        recording = _recording(player, calls)
-        (image,) = [e for e in generate(recording, [Request(prompt, seed)]) if isinstance(e, Image)]
-        decoded = np.asarray(calls[-1][2]["image"])
-        if encode:
-            recording.open("vae_encoder")({"image": decoded})
-        drawings.append(Drawing(image, decoded, tuple(calls)))
-    return drawings
+    weights: Weights
+    schedule: Schedule
+    tokenizers: Mapping[str, TokenizerFile]
+    recipe: Recipe
+
+    def draw(self, programs: Mapping[str, QuantizedProgram]) -> list[Drawing]:
+        """One picture per golden prompt, with every call of every graph."""
+        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
+        player = reference_player(programs, self.weights, self.schedule, encoders)
+        requests = [Request(prompt, self.recipe.seed) for prompt in self.recipe.prompts]
+        return [_draw(player, request, self.recipe.cut.image_to_image) for request in requests]
+
+
+def _draw(player: Player, request: Request, encode: bool) -> Drawing:
+    """Draw one picture; with ``encode``, also run ``vae_encoder`` on it, as the loop does not."""
+    calls: list[Call] = []
+    recording = _recording(player, calls)
+    image = next(e for e in generate(recording, [request]) if isinstance(e, Image))
+    decoded = np.asarray(calls[-1][2]["image"])
+    if encode:
+        recording.open("vae_encoder")({"image": decoded})
+    return Drawing(image, decoded, tuple(calls))
 
 
 def _recording(player: Player, calls: list[Call]) -> Player:
@@ -124,8 +135,3 @@ def _tensors(drawing: Drawing, plain: Drawing) -> dict[str, np.ndarray]:
             for port, value in ports.items():
                 tensors[f"{name}/{call}/{side}/{port}"] = np.ascontiguousarray(value)
     return tensors
-
-
-def schedule_of(mode: str, cut: Cut) -> Schedule:
-    """The schedule that a recipe states."""
-    return Schedule(mode, cut.sigmas)

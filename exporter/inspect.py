@@ -10,7 +10,7 @@ from exporter.formats import load_scheme, scheme_names
 from exporter.graphs import cut_graphs
 from exporter.quantize import Weights, quantize
 from exporter.runtime.manifest import GraphEntry
-from exporter.trace import Program, Stored, activation_bytes, bind, trace
+from exporter.trace import activation_bytes, bind, trace
 
 PROCESS_BYTES = 80_000_000  # Python, numpy and a runtime before any graph is opened
 
@@ -31,12 +31,12 @@ def inspect_checkpoint(checkpoint: Checkpoint, cut: Cut) -> list[GraphSize]:
     for graph in cut_graphs(checkpoint, cut):
         program = trace(graph)
         bind(program, weights.shape)
-        stored = _stored(program)
+        quantized = {n: quantize(program, load_scheme(n).format_of) for n in scheme_names()}
         sizes.append(
             GraphSize(
                 graph.name,
-                sum(_count(s.shape) for s in stored.values()),
-                {name: _bytes(program, name) for name in scheme_names()},
+                sum(quantized["fp32"].values_by_format().values()),
+                {name: found.stored_bytes() for name, found in quantized.items()},
                 activation_bytes(program),
             )
         )
@@ -58,19 +58,3 @@ def predicted_peak_bytes(weight_bytes: int, activations: int) -> int:
 def package_peak_bytes(graphs: tuple[GraphEntry, ...]) -> int:
     """Graphs are opened in turn, so the peak is the largest, not the sum."""
     return max(predicted_peak_bytes(g.bytes, g.activation_bytes) for g in graphs)
-
-
-def _stored(program: Program) -> dict[str, Stored]:
-    return {s.name: s for s in program.tensors.values() if isinstance(s, Stored)}
-
-
-def _bytes(program: Program, scheme: str) -> int:
-    formats = quantize(program, load_scheme(scheme).format_of).formats
-    return sum(formats[name].stored_bytes(s.shape) for name, s in _stored(program).items())
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

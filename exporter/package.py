@@ -3,17 +3,58 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-from exporter.checkpoint import file_digest
+from torch import Tensor
+
+from exporter import __version__, golden
+from exporter.backends import Emitted
+from exporter.checkpoint import Checkpoint, file_digest
 from exporter.errors import InputError
-from exporter.runtime.manifest import FileEntry
+from exporter.golden import Drawing
+from exporter.inspect import package_peak_bytes
+from exporter.quantize import QuantizedProgram
+from exporter.recipe import Recipe
+from exporter.runtime import preview
+from exporter.runtime.manifest import (
+    FORMAT_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Schedule,
+    Tolerance,
+    to_json,
+)
+from exporter.tokenizers import TokenizerFile
+from exporter.trace import activation_bytes
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
+
+
+def refuse_place(out: Path, weight_bytes: int) -> None:
+    """Raise InputError if packages of so many bytes cannot be written at ``out``.
+
+    Asked before anything is computed; what changes later is caught when it is written.
+    """
+    existing = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"{out}: {existing} is not a folder; choose another --out")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{out}: {existing} cannot be written; choose another --out")
+    free_bytes = shutil.disk_usage(existing).free
+    if weight_bytes > free_bytes:
+        raise InputError(
+            f"{out}: needs {weight_bytes / 1e6:,.0f} MB and {free_bytes / 1e6:,.0f} MB are free; "
+            "free space or choose another --out"
+        )
 
 
 @contextmanager
@@ -61,15 +102,110 @@ def _remove_if_empty(folder: Path) -> None:
         return
 
 
-def describe(folder: Path, files: list[Path]) -> tuple[FileEntry, ...]:
-    """Manifest entries of files below ``folder``, sorted by path."""
+def emit_graph(
+    backend: ModuleType, program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
+) -> GraphEntry:
+    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
+    place = folder / "graphs" / program.name
+    place.mkdir(parents=True)
+    emitted: Emitted = backend.emit(program, read, place)
+    return GraphEntry(
+        name=program.name,
+        entry=emitted.entry.relative_to(folder).as_posix(),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        files=_describe(folder, emitted.files),
+        formats=program.values_by_format(),
+        adjusted=program.adjusted,
+        activation_bytes=activation_bytes(program),
+        session=emitted.session,
+    )
+
+
+def fill(
+    folder: Path,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    backend: tuple[str, ModuleType],
+    scheme: str,
+    graphs: Sequence[GraphEntry],
+    tokenizers: Mapping[str, TokenizerFile],
+    drawings: Sequence[Drawing],
+    plain: Sequence[Drawing],
+) -> Manifest:
+    """Write everything that stands beside the graphs, the manifest last.
+
+    Args:
+        drawings, plain: the golden pictures, by the quantized and by the unquantized program.
+    """
+    entries, files = golden.write(folder, drawings, plain)
+    files += _write_tokenizers(folder, tokenizers)
+    licences = _copy_licences(checkpoint.folder, folder)
+    files += licences
+    colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
+    files.append(preview.write(colours, folder / "preview.json"))
+    latent, cut = plain[0].image.latent.shape, recipe.cut
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=recipe.name,
+        backend=backend[0],
+        scheme=scheme,
+        layout=recipe.layout,
+        recipe_sha256=recipe.digest,
+        checkpoint_sha256=checkpoint.digest,
+        tools=_tools(backend[1]),
+        schedule=Schedule(recipe.mode, cut.sigmas),
+        width_px=cut.width_px,
+        height_px=cut.height_px,
+        latent_channels=latent[1],
+        latent_scale_px=cut.height_px // latent[2],
+        t5=cut.t5,
+        tokenizers={name: file.entry for name, file in tokenizers.items()},
+        graphs=tuple(graphs),
+        golden=entries,
+        tolerance=TOLERANCE,
+        preview="preview.json",
+        files=_describe(folder, files),
+        licence=licences[0].name if licences else "",
+        predicted_peak_bytes=package_peak_bytes(tuple(graphs)),
+    )
+    (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
+    return manifest
+
+
+def write_log(target: Path, manifest: Manifest, report: str) -> None:
+    """What may differ from build to build, beside the package rather than in it."""
+    log = {
+        "package": target.name,
+        "bytes": manifest.bytes,
+        "graphs": {g.name: g.bytes for g in manifest.graphs},
+        "verify": json.loads(report),
+    }
+    file = target.parent / f"{target.name}.log.json"
+    file.write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
     entries = [
         FileEntry(f.relative_to(folder).as_posix(), f.stat().st_size, file_digest(f)) for f in files
     ]
     return tuple(sorted(entries, key=lambda e: e.path))
 
 
-def copy_licences(source: Path, folder: Path) -> list[Path]:
-    """Copy the weights' LICENSE and NOTICE files; licences travel with the weights."""
+def _write_tokenizers(folder: Path, tokenizers: Mapping[str, TokenizerFile]) -> list[Path]:
+    (folder / "tokenizer").mkdir()
+    for file in tokenizers.values():
+        (folder / file.entry.path).write_text(file.text, encoding="utf-8")
+    return [folder / file.entry.path for file in tokenizers.values()]
+
+
+def _copy_licences(source: Path, folder: Path) -> list[Path]:
+    """Licences travel with the weights."""
     found = sorted({f for pattern in LICENCES for f in source.glob(pattern) if f.is_file()})
     return [Path(shutil.copyfile(f, folder / f.name)) for f in found]
+
+
+def _tools(backend: ModuleType) -> dict[str, str]:
+    distributions = {*backend.REQUIRES.values(), *backend.RUNS_WITH.values()}
+    versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
+    return {"fourstep": __version__, **versions}

@@ -9,8 +9,8 @@ at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -18,11 +18,9 @@ from torch import Tensor, fx
 from exporter import ops as _registers_operators  # noqa: F401
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import Format, fit
+from exporter.formats import FORMATS, Format, Scheme, fit
 from exporter.runtime.manifest import Adjusted
 from exporter.trace import Constant, Program, Stored
-
-__all__ = ["Encoded", "Part", "QuantizedProgram", "Weights", "encode", "quantize", "roles"]
 
 ATEN = torch.ops.aten
 SLAB_VALUES = 1 << 22
@@ -65,17 +63,21 @@ class QuantizedProgram(Program):
     formats: dict[str, Format] = field(default_factory=dict, repr=False)
     adjusted: tuple[Adjusted, ...] = ()
 
+    def stored(self) -> dict[str, Stored]:
+        """The tensors of the checkpoint that this program needs, by name."""
+        sources = (s.of if isinstance(s, Part) else s for s in self.tensors.values())
+        return {s.name: s for s in sources if isinstance(s, Stored)}
+
     def values_by_format(self) -> dict[str, int]:
         """How many weight values are stored in each format."""
         count: Counter[str] = Counter()
-        shapes = {
-            s.name: s.shape
-            for s in (p.of if isinstance(p, Part) else p for p in self.tensors.values())
-            if isinstance(s, Stored)
-        }
-        for name, form in self.formats.items():
-            count[str(form)] += torch.Size(shapes[name]).numel()
+        for name, source in self.stored().items():
+            count[str(self.formats[name])] += torch.Size(source.shape).numel()
         return dict(sorted(count.items()))
+
+    def stored_bytes(self) -> int:
+        """Bytes of all weights in their formats: values or codes, scales, zero points."""
+        return sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
 
 
 def encode(weight: Tensor, form: Format) -> Encoded:
@@ -97,7 +99,7 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
     slabs = [
         _encode_per_channel(slab) if form.name == "int8" else _encode_groups(slab, form)
-        for slab in weight.split(rows)
+        for slab in torch.split(weight, rows)
     ]
     return Encoded(
         torch.cat([s.values for s in slabs]),
@@ -273,6 +275,30 @@ def quantize(program: Program, format_of: FormatOf) -> QuantizedProgram:
     )
 
 
+def quantize_all(programs: Mapping[str, Program], scheme: Scheme) -> dict[str, QuantizedProgram]:
+    """Quantize every graph by a scheme.
+
+    Raises InputError when a pattern of the scheme, or of a recipe's override, matches no weight: a
+    misspelt name must not pass for a wish.
+    """
+    weights = [
+        (program.name, source.name, kinds[place])
+        for program in programs.values()
+        for kinds in [roles(program)]
+        for place, source in program.tensors.items()
+        if isinstance(source, Stored)
+    ]
+    for rule in scheme.rules:
+        if rule.weight != "*" and not any(rule.matches(*w) for w in weights):
+            fitting = replace(rule, weight="*")
+            example = next((f", such as '{w[1]}'" for w in weights if fitting.matches(*w)), "")
+            raise InputError(
+                f"{scheme.name}: no weight of {rule.graph} that can be {rule.format} matches "
+                f"'{rule.weight}'{example}"
+            )
+    return {name: quantize(program, scheme.format_of) for name, program in programs.items()}
+
+
 def _place(graph: fx.Graph, like: fx.Node, name: str, value: Tensor) -> fx.Node:
     node = graph.placeholder(name)
     node.name, node.meta["val"] = name, value
@@ -300,6 +326,4 @@ def _join(graph: fx.Graph, parts: dict[str, fx.Node], form: Format, block: int) 
 
 def unquantized(program: Program) -> QuantizedProgram:
     """The same program with every weight in float32."""
-    from exporter.formats import FORMATS
-
     return quantize(program, lambda *_: FORMATS["fp32"])

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer as Tokens
 from exporter.checkpoint import Checkpoint, read_json
 from exporter.errors import InputError
 from exporter.runtime.manifest import Tokenizer
+from exporter.runtime.text import Encode, prompt_encoder
+from exporter.trace import Program
 
 FOLDERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -27,13 +29,23 @@ class TokenizerFile:
     text: str
     entry: Tokenizer
 
+    def encoder(self, name: str) -> Encode:
+        """A function from a prompt to the ids of the text encoder ``name``."""
+        return prompt_encoder(Tokens.from_str(self.text), self.entry, name)
 
-def tokenizer_files(checkpoint: Checkpoint, tokens: Mapping[str, int]) -> dict[str, TokenizerFile]:
-    """The tokenizer of each text encoder in ``tokens``, which gives its number of tokens.
+
+def tokenizer_files(
+    checkpoint: Checkpoint, programs: Mapping[str, Program]
+) -> dict[str, TokenizerFile]:
+    """The tokenizer of each text encoder among ``programs``, for as many tokens as it reads.
 
     Raises InputError when a tokenizer's files are missing or damaged.
     """
-    return {name: _tokenizer_file(checkpoint, name, count) for name, count in tokens.items()}
+    return {
+        name: _tokenizer_file(checkpoint, name, programs[name].inputs[0].shape[1])
+        for name in FOLDERS
+        if name in programs
+    }
 
 
 def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> TokenizerFile:

@@ -183,6 +183,24 @@ def test_a_failure_keeps_the_older_package(
     assert [f.name for f in out.iterdir()] == ["onnx-int4"]
 
 
+def test_a_disk_that_is_too_small_is_refused_before_the_start(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(InputError, match=r"needs \d MB and 0 MB are free; free space or choose"):
+        build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_read_only_folder_is_refused(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="cannot be written; choose another --out"):
+        build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_that_is_a_file(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another --out"):
@@ -201,7 +219,7 @@ def test_a_format_that_a_backend_cannot_express_is_refused(
 ) -> None:
     monkeypatch.setattr(backend, "refuse", lambda form: "no 4 bits" if form.bits == 4 else None)
     drawn: list[object] = []
-    monkeypatch.setattr(golden, "draw", lambda *a: drawn.append(a))
+    monkeypatch.setattr(golden.Painter, "draw", lambda *a: drawn.append(a))
     with pytest.raises(InputError, match=r"onnx cannot express scheme int4 .*: no 4 bits"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int8", "int4"])
     assert not drawn  # refused before anything is computed

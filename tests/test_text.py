@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import fx
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.runtime.manifest import Tokenizer
+from exporter.runtime.manifest import Port, Tokenizer
 from exporter.runtime.text import PromptCut, load_tokenizer
-from exporter.tokenizers import clip_tokenizer, tokenizer_files
+from exporter.tokenizers import TokenizerFile, clip_tokenizer, tokenizer_files
+from exporter.trace import Program
 from tests.conftest import SHAPES
 
 PROMPTS = [
@@ -30,11 +32,18 @@ LENGTHS = {"clip_l": 77, "clip_g": 77, "t5": 32}
 FOLDERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
 
 
+def tokenizer_file(checkpoint: Checkpoint, name: str) -> TokenizerFile:
+    """The packaged tokenizer of one text encoder, for as many tokens as LENGTHS says."""
+    port = Port("ids", (1, LENGTHS[name]), "int32")
+    program = Program(name, (port,), (), fx.Graph(), {})
+    return tokenizer_files(checkpoint, {name: program})[name]
+
+
 @pytest.mark.filterwarnings("ignore::exporter.runtime.text.PromptCut")
 @pytest.mark.parametrize("name", LENGTHS)
 def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
     (tmp_path / "tokenizer").mkdir()
-    file = tokenizer_files(shapes, LENGTHS)[name]
+    file = tokenizer_file(shapes, name)
     (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
     encode = load_tokenizer(tmp_path, file.entry, name)
     theirs: Any = AutoTokenizer.from_pretrained(SHAPES / FOLDERS[name])
@@ -48,7 +57,7 @@ def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_long_prompts_are_cut_with_a_warning(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
     (tmp_path / "tokenizer").mkdir()
-    file = tokenizer_files(shapes, LENGTHS)[name]
+    file = tokenizer_file(shapes, name)
     (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
     encode = load_tokenizer(tmp_path, file.entry, name)
     prompt = "a red circle and a blue square " * 20
@@ -70,15 +79,17 @@ def test_clip_tokenizer_from_vocabulary_and_merges(tmp_path: Path) -> None:
 
 
 def test_missing_tokenizer(tiny_copy: Path) -> None:
+    name = "clip_g"
     shutil.rmtree(tiny_copy / "tokenizer_2")
     with pytest.raises(InputError, match="folder 'tokenizer_2' is missing"):
-        tokenizer_files(open_checkpoint(str(tiny_copy)), LENGTHS)
+        tokenizer_file(open_checkpoint(str(tiny_copy)), name)
 
 
 def test_no_tokenizer_json(tiny_copy: Path) -> None:
+    name = "t5"
     (tiny_copy / "tokenizer_3" / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="no tokenizer.json; load the tokenizer with transformers"):
-        tokenizer_files(open_checkpoint(str(tiny_copy)), LENGTHS)
+        tokenizer_file(open_checkpoint(str(tiny_copy)), name)
 
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:

@@ -22,10 +22,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.errors import InputError, known, needs_extra
+
+if TYPE_CHECKING:
+    from exporter.quantize import QuantizedProgram
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -49,6 +53,25 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise InputError(known("backend", name, names()))
     return importlib.import_module(f"exporter.backends.{name}")
+
+
+def refuse_inexpressible(
+    name: str, backend: ModuleType, quantized: Mapping[str, Mapping[str, QuantizedProgram]]
+) -> None:
+    """Raise InputError if a backend cannot express a format that a scheme gave a weight.
+
+    Args:
+        quantized: programs by graph, by scheme.
+    """
+    for scheme, programs in quantized.items():
+        for program in programs.values():
+            for weight, form in program.formats.items():
+                reason = backend.refuse(form)
+                if reason:
+                    raise InputError(
+                        f"{name} cannot express scheme {scheme} ({program.name}: {weight} as "
+                        f"{form}): {reason}"
+                    )
 
 
 def missing(requires: Mapping[str, str]) -> list[str]:

@@ -46,13 +46,14 @@ def _mean_pool(image: np.ndarray, scale: int) -> np.ndarray:
     return pooled
 
 
-def write(preview: Preview, file: Path) -> None:
-    """Write as JSON, rounded to five decimals."""
+def write(preview: Preview, file: Path) -> Path:
+    """Write as JSON, rounded to five decimals; returns the file."""
     data = {
         "factors": np.round(preview.factors, 5).tolist(),
         "bias": np.round(preview.bias, 5).tolist(),
     }
     file.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    return file
 
 
 def read(file: Path) -> Preview:

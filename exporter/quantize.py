@@ -89,12 +89,15 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
     range. Codes round half away from zero (onnxruntime's 4-bit block quantizer).
 
-    Raises ValueError when a value is not finite.
+    Raises ValueError when a value is not finite, or too large for fp16.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("has a value that is not finite")
     if form.name == "fp16":
-        return Encoded(weight.clamp(-65504, 65504).to(torch.float16))
+        half = weight.to(torch.float16)
+        if not torch.isfinite(half).all():
+            raise ValueError("has a value beyond fp16's 65504")
+        return Encoded(half)
     # Rows do not depend on each other: in slabs, a 130 M table needs little more than its codes.
     rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
     slabs = [
@@ -195,7 +198,9 @@ class Weights:
                 encoded = encode(self._stored(source.of).float(), source.format)
             except ValueError as error:
                 where = f"{source.of.component}: tensor '{source.of.name}'"
-                raise InputError(f"{where} {error}; the checkpoint is damaged") from None
+                raise InputError(
+                    f"{where} {error}; it cannot be stored as {source.format}"
+                ) from None
             self._last = (source.of, source.format, encoded)
         encoded = self._last[2]
         value = getattr(encoded, source.part)

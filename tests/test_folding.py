@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from exporter.checkpoint import Checkpoint, open_checkpoint
@@ -22,7 +22,7 @@ from exporter.golden import reference_player
 from exporter.graphs import cut_graphs
 from exporter.graphs.conditioner import timestep_sinusoids
 from exporter.quantize import QuantizedProgram, Weights, unquantized
-from exporter.runtime.loop import Image, Request, generate
+from exporter.runtime.loop import Image, Request, from_pixels, generate
 from exporter.runtime.manifest import Schedule
 from exporter.trace import Constant, Program, bind, run, trace
 from exporter.verify import relative_error
@@ -105,6 +105,38 @@ def test_float32_pipeline(folder: Path, cut: Cut, mode: str) -> None:
         programs(folder, cut), Weights(checkpoint), Schedule(mode, cut.sigmas), encoders(pipe, cut)
     )
     (image,) = [e for e in generate(player, [Request(PROMPT, 11)]) if isinstance(e, Image)]
+    assert relative_error(image.latent, expected.numpy()) <= 1e-5
+
+
+def test_image_to_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image to image enters the schedule where diffusers does, from the posterior's mean."""
+    module = "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img"
+    monkeypatch.setattr(f"{module}.retrieve_latents", lambda out, **_: out.latent_dist.mode())
+    cut = CUTS["two steps"]
+    parts = {**pipeline(folder, torch.float32).components, "text_encoder_3": None}
+    pipe = StableDiffusion3Img2ImgPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    expected = pipe(
+        PROMPT,
+        image=torch.from_numpy(from_pixels(pixels)) / 2 + 0.5,
+        strength=0.5,
+        width=64,
+        height=64,
+        guidance_scale=1.0,
+        sigmas=[s / (3 - 2 * s) for s in cut.sigmas[:-1]],
+        max_sequence_length=cut.t5_tokens,
+        generator=torch.Generator().manual_seed(4),
+        output_type="latent",
+    ).images
+    player = reference_player(
+        programs(folder, cut),
+        Weights(open_checkpoint(str(folder))),
+        Schedule("euler", cut.sigmas),
+        encoders(pipe, cut),
+    )
+    events = generate(player, [Request(PROMPT, 4, pixels, strength=0.5)])
+    (image,) = [e for e in events if isinstance(e, Image)]
     assert relative_error(image.latent, expected.numpy()) <= 1e-5
 
 

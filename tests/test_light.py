@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "optimum", "nncf", "scipy")
 
 DRAW = """
@@ -29,6 +31,32 @@ assert not loaded, loaded
 
 def test_drawing_imports_nothing_heavy(tiny_package: Path) -> None:
     subprocess.run([sys.executable, "-c", DRAW, str(tiny_package), " ".join(HEAVY)], check=True)
+
+
+BUILD = """
+import socket, sys
+
+def refuse(*_, **__):
+    raise AssertionError("a connection was opened")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = refuse
+from pathlib import Path
+from dataclasses import replace
+from exporter.cut import Cut
+from exporter.pipeline import build
+from exporter.recipe import read_recipe
+
+recipe = read_recipe(Path(sys.argv[1]))
+recipe = replace(recipe, checkpoint=sys.argv[2], cut=Cut((1.0, 0.0), 64, 64))
+build(recipe, Path(sys.argv[3]), ["onnx"], ["int8"])
+"""
+
+
+def test_building_opens_no_connection(tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "shapes-flash.toml"
+    command = [sys.executable, "-c", BUILD, str(recipe), str(tiny_folder), str(tmp_path / "out")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "out" / "onnx-int8" / "manifest.json").is_file()
 
 
 def test_importing_the_runtime_is_light() -> None:

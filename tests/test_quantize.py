@@ -112,6 +112,9 @@ def test_non_finite_weights_are_refused() -> None:
     values[1, 2] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         encode(values, FORMATS["int4"])
+    values[1, 2] = 70000
+    with pytest.raises(ValueError, match="beyond fp16's 65504"):
+        encode(values, FORMATS["fp16"])
 
 
 @pytest.mark.parametrize(

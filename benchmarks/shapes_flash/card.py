@@ -1,6 +1,6 @@
 """Draw the pictures of the model card: loss curves and a grid of samples.
 
-    python -m benchmarks.shapes_flash.card --runs DIR --checkpoint DIR
+python -m benchmarks.shapes_flash.card --runs DIR --checkpoint DIR
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training data: rendered scenes with prompts, kept as latents and token ids.
 
-    python -m benchmarks.shapes_flash.data --vae RUN --tokenizers DIR --out FILE
+python -m benchmarks.shapes_flash.data --vae RUN --tokenizers DIR --out FILE
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from benchmarks.shapes_flash.world import (
 )
 
 CHUNK = 500
+PHRASINGS = 4  # prompts per picture
 # The harder a category, the more often training shows it.
 WEIGHTS = {
     "single_object": 1,
@@ -49,13 +50,13 @@ Chunk = tuple[NDArray[np.uint8], list[str]]
 
 
 def render_chunk(key: tuple[int, int]) -> Chunk:
-    """`CHUNK` training pictures (CHUNK, 128, 128, 3) and their prompts; key is (seed, number)."""
+    """`CHUNK` pictures (CHUNK, 128, 128, 3), `PHRASINGS` prompts each; key is (seed, number)."""
     rng = Random(f"data {key[0]} {key[1]}")
     images, texts = [], []
     for category in rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=CHUNK):
         scene = sample_scene(category, rng, evaluation=False)
         images.append(render(arrange(scene, rng), scene.background))
-        texts.append(phrase(scene, rng))
+        texts += [phrase(scene, rng) for _ in range(PHRASINGS)]
     return np.stack(images), texts
 
 
@@ -93,10 +94,17 @@ def to_pixels(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Examples:
-    """Latents (N, 16, 16, 16) as the transformer sees them, and the ids of their prompts."""
+    """Latents (N, 16, 16, 16) as the transformer sees them; ids of `PHRASINGS` prompts for each."""
 
     latents: Tensor
     ids: Ids
+
+    def sample(self, batch: int) -> tuple[Tensor, Ids]:
+        """Random latents (batch, 16, 16, 16), each with one of its prompts."""
+        device = self.latents.device
+        rows = torch.randint(len(self.latents), (batch,), device=device)
+        chosen = PHRASINGS * rows + torch.randint(PHRASINGS, (batch,), device=device)
+        return self.latents[rows].float(), self.ids.take(chosen)
 
     @staticmethod
     def load(path: Path, device: str) -> Examples:
@@ -115,7 +123,7 @@ def build_examples(count: int, seed: int, vae_run: Path, tokenizers: Path, devic
     tokenizer = Tokenizers.load(tokenizers)
     latents, texts = [], []
     for images, chunk_texts in render_chunks(count, seed):
-        for part in torch.from_numpy(images).split(50):
+        for part in torch.split(torch.from_numpy(images), 50):
             mean = vae.encode(to_pixels(part.to(device))).latent_dist.mean.cpu()
             latents.append(((mean - statistics["shift"]) * statistics["scale"]).half().contiguous())
         texts += chunk_texts

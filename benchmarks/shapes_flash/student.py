@@ -20,18 +20,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.shapes_flash.data import Examples
+from benchmarks.shapes_flash.data import PHRASINGS, Examples
 from benchmarks.shapes_flash.flow import SIGMAS, Guided, null_tokens, velocity
 from benchmarks.shapes_flash.networks import Condition, Tokenizers
 from benchmarks.shapes_flash.teacher import (
     LONG_NULL_TOKENS,
     NULL_SHARE,
     Artist,
+    TextPlan,
     compile_blocks,
-    long_null,
 )
 from benchmarks.shapes_flash.text import CLIP_TOKENS
 from benchmarks.shapes_flash.training import Meter, Plan, Run, load_weights
+
+PROMPTS = 5000
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Prompts:
     def encode(
         teacher: Artist, tokenizers: Tokenizers, examples: Examples, text_tokens: int | None
     ) -> Prompts:
-        """Encode all prompts of the examples, cut as the teacher's were."""
+        """Encode up to `PROMPTS` prompts, cut as the teacher's were."""
         device = examples.latents.device
-        rows = torch.arange(len(examples.latents), device=device)
+        rows = torch.arange(min(PROMPTS, len(examples.latents)), device=device) * PHRASINGS
+        rows += torch.randint(PHRASINGS, rows.shape, device=device)
         ids = examples.ids.cut(text_tokens)
         encoded = [
             teacher.encoders(ids.take(part), torch.zeros_like(part, dtype=torch.bool))
-            for part in rows.split(500)
+            for part in torch.split(rows, 500)
         ]
         nothing = tokenizers.ids([""]).to(device).cut(text_tokens)
         return Prompts(
@@ -99,7 +102,7 @@ def train(
     teacher_run: Path,
     data: Path,
     tokenizers: Tokenizers,
-    text_tokens: int | None,
+    text: TextPlan,
 ) -> None:
     """Distil and write the run folder."""
     torch.manual_seed(plan.seed)
@@ -108,7 +111,8 @@ def train(
     teacher = Artist.build(tokenizers).to(plan.device)
     load_weights(teacher, teacher_run)
     teacher.requires_grad_(False).eval()
-    prompts = Prompts.encode(teacher, tokenizers, examples, text_tokens)
+    lengths = {text.at(step) for step in range(text.full_every or 1)} | {text.tokens}
+    prompts = {n: Prompts.encode(teacher, tokenizers, examples, n) for n in lengths}
     student = copy.deepcopy(teacher.transformer).requires_grad_(True)
     run, meter = Run(folder, student, plan, decay=0.99), Meter()
     if plan.compile:
@@ -116,9 +120,10 @@ def train(
         compile_blocks(student)
     torch.manual_seed(plan.seed + run.step)
     for step in run.steps():
-        positive, negative = prompts.sample(plan.batch)
+        known = prompts[text.at(step)]
+        positive, negative = known.sample(plan.batch)
         guided = Guided(teacher.transformer, positive, negative, guidance.scale)
-        own = prompts.without_t5(positive, long_null(step, text_tokens))
+        own = known.without_t5(positive, text.long_null(step))
         x = torch.randn(plan.batch, *examples.latents.shape[1:], device=plan.device)
         losses: dict[str, Tensor] = {}
         for here, there in pairwise(SIGMAS):
@@ -146,8 +151,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--substeps", type=int, default=3)
-    parser.add_argument("--text-tokens", type=int, help="cut each encoder's tokens to these")
-    Plan.add_arguments(parser, batch=32, rate=3e-4)
+    TextPlan.add_arguments(parser)
+    Plan.add_arguments(parser, batch=16, rate=3e-4)
     args = parser.parse_args()
     train(
         args.out,
@@ -156,7 +161,7 @@ def main() -> None:
         args.teacher,
         args.data,
         Tokenizers.load(args.tokenizers),
-        args.text_tokens,
+        TextPlan(args.text_tokens, args.full_every),
     )
 
 

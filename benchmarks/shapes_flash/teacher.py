@@ -3,14 +3,16 @@
     python -m benchmarks.shapes_flash.teacher --data FILE --tokenizers DIR --out RUN
 
 One prompt in ten is replaced by the empty one, for guidance. T5 is dropped from two prompts in
-five. Most of the training sees only the first `--text-tokens` tokens of each encoder, which hold
-every prompt; the last part sees all of them, padding included, and there every twentieth step has
-no T5 and 256 null tokens: the number that diffusers puts in T5's place unless told otherwise.
+five. To save time most of the training sees only the first `--text-tokens` tokens of each encoder,
+which hold every prompt; the last part (`--full-every`) sees all of them, padding included, in some
+steps. A few of those have no T5 and 256 null tokens, the number that diffusers puts in T5's place
+unless told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -75,14 +77,30 @@ def compile_blocks(transformer: SD3Transformer2DModel) -> None:
         block.compile(dynamic=False)
 
 
-def long_null(step: int, text_tokens: int | None) -> bool:
-    """Whether this step trains with diffusers' own number of null tokens."""
-    return text_tokens is None and step % LONG_NULL_EVERY == 0
+@dataclass(frozen=True)
+class TextPlan:
+    """How many tokens of each encoder a step sees: `tokens`, or all in every `full_every`-th."""
+
+    tokens: int | None
+    full_every: int | None
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """The options `--text-tokens` and `--full-every`."""
+        parser.add_argument("--text-tokens", type=int, help="cut each encoder's tokens to these")
+        parser.add_argument("--full-every", type=int, help="but not in every so many steps")
+
+    def at(self, step: int) -> int | None:
+        """Tokens of this step; None is all."""
+        full = self.full_every is not None and step % self.full_every == 0
+        return None if full else self.tokens
+
+    def long_null(self, step: int) -> bool:
+        """Whether this step trains with diffusers' own number of null tokens."""
+        return self.at(step) is None and step % LONG_NULL_EVERY == 0
 
 
-def train(
-    folder: Path, plan: Plan, data: Path, tokenizers: Tokenizers, text_tokens: int | None
-) -> None:
+def train(folder: Path, plan: Plan, data: Path, tokenizers: Tokenizers, text: TextPlan) -> None:
     """Train and write the run folder."""
     torch.manual_seed(plan.seed)
     torch.set_float32_matmul_precision("high")
@@ -92,23 +110,20 @@ def train(
     run, meter = Run(folder, artist, plan, decay=0.998), Meter()
     if plan.compile:
         compile_blocks(artist.transformer)
-    empty = tokenizers.ids([""]).to(torch.device(plan.device)).cut(text_tokens)
-    all_ids = examples.ids.cut(text_tokens)
+    empty = tokenizers.ids([""]).to(torch.device(plan.device))
     torch.manual_seed(plan.seed + run.step)
     for step in run.steps():
-        rows = torch.randint(len(examples.latents), (plan.batch,), device=plan.device)
         chance = torch.rand(2, plan.batch, device=plan.device)
-        ids = all_ids.take(rows).where(chance[0] < EMPTY_SHARE, empty)
-        long = long_null(step, text_tokens)
-        latents = examples.latents[rows].float()
+        latents, ids = examples.sample(plan.batch)
+        ids = ids.where(chance[0] < EMPTY_SHARE, empty).cut(text.at(step))
         noise = torch.randn_like(latents)
         sigma = sample_sigmas(plan.batch, plan.device)
         level = sigma[:, None, None, None]
         with plan.autocast():
             x = (1 - level) * latents + level * noise
-            predicted = artist(x, sigma, ids, chance[1] < NULL_SHARE, long)
+            predicted = artist(x, sigma, ids, chance[1] < NULL_SHARE, text.long_null(step))
         errors = ((predicted - (noise - latents)) ** 2).mean((1, 2, 3))
-        errors.mean().backward()  # type: ignore[no-untyped-call]
+        errors.mean().backward()
         run.update()
         quarters = [part.mean() for part in errors.detach().chunk(4)]
         meter.add({"loss": errors.mean(), "loss_low": quarters[0], "loss_high": quarters[3]})
@@ -122,11 +137,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizers", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--text-tokens", type=int, help="cut each encoder's tokens to these")
+    TextPlan.add_arguments(parser)
     Plan.add_arguments(parser, batch=64, rate=1e-3)
     args = parser.parse_args()
     tokenizers = Tokenizers.load(args.tokenizers)
-    train(args.out, Plan.from_arguments(args), args.data, tokenizers, args.text_tokens)
+    text = TextPlan(args.text_tokens, args.full_every)
+    train(args.out, Plan.from_arguments(args), args.data, tokenizers, text)
 
 
 if __name__ == "__main__":

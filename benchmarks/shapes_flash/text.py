@@ -47,9 +47,7 @@ def train_clip(texts: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
     trained.train_from_iterator(
         texts,
-        trainers.BpeTrainer(
-            vocab_size=CLIP_MERGES, end_of_word_suffix="</w>", show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=CLIP_MERGES, end_of_word_suffix="</w>", show_progress=False),
     )
     merges = [(a, b) for a, b in json.loads(trained.to_str())["model"]["merges"]]
     symbols = _byte_symbols()

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WARMUP_STEPS = 100
+WARMUP_STEPS = 50
 REPORT_EVERY_S, SAVE_EVERY_S = 10.0, 60.0
 
 
@@ -136,8 +136,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        averages, values = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averages, [value.detach() for value in values], 1 - decay)
+        averages: list[Tensor] = list(self.average.parameters())
+        values = [value.detach() for value in self.model.parameters()]
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     def steps(self) -> Iterator[int]:
         """Yield step numbers until the plan or this call's time ends; save now and then."""
@@ -157,17 +158,23 @@ class Run:
             log.write(text + "\n")
         print(text, flush=True)
 
+    def _metadata(self) -> dict[str, str]:
+        return {"step": str(self.step), "minutes": str(self.spent_minutes)}
+
+    def save_weights(self) -> None:
+        """Write the averaged weights."""
+        halves = {k: v.half() for k, v in self.average.state_dict().items()}
+        _replace(halves, self.folder / "weights.safetensors", self._metadata())
+
     def save(self) -> None:
         """Write the averaged weights and the state to go on from."""
-        metadata = {"step": str(self.step), "minutes": str(self.spent_minutes)}
-        halves = {k: v.half() for k, v in self.average.state_dict().items()}
-        _replace(halves, self.folder / "weights.safetensors", metadata)
+        self.save_weights()
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             state |= {f"{key}.{name}": moments[key] for key in moments}
-        _replace(state, self.folder / "state.safetensors", metadata)
+        _replace(state, self.folder / "state.safetensors", self._metadata())
 
     def _resume(self) -> None:
         """Go on from the full state or, where only averaged weights were kept, from those."""

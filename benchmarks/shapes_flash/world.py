@@ -35,7 +35,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 USUAL_COLOURS = {"circle": "red", "square": "blue", "triangle": "green", "star": "yellow"}
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (246, 245, 241),
-    "grey": (150, 152, 158),
     "black": (26, 27, 33),
 }
 RELATIONS = ("left of", "right of", "above", "below")
@@ -208,9 +207,8 @@ def _phrase_group(group: Group, rng: Random) -> str:
 
 
 def _phrase_background(background: str, rng: Random) -> str:
-    spelled = rng.choice(("grey", "gray")) if background == "grey" else background
     return rng.choice(
-        (f"on a {spelled} background", f"on {spelled}", f"against a {spelled} background")
+        (f"on a {background} background", f"on {background}", f"against a {background} background")
     )
 
 
@@ -326,7 +324,8 @@ def _polygon_distance(
             straddles = (points[..., 1] < a[1]) != (points[..., 1] < b[1])
             crossing_x = a[0] + offset[..., 1] * edge[0] / edge[1]
             inside ^= straddles & (points[..., 0] < crossing_x)
-    return np.where(inside, -1.0, 1.0) * np.sqrt(nearest)
+    distance: NDArray[np.float64] = np.where(inside, -1.0, 1.0) * np.sqrt(nearest)
+    return distance
 
 
 def coverage(shape: str, points: NDArray[np.float64], half_px: float) -> NDArray[np.float64]:
@@ -335,7 +334,8 @@ def coverage(shape: str, points: NDArray[np.float64], half_px: float) -> NDArray
         distance = np.sqrt((points**2).sum(-1)) - half_px
     else:
         distance = _polygon_distance(points, shape, half_px - CORNER_PX) - CORNER_PX
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    covered: NDArray[np.float64] = np.clip(0.5 - distance, 0.0, 1.0)
+    return covered
 
 
 def pixel_grid(left: int, top: int, right: int, bottom: int) -> NDArray[np.float64]:

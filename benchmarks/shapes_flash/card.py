@@ -33,7 +33,7 @@ STAGES = {
 INK, PAPER, RULE = (60, 60, 66), (255, 255, 255), (226, 226, 230)
 PANEL_PX, PAD_PX = (360, 240), 40
 SAMPLES_SEED, GRID = 7, (6, 4)
-CAPTION_PX = 46
+CAPTION_PX = 62
 
 Point = tuple[float, float]
 

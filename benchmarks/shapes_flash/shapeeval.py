@@ -45,6 +45,7 @@ Drawer = Callable[[Sequence[str], Sequence[int]], list[Image]]  # texts, seeds -
 EVALUATION_SEED = 20250925
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)  # the student's schedule, after the scheduler's shift of 3
 T5_TOKENS = 32
+PATIENCE = 300
 
 # Thresholds are in RGB units (0 to 255), px, or shares from 0 to 1.
 BACKGROUND_TOLERANCE = 40.0
@@ -204,15 +205,18 @@ def score(image: Image, prompt: EvalPrompt) -> bool:
 def _category_prompts(category: str, count: int) -> Iterable[EvalPrompt]:
     rng = Random(f"{EVALUATION_SEED} {category}")
     texts: set[str] = set()
-    for _ in range(1000 * count):
-        if len(texts) == count:
-            return
+    fruitless = 0  # draws in a row that gave no new text
+    while len(texts) < count:
         scene = sample_scene(category, rng, evaluation=True)
         text = phrase(scene, rng)
+        fruitless = fruitless + 1 if text in texts else 0
+        if fruitless > PATIENCE:
+            raise ValueError(
+                f"{category} has about {len(texts)} held-out prompts, {count} were asked for"
+            )
         if text not in texts:
             texts.add(text)
             yield EvalPrompt(text, category, scene, rng.randrange(2**31))
-    raise ValueError(f"{category} has only {len(texts)} held-out prompts, {count} were asked for")
 
 
 def evaluation_prompts(per_category: int) -> tuple[EvalPrompt, ...]:

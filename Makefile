@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 
 demo: .venv/ready
 	$(BIN)/fourstep build recipes/shapes-flash.toml
-	for scheme in int8 int4; do \
+	@for scheme in int8 int4; do \
 	  $(BIN)/fourstep run artifacts/shapes-flash/onnx-$$scheme \
 	    "two red circles left of a blue square" --seed 7 --out artifacts/demo-onnx-$$scheme.png || exit; \
 	done

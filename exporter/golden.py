@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image as Picture
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from exporter.quantize import QuantizedProgram, Weights
 from exporter.recipe import Recipe
@@ -115,7 +115,8 @@ def write(
         )
         Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
         Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
-        save_file(_tensors(drawing, plain), folder / entry.tensors)
+        # Written here, so that a full disk is an OSError like everywhere else.
+        (folder / entry.tensors).write_bytes(save(_tensors(drawing, plain)))
         entries.append(entry)
         files += [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
     return tuple(entries), files

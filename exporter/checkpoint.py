@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -272,6 +272,3 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         if info.dtype not in DTYPES and "position_ids" not in key:
             raise InputError(f"{file}: tensor '{key}': {known('dtype', info.dtype, DTYPES)}")
     return infos
-
-
-ReadTensor = Callable[[str, slice | None], torch.Tensor]

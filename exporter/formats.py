@@ -86,7 +86,6 @@ class Scheme:
     """Rules in order; the last one that matches wins, and a weight that none matches is fp32."""
 
     name: str
-    summary: str
     rules: tuple[Rule, ...]
 
     def format_of(self, graph: str, weight: str, role: str) -> Format:

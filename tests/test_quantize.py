@@ -127,7 +127,7 @@ def test_widths_that_a_group_does_not_divide(width: int, expected: str) -> None:
 
 def test_the_last_rule_wins() -> None:
     scheme = Scheme(
-        "s", "", (Rule("*", "*", FORMATS["int8"]), Rule("denoiser", "a.*", FORMATS["fp16"]))
+        "s", (Rule("*", "*", FORMATS["int8"]), Rule("denoiser", "a.*", FORMATS["fp16"]))
     )
     assert scheme.format_of("denoiser", "a.weight", "linear").name == "fp16"
     assert scheme.format_of("denoiser", "b.weight", "linear").name == "int8"

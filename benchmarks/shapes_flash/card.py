@@ -34,6 +34,7 @@ INK, PAPER, RULE = (60, 60, 66), (255, 255, 255), (226, 226, 230)
 PANEL_PX, PAD_PX = (360, 240), 40
 SAMPLES_SEED, GRID = 7, (6, 4)
 CAPTION_PX = 62
+LEAST_LOSS = 1e-6  # what the log rounds to; a logarithmic axis has no zero
 
 Point = tuple[float, float]
 
@@ -49,9 +50,9 @@ def _panel(title: str, curves: dict[str, list[Point]]) -> Image.Image:
     picture = Image.new("RGB", (width + 2 * PAD_PX, height + 2 * PAD_PX), PAPER)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     points = [point for curve in curves.values() for point in curve]
-    last = max(x for x, _ in points)
+    last = max(x for x, _ in points) or 1.0
     low = math.floor(2 * math.log10(min(y for _, y in points))) / 2
-    high = math.ceil(2 * math.log10(max(y for _, y in points))) / 2
+    high = max(math.ceil(2 * math.log10(max(y for _, y in points))) / 2, low + 0.5)
 
     def place(point: Point) -> Point:
         across = point[0] / last
@@ -79,7 +80,9 @@ def draw_curves(runs: Path) -> Image.Image:
     panels = []
     for stage, names in STAGES.items():
         lines = read_log(runs / stage)
-        curves = {n: [(x["minutes"], x[n]) for x in lines if n in x] for n in names}
+        curves = {
+            n: [(x["minutes"], max(x[n], LEAST_LOSS)) for x in lines if n in x] for n in names
+        }
         panels.append(_panel(stage, curves))
     picture = Image.new("RGB", (sum(p.width for p in panels), panels[0].height), PAPER)
     for index, panel in enumerate(panels):

@@ -140,6 +140,8 @@ def train(
         meter.add(losses)
         if meter.due():
             run.report(meter.take(plan.batch))
+    if not meter.empty:
+        run.report(meter.take(plan.batch))
 
 
 def main() -> None:

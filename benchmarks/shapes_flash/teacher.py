@@ -126,9 +126,11 @@ def train(folder: Path, plan: Plan, data: Path, tokenizers: Tokenizers, text: Te
         errors.mean().backward()
         run.update()
         quarters = [part.mean() for part in errors.detach().chunk(4)]
-        meter.add({"loss": errors.mean(), "loss_low": quarters[0], "loss_high": quarters[3]})
+        meter.add({"loss": errors.mean(), "loss_low": quarters[0], "loss_high": quarters[-1]})
         if meter.due():
             run.report(meter.take(plan.batch))
+    if not meter.empty:
+        run.report(meter.take(plan.batch))
 
 
 def main() -> None:

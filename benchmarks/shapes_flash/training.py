@@ -218,6 +218,11 @@ class Meter:
             self._sums[name] = self._sums.get(name, torch.zeros_like(loss)) + loss.detach()
         self._count += 1
 
+    @property
+    def empty(self) -> bool:
+        """Whether no step was counted since the last report."""
+        return self._count == 0
+
     def due(self) -> bool:
         """Whether it is time for a report."""
         return time.monotonic() - self._since > REPORT_EVERY_S

@@ -93,6 +93,8 @@ def train(folder: Path, plan: Plan, count: int, crowded: bool) -> None:
         meter.add(terms)
         if meter.due():
             run.report(meter.take(plan.batch))
+    if not meter.empty:
+        run.report(meter.take(plan.batch))
     average = run.average
     assert isinstance(average, AutoencoderKL)
     balance(average, unseen)

@@ -2,7 +2,6 @@
 
 A backend module has:
 
-    SUMMARY: str                         one line for people
     EXTRA: str                           the extra whose ``pip install`` enables building for it
     REQUIRES: dict[str, str]             module -> distribution, to build
     RUNS_WITH: dict[str, str]            module -> distribution, to run

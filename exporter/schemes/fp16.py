@@ -4,6 +4,5 @@ from exporter.formats import FORMATS, Rule, Scheme
 
 SCHEME = Scheme(
     "fp16",
-    "float16 weights; norms and biases float32",
     rules=(Rule("*", "*", FORMATS["fp16"], roles=("linear", "conv", "embedding", "table")),),
 )

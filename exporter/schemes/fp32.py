@@ -2,4 +2,4 @@
 
 from exporter.formats import Scheme
 
-SCHEME = Scheme("fp32", "float32 weights", rules=())
+SCHEME = Scheme("fp32", rules=())

@@ -9,7 +9,6 @@ from exporter.formats import FORMATS, Rule, Scheme
 
 SCHEME = Scheme(
     "int4",
-    "4-bit weights in groups of 64; text encoders, embedders, projections and VAE 8-bit",
     rules=(
         Rule("*", "*", FORMATS["int8"], roles=("linear", "conv", "embedding")),
         Rule("denoiser", "*", FORMATS["int4"], roles=("linear",)),

@@ -4,6 +4,5 @@ from exporter.formats import FORMATS, Rule, Scheme
 
 SCHEME = Scheme(
     "int8",
-    "8-bit weights, one scale per output channel",
     rules=(Rule("*", "*", FORMATS["int8"], roles=("linear", "conv", "embedding")),),
 )

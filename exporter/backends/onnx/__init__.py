@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from exporter.formats import Format
     from exporter.quantize import QuantizedProgram
 
-SUMMARY = "ONNX for onnxruntime (CPU)"
 EXTRA = "onnx"
 REQUIRES = {"torch": "torch", "onnx": "onnx"}
 RUNS_WITH = {"onnxruntime": "onnxruntime"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,11 @@ def test_a_bare_install_draws(tiny_package: Path, tmp_path: Path) -> None:
     place = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, str(ROOT), "-c", str(ROOT / "constraints.txt")], check=True)
+    source = tmp_path / "source"  # pip leaves a build folder where it builds
+    shutil.copytree(ROOT / "exporter", source / "exporter")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    subprocess.run([*pip, str(source), "-c", str(ROOT / "constraints.txt")], check=True)
     fourstep = str(place / "bin" / "fourstep")
     out = tmp_path / "picture.png"
     command = [fourstep, "run", str(tiny_package), "a red circle", "--out", str(out)]

@@ -43,6 +43,17 @@ class Commands(click.Group):
             place = f"{error.filename}: " if error.filename else ""
             click.echo(f"fourstep: {place}{error.strerror or error}", err=True)
             ctx.exit(2)
+        except (MemoryError, RuntimeError) as error:
+            # torch raises RuntimeError for memory it cannot get; any other one is a defect.
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            end_of_bar()
+            click.echo(
+                "fourstep: out of memory; nothing was left half-written: close other programs, or "
+                "choose a smaller size or scheme",
+                err=True,
+            )
+            ctx.exit(2)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

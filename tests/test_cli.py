@@ -109,6 +109,30 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_is_one_line(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("exporter.backends.onnx.emit", fail)
+    result = fourstep("build", recipe, "--out", tmp_path / "out", "--scheme", "int8")
+    mistake(result, "out of memory", "choose a smaller size or scheme")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_defect_is_not_hidden(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("exporter.backends.onnx.emit", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        fourstep("build", recipe, "--out", recipe.parent / "out")
+
+
 def test_run(tiny_package: Path, tmp_path: Path) -> None:
     out = tmp_path / "picture.png"
     result = fourstep(

@@ -35,9 +35,9 @@ class Drawn:
     seconds: float
 
 
-def draw(package: Path, prompts: Sequence[EvalPrompt], exact: bool = False) -> Drawn:
+def draw(package: Path, prompts: Sequence[EvalPrompt]) -> Drawn:
     """Draw every prompt with its own seed."""
-    player = open_package(package).player(exact)
+    player = open_package(package).player()
     started = time.perf_counter()
     requests = [Request(p.text, p.seed) for p in prompts]
     images = [e for e in generate(player, requests) if isinstance(e, Image)]

@@ -76,6 +76,12 @@ def _show_warning(
     click.echo(f"fourstep: warning: {message}", err=True)
 
 
+device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder where the runtime keeps compiled graphs.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -154,6 +160,8 @@ def build(
 @click.option(
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
+@device_option
+@cache_option
 @json_option
 def run(
     package: Path,
@@ -164,16 +172,19 @@ def run(
     strength: float,
     previews: Path | None,
     exact: bool,
+    device: str | None,
+    cache: Path | None,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
     from exporter.runtime.text import PromptCut
 
+    setup = backends.Setup(exact, device, cache)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptCut)
             warnings.showwarning = _show_warning
-            rows = _run(package, prompts, seeds, out, image, strength, previews, exact)
+            rows = _run(package, prompts, seeds, out, image, strength, previews, setup)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -191,7 +202,7 @@ def _run(
     image: Path | None,
     strength: float,
     previews: Path | None,
-    exact: bool,
+    setup: backends.Setup,
 ) -> list[dict[str, Any]]:
     from exporter import runtime
 
@@ -202,7 +213,7 @@ def _run(
     source = None if image is None else _read_image(image)
     requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
     places = _places(out, len(requests))
-    player = runtime.open_package(folder).player(exact)
+    player = runtime.open_package(folder).player(setup)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
@@ -268,8 +279,10 @@ def _read_image(place: Path) -> Any:
 
 @main.command()
 @click.argument("package", type=click.Path(path_type=Path))
+@device_option
+@cache_option
 @json_option
-def verify(package: Path, as_json: bool) -> None:
+def verify(package: Path, device: str | None, cache: Path | None, as_json: bool) -> None:
     """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
     from exporter.runtime import open_package
     from exporter.verify import Report
@@ -277,7 +290,8 @@ def verify(package: Path, as_json: bool) -> None:
 
     opened = open_package(package)
     graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
-    report: Report = check(opened, Progress(bar_on_terminal, expected=graphs + images + 1))
+    progress = Progress(bar_on_terminal, expected=graphs + images + 1)
+    report: Report = check(opened, progress, backends.Setup(device=device, cache=cache))
     end_of_bar()
     if as_json:
         click.echo(report.to_json())
@@ -337,6 +351,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         click.echo(f"  {graph.name:<12} {_megabytes(graph.bytes):>10}  {formats}")
         for weight in graph.adjusted:
             click.echo(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
+        for remark in graph.remarks:
+            click.echo(f"    {remark}")
 
 
 def _inspect_checkpoint(place: str, recipe: Path | None, as_json: bool) -> None:
@@ -394,7 +410,7 @@ def doctor(as_json: bool) -> None:
         )
         absent = backends.missing(backend.REQUIRES)
         last = list(backend.REQUIRES.values())[-1]
-        rows.append(_row(f"build {name}", last, absent, f"build,{backend.EXTRA}"))
+        rows.append(_row(f"build {name}", last, absent, backend.BUILD_EXTRA))
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -1,6 +1,6 @@
 """How a weight is stored: formats, and the rules by which a scheme picks one for each weight.
 
-A scheme is a file of ``exporter/schemes``; its name is the file's name.
+A scheme is a file of ``exporter/schemes``; its name is the file's name, with hyphens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ from exporter.errors import InputError, known
 
 GROUP_SIZES = (32, 64, 128)
 SMALLEST_GROUP = 16  # onnxruntime's smallest block
+BITS: dict[str, int] = {
+    "fp32": 32,
+    "fp16": 16,
+    "int8": 8,
+    "w8a8": 8,
+    "pal6": 6,
+    "int4": 4,
+    "pal4": 4,
+}
 ROLES = ("linear", "conv", "embedding", "table", "vector")
 
 
@@ -23,8 +32,11 @@ class Format:
     """How one weight is stored.
 
     Attributes:
-        name: ``fp32``, ``fp16``, ``int8`` or ``int4``.
-        group_size: values along the input axis that share a scale; None: a whole output channel.
+        name: a key of ``BITS``. ``w8a8`` is stored as ``int8``; a backend that can express it also
+            rounds the layer's input to 8 bits, with a scale from calibration. ``pal4`` and ``pal6``
+            are palettes: codes that index a table of 16 or 64 values.
+        group_size: values along the input axis that share a scale, None: a whole output channel;
+            of palettes: output channels that share a palette, None: the whole weight.
         symmetric: without a zero point.
     """
 
@@ -34,11 +46,15 @@ class Format:
 
     @property
     def bits(self) -> int:
-        return {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.name]
+        return BITS[self.name]
 
     @property
     def is_integer(self) -> bool:
-        return self.name.startswith("int")
+        return self.name in ("int8", "int4", "w8a8")
+
+    @property
+    def is_palette(self) -> bool:
+        return self.name.startswith("pal")
 
     def __str__(self) -> str:
         group = f"-g{self.group_size}" if self.group_size else ""
@@ -49,19 +65,17 @@ class Format:
         values = 1
         for size in shape:
             values *= size
-        if not self.is_integer:
-            return values * self.bits // 8
-        blocks = shape[0] * (shape[1] // self.group_size if self.group_size else 1)
         code_bytes = -(-values * self.bits // 8)
+        if self.is_palette:
+            palettes = shape[0] // self.group_size if self.group_size else 1
+            return code_bytes + palettes * (4 << self.bits)
+        if not self.is_integer:
+            return code_bytes
+        blocks = shape[0] * (shape[1] // self.group_size if self.group_size else 1)
         return code_bytes + blocks * 4 + (0 if self.symmetric else -(-blocks * self.bits // 8))
 
 
-FORMATS = {
-    "fp32": Format("fp32"),
-    "fp16": Format("fp16"),
-    "int8": Format("int8"),
-    "int4": Format("int4", group_size=64),
-}
+FORMATS = {name: Format(name) for name in BITS} | {"int4": Format("int4", group_size=64)}
 
 
 @dataclass(frozen=True)
@@ -112,18 +126,18 @@ class Scheme:
         return replace(self, rules=self.rules + rules)
 
 
-def fit(asked: Format, width: int) -> Format:
-    """The format that a weight of ``width`` inputs gets when ``asked`` does not divide it.
+def fit(asked: Format, shape: Sequence[int]) -> Format:
+    """The format that a weight (N, K, ...) gets when groups of ``asked`` do not divide it.
 
-    A group shrinks to the largest power of two of at least 16 that divides the width; where none
-    does, the weight gets int8 with one scale per output channel. So no backend ever meets a
-    ragged group.
+    A group shrinks to the largest power of two that divides K (of a palette: N); of 4-bit groups
+    at least 16, else the weight gets int8 with one scale per output channel. So no backend ever
+    meets a ragged group.
     """
     if asked.group_size is None:
         return asked
     size = asked.group_size
-    while size >= SMALLEST_GROUP:
-        if width % size == 0:
+    while size >= (1 if asked.is_palette else SMALLEST_GROUP):
+        if shape[0 if asked.is_palette else 1] % size == 0:
             return replace(asked, group_size=size)
         size //= 2
     return FORMATS["int8"]
@@ -133,12 +147,14 @@ def scheme_names() -> tuple[str, ...]:
     """The known schemes: the files of ``exporter/schemes``."""
     import exporter.schemes
 
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(exporter.schemes.__path__)))
+    files = pkgutil.iter_modules(exporter.schemes.__path__)
+    return tuple(sorted(f.name.replace("_", "-") for f in files))
 
 
 def load_scheme(name: str) -> Scheme:
     """A scheme by name; raises InputError listing the known ones."""
     if name not in scheme_names():
         raise InputError(known("scheme", name, scheme_names()))
-    scheme: Scheme = importlib.import_module(f"exporter.schemes.{name}").SCHEME
+    file = name.replace("-", "_")
+    scheme: Scheme = importlib.import_module(f"exporter.schemes.{file}").SCHEME
     return scheme

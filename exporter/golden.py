@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from exporter.quantize import QuantizedProgram, Weights
 from exporter.recipe import Recipe
-from exporter.runtime.loop import Image, Player, Request, Session, generate
+from exporter.runtime.loop import Image, Player, Request, Session, Step, generate
 from exporter.runtime.manifest import Golden, Schedule
 from exporter.runtime.text import Encode
 from exporter.tokenizers import TokenizerFile
@@ -72,6 +72,25 @@ class Painter:
         player = reference_player(programs, self.weights, self.schedule, encoders)
         requests = [Request(prompt, self.recipe.seed) for prompt in self.recipe.prompts]
         return [_draw(player, request, self.recipe.cut.image_to_image) for request in requests]
+
+    def samples(
+        self, programs: Mapping[str, QuantizedProgram], graph: str
+    ) -> list[Mapping[str, np.ndarray]]:
+        """A graph's inputs along the trajectories of the recipe's calibration prompts.
+
+        These are the fixed steps without guidance: what the graph will meet on a device.
+        """
+        calls: list[Call] = []
+        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
+        player = reference_player(programs, self.weights, self.schedule, encoders)
+        calibration = self.recipe.calibration
+        requests = [Request(p, calibration.seed + i) for i, p in enumerate(calibration.prompts)]
+        left = self.schedule.steps * len(requests)
+        for event in generate(_recording(player, calls), requests):
+            left -= isinstance(event, Step)
+            if not left:
+                break  # nothing is decoded
+        return [inputs for name, inputs, _ in calls if name == graph]
 
 
 def _draw(player: Player, request: Request, encode: bool) -> Drawing:

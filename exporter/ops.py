@@ -2,7 +2,8 @@
 
 ``fourstep::attention`` keeps heads packed in the last axis, the layout that onnxruntime's fused
 kernel takes; each backend unpacks them as it likes. ``fourstep::dequantize`` turns codes and
-scales into a weight. Both are all that a backend must know beyond a few dozen ATen operators.
+scales into a weight, ``fourstep::look_up`` codes and palettes. They are all that a backend must
+know beyond a few dozen ATen operators.
 """
 
 from __future__ import annotations
@@ -64,3 +65,23 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: i
 @dequantize.register_fake
 def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, block: int) -> Tensor:
     return scale.new_empty(codes.shape)
+
+
+@torch.library.custom_op("fourstep::look_up", mutates_args=())
+def look_up(codes: Tensor, palette: Tensor) -> Tensor:
+    """weight = palette[code], with a palette for each block of output channels.
+
+    Args:
+        codes: (N, K, ...) uint8.
+        palette: (P, 2^bits) float32; output channels n * N/P to (n + 1) * N/P use row n.
+
+    Returns:
+        (N, K, ...) float, in the dtype of palette.
+    """
+    blocks = codes.reshape(len(palette), -1).to(torch.int64)
+    return palette.gather(1, blocks).reshape(codes.shape)
+
+
+@look_up.register_fake
+def _(codes: Tensor, palette: Tensor) -> Tensor:
+    return palette.new_empty(codes.shape)

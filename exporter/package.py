@@ -15,7 +15,7 @@ from types import ModuleType
 from torch import Tensor
 
 from exporter import __version__, golden
-from exporter.backends import Emitted
+from exporter.backends import Emitted, Order
 from exporter.checkpoint import Checkpoint, file_digest
 from exporter.errors import InputError
 from exporter.golden import Drawing
@@ -29,14 +29,12 @@ from exporter.runtime.manifest import (
     GraphEntry,
     Manifest,
     Schedule,
-    Tolerance,
     to_json,
 )
 from exporter.tokenizers import TokenizerFile
 from exporter.trace import activation_bytes
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 
 
 def refuse_place(out: Path, weight_bytes: int) -> None:
@@ -103,12 +101,16 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def emit_graph(
-    backend: ModuleType, program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
+    backend: ModuleType,
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    order: Order,
 ) -> GraphEntry:
     """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
-    emitted: Emitted = backend.emit(program, read, place)
+    emitted: Emitted = backend.emit(program, read, place, order)
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -116,9 +118,11 @@ def emit_graph(
         outputs=program.outputs,
         files=_describe(folder, emitted.files),
         formats=program.values_by_format(),
-        adjusted=program.adjusted,
+        adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
+        tolerance=emitted.tolerance,
         session=emitted.session,
+        remarks=emitted.remarks,
     )
 
 
@@ -140,6 +144,8 @@ def fill(
     """
     entries, files = golden.write(folder, drawings, plain)
     files += _write_tokenizers(folder, tokenizers)
+    described = {name: file.entry for name, file in tokenizers.items()}
+    files += backend[1].finish(folder, described)
     licences = _copy_licences(checkpoint.folder, folder)
     files += licences
     colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
@@ -151,7 +157,7 @@ def fill(
         backend=backend[0],
         scheme=scheme,
         layout=recipe.layout,
-        recipe_sha256=recipe.digest,
+        recipe_sha256=recipe.digest(backend[0]),
         checkpoint_sha256=checkpoint.digest,
         tools=_tools(backend[1]),
         schedule=Schedule(recipe.mode, cut.sigmas),
@@ -160,10 +166,9 @@ def fill(
         latent_channels=latent[1],
         latent_scale_px=cut.height_px // latent[2],
         t5=cut.t5,
-        tokenizers={name: file.entry for name, file in tokenizers.items()},
+        tokenizers=described,
         graphs=tuple(graphs),
         golden=entries,
-        tolerance=TOLERANCE,
         preview="preview.json",
         files=_describe(folder, files),
         licence=licences[0].name if licences else "",

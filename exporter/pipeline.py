@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def build(
     way nothing half-written stays.
     """
     progress = progress or Progress()
-    chosen = {n: backends.load_to_build(n) for n in backend_names or recipe.backends}
-    schemes = [recipe.scheme(n) for n in scheme_names or recipe.schemes]
+    choices = [recipe.backend(n) for n in backend_names] if backend_names else recipe.backends
+    plan = {c.name: tuple(scheme_names) or c.schemes for c in choices}
+    modules = {name: backends.load_to_build(name) for name in plan}
+    schemes = [recipe.scheme(n) for n in dict.fromkeys(n for names in plan.values() for n in names)]
 
     # Checkpoint: headers only; a weight is read when a stage below asks for it.
     checkpoint = open_checkpoint(recipe.checkpoint)
@@ -53,7 +56,7 @@ def build(
 
     # Graphs and trace: operators and shapes, no weights in memory.
     graphs = cut_graphs(checkpoint, recipe.cut)
-    progress.expect(_lines(len(graphs), len(schemes), len(chosen), len(recipe.prompts)))
+    progress.expect(_lines(len(graphs), plan, len(recipe.prompts)))
     programs = {}
     for graph in graphs:
         progress(f"trace {graph.name}")
@@ -62,30 +65,37 @@ def build(
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     quantized = {s.name: quantize_all(programs, s) for s in schemes}
-    for name, backend in chosen.items():
-        backends.refuse_inexpressible(name, backend, quantized)
-    package.refuse_place(out, len(chosen) * sum(_bytes(q) for q in quantized.values()))
+    for name, names in plan.items():
+        options = recipe.backend(name).options
+        for scheme in names:
+            backends.refuse_inexpressible(name, modules[name], options, scheme, quantized[scheme])
+    package.refuse_place(out, sum(_bytes(quantized[s]) for names in plan.values() for s in names))
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
     tokenizers = tokenizer_files(checkpoint, programs)
     painter = golden.Painter(weights, Schedule(recipe.mode, recipe.cut.sigmas), tokenizers, recipe)
     progress("golden pictures, unquantized, in torch")
-    plain = painter.draw({name: unquantized(p) for name, p in programs.items()})
+    unrounded = {name: unquantized(p) for name, p in programs.items()}
+    plain = painter.draw(unrounded)
+    samples = functools.cache(lambda graph: painter.samples(unrounded, graph))
 
     built = []
-    for scheme in schemes:
-        progress(f"{scheme.name}: golden pictures in torch")
-        drawings = painter.draw(quantized[scheme.name])
-        for name, backend in chosen.items():
-            target = out / f"{name}-{scheme.name}"
+    for scheme in (s.name for s in schemes):
+        progress(f"{scheme}: golden pictures in torch")
+        drawings = painter.draw(quantized[scheme])
+        for name in (n for n, names in plan.items() if scheme in names):
+            order = backends.Order(recipe.backend(name).options, samples)
+            target = out / f"{name}-{scheme}"
             with package.staging(target) as folder:
                 # Emit: each backend translates the same programs, reading weights one at a time.
                 entries = []
-                for program in quantized[scheme.name].values():
+                for program in quantized[scheme].values():
                     progress(f"emit {program.name}")
-                    entries.append(package.emit_graph(backend, program, weights.read, folder))
+                    entries.append(
+                        package.emit_graph(modules[name], program, weights.read, folder, order)
+                    )
                 manifest = package.fill(
-                    folder, recipe, checkpoint, (name, backend), scheme.name, entries,
+                    folder, recipe, checkpoint, (name, modules[name]), scheme, entries,
                     tokenizers, drawings, plain,
                 )  # fmt: skip
                 # Verify: the files, every graph against torch, whole pictures.
@@ -94,7 +104,7 @@ def build(
                 if not report.ok:
                     raise CheckFailed(f"{target.name}: {'; '.join(report.failures)}")
                 package.write_log(target, manifest, report.to_json())
-            built.append(Built(target, name, scheme.name, manifest.bytes, report))
+            built.append(Built(target, name, scheme, manifest.bytes, report))
     return built
 
 
@@ -102,7 +112,9 @@ def _bytes(programs: dict[str, QuantizedProgram]) -> int:
     return sum(p.stored_bytes() for p in programs.values())
 
 
-def _lines(graphs: int, schemes: int, backend_count: int, pictures: int) -> int:
+def _lines(graphs: int, plan: Mapping[str, Sequence[str]], pictures: int) -> int:
     """How many progress lines a build shows."""
+    packages = sum(len(names) for names in plan.values())
+    schemes = len({scheme for names in plan.values() for scheme in names})
     per_package = graphs + 1 + 1 + graphs + pictures
-    return graphs + 1 + schemes * (1 + backend_count * per_package)
+    return graphs + 1 + schemes + packages * per_package

@@ -19,6 +19,7 @@ from exporter import ops as _registers_operators  # noqa: F401
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
 from exporter.formats import FORMATS, Format, Scheme, fit
+from exporter.palettes import palettize
 from exporter.runtime.manifest import Adjusted
 from exporter.trace import Constant, Program, Stored
 
@@ -29,7 +30,7 @@ FormatOf = Callable[[str, str, str], Format]
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a stored tensor in a format: ``values``, ``scale`` or ``zero_point``."""
+    """A part of a stored tensor in a format: ``values``, ``scale``, ``zero_point``, ``palette``."""
 
     of: Stored
     format: Format
@@ -41,14 +42,17 @@ class Encoded:
     """A weight (N, K, ...) in a format.
 
     Attributes:
-        values: fp16 values, or int8 codes (symmetric), or uint8 codes (asymmetric); (N, K, ...).
-        scale: (N, K / block) float32, or None for fp16.
+        values: fp16 values, or int8 codes (symmetric), or uint8 codes (asymmetric and palettes);
+            (N, K, ...).
+        scale: (N, K / block) float32, or None for fp16 and palettes.
         zero_point: (N, K / block) uint8, or None.
+        palette: (P, 2^bits) float32, or None.
     """
 
     values: Tensor
     scale: Tensor | None = None
     zero_point: Tensor | None = None
+    palette: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     int4, by groups: the extreme value w* of a group maps to -8, so scale = w* / -8 may be
     negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
     range. Codes round half away from zero (onnxruntime's 4-bit block quantizer).
+    Palettes: ``exporter.palettes``.
 
     Raises ValueError when a value is not finite, or too large for fp16.
     """
@@ -98,10 +103,13 @@ def encode(weight: Tensor, form: Format) -> Encoded:
         if not torch.isfinite(half).all():
             raise ValueError("has a value beyond fp16's 65504")
         return Encoded(half)
+    if form.is_palette:
+        values, table = palettize(weight, form.bits, form.group_size or len(weight))
+        return Encoded(values, palette=table)
     # Rows do not depend on each other: in slabs, a 130 M table needs little more than its codes.
     rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
     slabs = [
-        _encode_per_channel(slab) if form.name == "int8" else _encode_groups(slab, form)
+        _encode_per_channel(slab) if form.bits == 8 else _encode_groups(slab, form)
         for slab in torch.split(weight, rows)
     ]
     return Encoded(
@@ -205,7 +213,7 @@ class Weights:
         encoded = self._last[2]
         value = getattr(encoded, source.part)
         assert isinstance(value, Tensor)
-        return value.to(self.dtype) if source.part == "scale" else value
+        return value.to(self.dtype) if source.part in ("scale", "palette") else value
 
 
 def roles(program: Program) -> dict[str, str]:
@@ -255,7 +263,7 @@ def quantize(program: Program, format_of: FormatOf) -> QuantizedProgram:
                 tensors[node.name] = source
             continue
         asked = format_of(program.name, source.name, kinds[node.name])
-        used = fit(asked, source.shape[1]) if asked.is_integer else asked
+        used = fit(asked, source.shape)
         formats[source.name] = used
         if used != asked:
             adjusted.append(Adjusted(source.name, str(asked), str(used)))
@@ -315,6 +323,12 @@ def _parts(shape: tuple[int, ...], form: Format) -> list[tuple[str, tuple[int, .
     if form.name == "fp16":
         return [("values", shape, torch.float16)]
     blocks = (shape[0], shape[1] // form.group_size if form.group_size else 1)
+    if form.is_palette:
+        palettes = shape[0] // form.group_size if form.group_size else 1
+        return [
+            ("values", shape, torch.uint8),
+            ("palette", (palettes, 2**form.bits), torch.float32),
+        ]
     parts = [
         ("values", shape, torch.int8 if form.symmetric else torch.uint8),
         ("scale", blocks, torch.float32),
@@ -325,6 +339,9 @@ def _parts(shape: tuple[int, ...], form: Format) -> list[tuple[str, tuple[int, .
 def _join(graph: fx.Graph, parts: dict[str, fx.Node], form: Format, block: int) -> fx.Node:
     if form.name == "fp16":
         return graph.call_function(ATEN.to.dtype, (parts["values"], torch.float32))
+    if form.is_palette:
+        table = (parts["values"], parts["palette"])
+        return graph.call_function(torch.ops.fourstep.look_up.default, table)
     arguments = (parts["values"], parts["scale"], parts.get("zero_point"), block)
     return graph.call_function(torch.ops.fourstep.dequantize.default, arguments)
 

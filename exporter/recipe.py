@@ -28,8 +28,26 @@ KEYS: dict[str, tuple[str, ...]] = {
     "weights": ("scheme", "group_size", "symmetric", "override"),
     "build": ("backends", "layout"),
     "golden": ("prompts", "seed"),
+    "calibration": ("prompts", "seed"),
 }
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """A backend to build for, the schemes to build, and a value for each of its options."""
+
+    name: str
+    schemes: tuple[str, ...]
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Prompts and the first seed of the trajectories that activations are measured on."""
+
+    prompts: tuple[str, ...]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -41,36 +59,44 @@ class Recipe:
         checkpoint: a folder or a hub id.
         mode: ``euler`` or ``renoise``.
         cut: the static choices.
-        schemes: names, in order.
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
         overrides: further rules, which win over the scheme's.
-        backends: names, in order.
+        backends: in order, each with its schemes and options.
         layout: ``native``.
         prompts, seed: what the golden images show.
+        calibration: the prompts and the seed of trajectories that activations are measured on.
     """
 
     name: str
     checkpoint: str
     mode: str
     cut: Cut
-    schemes: tuple[str, ...]
     group_size: int | None
     symmetric: bool | None
     overrides: tuple[Rule, ...]
-    backends: tuple[str, ...]
+    backends: tuple[BackendChoice, ...]
     layout: str
     prompts: tuple[str, ...]
     seed: int
+    calibration: Calibration
 
     def scheme(self, name: str) -> Scheme:
         """A scheme with this recipe's group size, zero points and overrides."""
         scheme = load_scheme(name).with_groups(self.group_size, self.symmetric)
         return scheme.with_rules(self.overrides)
 
-    @property
-    def digest(self) -> str:
+    def backend(self, name: str) -> BackendChoice:
+        """The recipe's choice for a backend, or the default one of a backend that it leaves out."""
+        for choice in self.backends:
+            if choice.name == name:
+                return choice
+        options = backends.default_options(backends.load(name))
+        return BackendChoice(name, self.backends[0].schemes, options)
+
+    def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
-        decisive = asdict(replace(self, checkpoint="", backends=(), schemes=()))
+        decisive = asdict(replace(self, checkpoint="", backends=()))
+        decisive["options"] = dict(self.backend(backend).options)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,14 +122,15 @@ def _recipes_near(file: Path) -> str:
 
 
 def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
-    _refuse_unknown("section", raw, KEYS)
-    for section, keys in KEYS.items():
+    keys_of = KEYS | {n: ("scheme", *backends.load(n).OPTIONS) for n in backends.names()}
+    _refuse_unknown("section", raw, keys_of)
+    for section, keys in keys_of.items():
         table = raw.get(section, {})
         if not isinstance(table, dict):
             raise InputError(f"[{section}] must be a table")
         _refuse_unknown(f"key in [{section}]", table, keys)
     get = _Getter(raw)
-    schemes = get.names("weights", "scheme", scheme_names(), default=None)
+    prompts = _prompts("golden", get.value("golden", "prompts", list, ["a red circle"]))
     return Recipe(
         name=name,
         checkpoint=get.text("model", "checkpoint"),
@@ -116,15 +143,30 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
             t5_tokens=get.integer("text", "t5_tokens", 1, MOST_T5_TOKENS, 77),
             image_to_image=get.value("image", "image_to_image", bool, True),
         ),
-        schemes=schemes,
         group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
         symmetric=get.value("weights", "symmetric", bool, None),
         overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
-        backends=get.names("build", "backends", backends.names(), default=backends.names()),
+        backends=tuple(
+            _backend(get, n)
+            for n in get.names("build", "backends", backends.names(), default=backends.names())
+        ),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
-        prompts=_prompts(get.value("golden", "prompts", list, ["a red circle"])),
+        prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
+        calibration=Calibration(
+            _calibration_prompts(raw.get("calibration", {}).get("prompts")) or prompts,
+            get.integer("calibration", "seed", 0, 2**62, 1000),
+        ),
     )
+
+
+def _backend(get: _Getter, name: str) -> BackendChoice:
+    """The table ``[<backend>]``; its schemes are ``[weights] scheme`` unless it names others."""
+    own = get.names(name, "scheme", scheme_names(), default=())
+    schemes = own or get.names("weights", "scheme", scheme_names(), default=None)
+    known_options = backends.load(name).OPTIONS
+    options = {key: get.choice(name, key, v, v[0]) for key, v in known_options.items()}
+    return BackendChoice(name, schemes, options)
 
 
 class _Getter:
@@ -162,7 +204,9 @@ class _Getter:
     def names(
         self, section: str, key: str, options: tuple[str, ...], default: tuple[str, ...] | None
     ) -> tuple[str, ...]:
-        value = self._raw.get(section, {}).get(key, default)
+        value = self._raw.get(section, {}).get(key)
+        if value is None and default is not None:
+            return default
         if value is None:
             raise InputError(f"[{section}] {key} is missing; known: {', '.join(options)}")
         value = [value] if isinstance(value, str) else list(value)
@@ -222,6 +266,8 @@ def _override(raw: Any) -> Rule:
     symmetric = raw.get("symmetric")
     if form.name != "int4" and (size is not None or symmetric is not None):
         raise InputError(f"{where} group_size and symmetric apply to int4, not to {form.name}")
+    if form.name == "w8a8" and graph != "denoiser":
+        raise InputError(f'{where} w8a8 applies to graph = "denoiser"')
     if size is not None:
         form = replace(form, group_size=size)
     if symmetric is not None:
@@ -234,11 +280,31 @@ def _override(raw: Any) -> Rule:
         if form.is_integer
         else ("linear", "conv", "embedding", "table")
     )
-    roles = ("linear",) if form.name == "int4" else heavy
+    roles = ("linear",) if form.name in ("int4", "pal4", "pal6", "w8a8") else heavy
     return Rule(graph, weight, form, roles)
 
 
-def _prompts(values: list[Any]) -> tuple[str, ...]:
+def _prompts(section: str, values: list[Any]) -> tuple[str, ...]:
     if not values or not all(isinstance(v, str) for v in values):
-        raise InputError("[golden] prompts: at least one string is expected")
+        raise InputError(f"[{section}] prompts: at least one string is expected")
     return tuple(values)
+
+
+def _calibration_prompts(value: Any) -> tuple[str, ...]:
+    """A list of prompts, or the name of a text file with one prompt per line."""
+    where = "[calibration] prompts"
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return _prompts("calibration", value)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: a list of prompts or the name of a text file is expected")
+    try:
+        lines = Path(value).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{where}: {value}: cannot be read: {reason}") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise InputError(f"{where}: {value}: holds no prompt; write one per line")
+    return prompts

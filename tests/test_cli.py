@@ -28,6 +28,8 @@ height_px = 64
 t5 = false
 [weights]
 scheme = ["int8", "int4"]
+[build]
+backends = ["onnx"]
 [golden]
 prompts = ["a red circle"]
 """
@@ -93,7 +95,9 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     mistake(fourstep("build", tmp_path / "no.toml"), "no.toml: no such recipe")
     mistake(fourstep("build", recipe, "--scheme", "int5"), "--scheme", "known: fp16, fp32, int4")
-    mistake(fourstep("build", recipe, "--backend", "tf"), "--backend", "known: onnx")
+    mistake(
+        fourstep("build", recipe, "--backend", "tf"), "--backend", "known: coreml, onnx, openvino"
+    )
     odd = tmp_path / "odd.toml"
     odd.write_text(recipe.read_text().replace("width_px = 64", "width_px = 72"))
     mistake(fourstep("build", odd, "--out", out), "width_px = 72: must be a multiple of 16")

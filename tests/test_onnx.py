@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporter.backends import Emitted
+from exporter.backends import Emitted, Order
 from exporter.backends import onnx as backend
 from exporter.checkpoint import Checkpoint
 from exporter.graphs import cut_graphs
@@ -16,6 +16,8 @@ from exporter.quantize import QuantizedProgram, Weights, quantize
 from exporter.recipe import Recipe
 from exporter.trace import Program, trace
 from tests.conftest import SMALL
+
+NOTHING = Order({}, lambda graph: [])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def emitted(
     program: Program, tiny: Checkpoint, recipe: Recipe, scheme: str, folder: Path
 ) -> tuple[QuantizedProgram, Emitted]:
     quantized = quantize(program, recipe.scheme(scheme).format_of)
-    return quantized, backend.emit(quantized, Weights(tiny).read, folder)
+    return quantized, backend.emit(quantized, Weights(tiny).read, folder, NOTHING)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -217,7 +217,7 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny_recipe: Recipe, tmp_path
 def test_a_format_that_a_backend_cannot_express_is_refused(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "refuse", lambda form: "no 4 bits" if form.bits == 4 else None)
+    monkeypatch.setattr(backend, "refuse", lambda form, _: "no 4 bits" if form.bits == 4 else None)
     drawn: list[object] = []
     monkeypatch.setattr(golden.Painter, "draw", lambda *a: drawn.append(a))
     with pytest.raises(InputError, match=r"onnx cannot express scheme int4 .*: no 4 bits"):

@@ -122,7 +122,12 @@ def test_non_finite_weights_are_refused() -> None:
     [(1536, "int4-g128"), (192, "int4-g64"), (96, "int4-g32"), (48, "int4-g16"), (40, "int8")],
 )
 def test_widths_that_a_group_does_not_divide(width: int, expected: str) -> None:
-    assert str(fit(Format("int4", 128), width)) == expected
+    assert str(fit(Format("int4", 128), (7, width))) == expected
+
+
+def test_channels_that_a_palette_does_not_divide() -> None:
+    assert str(fit(Format("pal4", 16), (24, 96))) == "pal4-g8"
+    assert fit(FORMATS["pal6"], (7, 5)) == FORMATS["pal6"]
 
 
 def test_the_last_rule_wins() -> None:
@@ -186,6 +191,10 @@ def test_quantized_programs_run_in_torch(
         if not isinstance(source, Stored) or quantized.formats[source.name].name == "fp32":
             return value
         encoded = encode(value, quantized.formats[source.name])
+        if encoded.palette is not None:
+            rows = len(encoded.palette)
+            pairs = zip(encoded.values.chunk(rows), encoded.palette, strict=True)
+            return torch.cat([table[codes.long()] for codes, table in pairs])
         if encoded.scale is None:
             return encoded.values.float()
         block = value.shape[1] // encoded.scale.shape[1]

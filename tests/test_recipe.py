@@ -39,16 +39,46 @@ def test_shipped_recipes(file: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, GOOD))
-    assert (recipe.mode, recipe.layout, recipe.backends) == ("euler", "native", ("onnx",))
+    assert (recipe.mode, recipe.layout) == ("euler", "native")
+    assert [b.name for b in recipe.backends] == ["coreml", "onnx", "openvino"]
     assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
-    assert recipe.schemes == ("int4",)
+    assert all(b.schemes == ("int4",) for b in recipe.backends)
+    assert recipe.backend("coreml").options == {"target": "oldest"}
+    assert recipe.calibration.prompts == recipe.prompts
+
+
+def test_a_backend_has_schemes_and_options_of_its_own(tmp_path: Path) -> None:
+    text = GOOD + '[coreml]\nscheme = ["pal4", "int8"]\ntarget = "iOS17"\n'
+    recipe = read_recipe(written(tmp_path, text))
+    assert recipe.backend("coreml").schemes == ("pal4", "int8")
+    assert recipe.backend("coreml").options == {"target": "iOS17"}
+    assert recipe.backend("onnx").schemes == ("int4",)
+    plain = read_recipe(written(tmp_path, GOOD))
+    assert plain.digest("onnx") == recipe.digest("onnx")
+    assert plain.digest("coreml") != recipe.digest("coreml")
+
+
+def test_calibration_prompts_are_a_list_or_a_file(tmp_path: Path) -> None:
+    listed = read_recipe(written(tmp_path, GOOD + '[calibration]\nprompts = ["a", "b"]'))
+    assert listed.calibration.prompts == ("a", "b")
+    file = tmp_path / "prompts.txt"
+    file.write_text("a fox\n\n  an owl \n")
+    text = GOOD + f'[calibration]\nprompts = "{file}"\nseed = 5'
+    read = read_recipe(written(tmp_path, text)).calibration
+    assert (read.prompts, read.seed) == (("a fox", "an owl"), 5)
+    file.write_text("\n")
+    with pytest.raises(InputError, match="holds no prompt; write one per line"):
+        read_recipe(written(tmp_path, text))
+    file.unlink()
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_recipe(written(tmp_path, text))
 
 
 def test_the_digest_tells_what_decides_the_bytes(tmp_path: Path) -> None:
     one = read_recipe(written(tmp_path, GOOD))
     moved = read_recipe(written(tmp_path, GOOD.replace("somewhere", "elsewhere")))
     other = read_recipe(written(tmp_path, GOOD.replace("0.5", "0.6")))
-    assert one.digest == moved.digest != other.digest
+    assert one.digest("onnx") == moved.digest("onnx") != other.digest("onnx")
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -74,7 +104,7 @@ MISTAKES = {
     "missing key": (GOOD.replace("width_px = 128", ""), r"\[image\] width_px is missing"),
     "unknown scheme": (
         GOOD.replace("int4", "int5"),
-        "unknown scheme 'int5'; known: fp16, fp32, int4, int8",
+        "unknown scheme 'int5'; known: fp16, fp32, int4, int8, int8-w8a8, pal4",
     ),
     "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 32, 64"),
     "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
@@ -94,7 +124,7 @@ MISTAKES = {
     "no prompt": (GOOD + "[golden]\nprompts = []", "at least one string"),
     "override format": (
         GOOD + '[[weights.override]]\nformat = "int3"',
-        "unknown format 'int3'; known: fp16, fp32, int4, int8",
+        "unknown format 'int3'; known: fp16, fp32, int4, int8, pal4, pal6, w8a8",
     ),
     "override graph": (
         GOOD + '[[weights.override]]\ngraph = "unet"\nformat = "int8"',
@@ -103,6 +133,15 @@ MISTAKES = {
     "override group": (
         GOOD + '[[weights.override]]\nformat = "int8"\ngroup_size = 64',
         "group_size and symmetric apply to int4",
+    ),
+    "override rounds activations": (
+        GOOD + '[[weights.override]]\nformat = "w8a8"',
+        'w8a8 applies to graph = "denoiser"',
+    ),
+    "unknown target": (GOOD + '[coreml]\ntarget = "iOS9"', "unknown value 'iOS9'; known: iOS17"),
+    "option of another backend": (
+        GOOD + '[onnx]\ntarget = "iOS17"',
+        r"unknown key in \[onnx\] 'target'; known: scheme",
     ),
     "not TOML": ("[model", "not valid TOML"),
 }

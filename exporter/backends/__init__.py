@@ -2,14 +2,19 @@
 
 A backend module has:
 
-    EXTRA: str                           the extra whose ``pip install`` enables building for it
+    EXTRA: str                           the extra whose ``pip install`` enables running
+    BUILD_EXTRA: str                     the extras that enable building
     REQUIRES: dict[str, str]             module -> distribution, to build
     RUNS_WITH: dict[str, str]            module -> distribution, to run
-    refuse(format) -> str | None         why a weight format cannot be expressed, or None
-    emit(program, read, folder) -> Emitted      writes one graph into a folder
-    session(entry, settings, exact) -> Session  opens one graph to run it
+    OPTIONS: dict[str, tuple[str, ...]]  what a recipe's table [<backend>] may choose, default first
+    DEVICES: tuple[str, ...]             where a session can run, default first
+    refuse(format, options) -> str | None       why a weight format cannot be expressed, or None
+    emit(program, read, folder, order) -> Emitted       writes one graph into a folder
+    finish(folder, tokenizers) -> tuple[Path, ...]      writes what its devices want beside graphs
+    session(entry, settings, setup) -> Session  opens one graph to run it
 
-``emit`` may import torch and the vendor's library; ``session`` the vendor's runtime only.
+``emit`` and ``finish`` may import torch and the vendor's library; ``session`` the vendor's runtime
+only.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -29,17 +34,56 @@ from exporter.errors import InputError, known, needs_extra
 
 if TYPE_CHECKING:
     from exporter.quantize import QuantizedProgram
+    from exporter.runtime.manifest import Adjusted, Tolerance
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Samples = Callable[[str], Sequence[Mapping[str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a recipe decides about one backend's files.
+
+    Attributes:
+        options: a value for each key of the backend's ``OPTIONS``.
+        samples: a graph's inputs on the model's own trajectories, for backends that calibrate;
+            drawn when first asked for.
+    """
+
+    options: Mapping[str, str]
+    samples: Samples
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """What ``emit`` wrote: the file that a session opens, all files, and session settings."""
+    """What ``emit`` wrote: the file or folder that a session opens, and all files.
+
+    ``tolerance`` is what ``verify`` allows the graph; ``session`` holds settings to open it with.
+    ``adjusted`` lists the weights that did not get what their format promises; ``remarks`` say what
+    whoever ships the graph should know.
+    """
 
     entry: Path
     files: tuple[Path, ...]
+    tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
+    adjusted: tuple[Adjusted, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a session is to run.
+
+    Attributes:
+        exact: compute in float32 even where the package's settings round activations.
+        device: one of the backend's ``DEVICES``; None: its default.
+        cache: a folder where the runtime may keep what it compiled, or None.
+    """
+
+    exact: bool = False
+    device: str | None = None
+    cache: Path | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -54,23 +98,42 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"exporter.backends.{name}")
 
 
-def refuse_inexpressible(
-    name: str, backend: ModuleType, quantized: Mapping[str, Mapping[str, QuantizedProgram]]
-) -> None:
-    """Raise InputError if a backend cannot express a format that a scheme gave a weight.
+def default_options(backend: ModuleType) -> dict[str, str]:
+    """What a recipe gets that has no table for the backend."""
+    return {key: values[0] for key, values in backend.OPTIONS.items()}
 
-    Args:
-        quantized: programs by graph, by scheme.
-    """
-    for scheme, programs in quantized.items():
-        for program in programs.values():
-            for weight, form in program.formats.items():
-                reason = backend.refuse(form)
-                if reason:
-                    raise InputError(
-                        f"{name} cannot express scheme {scheme} ({program.name}: {weight} as "
-                        f"{form}): {reason}"
-                    )
+
+def refuse_inexpressible(
+    name: str, backend: ModuleType, options: Mapping[str, str], scheme: str,
+    programs: Mapping[str, QuantizedProgram],
+) -> None:  # fmt: skip
+    """Raise InputError if a backend cannot express a format that a scheme gave a weight."""
+    for program in programs.values():
+        for weight, form in program.formats.items():
+            reason = backend.refuse(form, options)
+            if reason:
+                able = ", ".join(expressible_schemes(backend, options))
+                raise InputError(
+                    f"{name} cannot express scheme {scheme} ({program.name}: {weight} as "
+                    f"{form}): {reason}; schemes that {name} can: {able}"
+                )
+
+
+def expressible_schemes(backend: ModuleType, options: Mapping[str, str]) -> list[str]:
+    """The shipped schemes whose every format a backend can express."""
+    from exporter.formats import load_scheme, scheme_names
+
+    return [
+        name
+        for name in scheme_names()
+        if not any(backend.refuse(rule.format, options) for rule in load_scheme(name).rules)
+    ]
+
+
+def check_device(name: str, backend: ModuleType, device: str | None) -> None:
+    """Raise InputError for a device that a backend does not know."""
+    if device is not None and device not in backend.DEVICES:
+        raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.DEVICES)}")
 
 
 def missing(requires: Mapping[str, str]) -> list[str]:
@@ -83,7 +146,7 @@ def load_to_build(name: str) -> ModuleType:
     backend = load(name)
     absent = missing(backend.REQUIRES)
     if absent:
-        raise needs_extra(f"build,{backend.EXTRA}", ", ".join(absent))
+        raise needs_extra(backend.BUILD_EXTRA, ", ".join(absent))
     return backend
 
 

@@ -44,6 +44,15 @@ class Adjusted:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far a graph may be from its golden outputs, in relative L2 error, and a picture drawn
+    with it from the golden one, in decibels of PSNR."""
+
+    graph_relative: float
+    image_psnr_db: float
+
+
+@dataclass(frozen=True)
 class GraphEntry:
     """One graph of the package.
 
@@ -53,7 +62,9 @@ class GraphEntry:
         formats: how many weight values are stored in each format.
         adjusted: weights whose width the scheme's group does not divide.
         activation_bytes: most bytes of activations alive at once, predicted.
+        tolerance: what ``verify`` allows it.
         session: what the backend wants to be told when it opens the graph.
+        remarks: what whoever ships the graph should know of it.
     """
 
     name: str
@@ -64,7 +75,9 @@ class GraphEntry:
     formats: dict[str, int]
     adjusted: tuple[Adjusted, ...]
     activation_bytes: int
+    tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -104,14 +117,6 @@ class Golden:
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far a device may be from the golden outputs: relative L2 error, and decibels."""
-
-    graph_relative: float
-    image_psnr_db: float
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything a device must know. See DESIGN: package format."""
 
@@ -132,7 +137,6 @@ class Manifest:
     tokenizers: dict[str, Tokenizer]
     graphs: tuple[GraphEntry, ...]
     golden: tuple[Golden, ...]
-    tolerance: Tolerance
     preview: str
     files: tuple[FileEntry, ...]
     licence: str

@@ -12,6 +12,8 @@ from exporter.runtime import preview, text
 from exporter.runtime.loop import ENCODERS, Player, Session
 from exporter.runtime.manifest import FileEntry, GraphEntry, Manifest, read_manifest
 
+DEFAULT = backends.Setup()
+
 
 @dataclass(frozen=True)
 class Package:
@@ -28,21 +30,22 @@ class Package:
             raise InputError(f"{self.folder}: the package has no graph '{name}'{hint}")
         return graph
 
-    def session(self, name: str, exact: bool = False) -> Session:
+    def session(self, name: str, setup: backends.Setup = DEFAULT) -> Session:
         """Open a graph after checking its files' digests; raises CheckFailed."""
         graph = self.graph(name)
         for file in graph.files:
             check_file(self.folder, file)
         backend = backends.load_to_run(self.manifest.backend)
-        session: Session = backend.session(self.folder / graph.entry, graph.session, exact)
+        session: Session = backend.session(self.folder / graph.entry, graph.session, setup)
         return session
 
-    def player(self, exact: bool = False) -> Player:
+    def player(self, setup: backends.Setup = DEFAULT) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
 
-        Args:
-            exact: compute in float32 even where the package's settings round activations.
+        Raises InputError for a device that the package's backend does not have.
         """
+        name = self.manifest.backend
+        backends.check_device(name, backends.load(name), setup.device)
         for file in self.manifest.files:
             check_file(self.folder, file)
         entry = self.manifest
@@ -56,7 +59,7 @@ class Package:
                 entry.width_px // entry.latent_scale_px,
             ),
             {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
-            lambda name: self.session(name, exact),
+            lambda name: self.session(name, setup),
             preview.read(self.folder / entry.preview) if entry.preview else None,
         )
 

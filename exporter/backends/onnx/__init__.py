@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.backends import Emitted, Session
+from exporter.backends import Emitted, Order, Session, Setup
 from exporter.errors import CheckFailed
+from exporter.runtime.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,30 +25,44 @@ if TYPE_CHECKING:
     from exporter.quantize import QuantizedProgram
 
 EXTRA = "onnx"
+BUILD_EXTRA = "build,onnx"
 REQUIRES = {"torch": "torch", "onnx": "onnx"}
 RUNS_WITH = {"onnxruntime": "onnxruntime"}
+OPTIONS: dict[str, tuple[str, ...]] = {}
+DEVICES = ("CPU",)
+TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 
 
-def refuse(form: Format) -> str | None:
-    """Why a format cannot be expressed, or None: fp32, fp16, int8 and int4 all can."""
-    return None if form.name in ("fp32", "fp16", "int8", "int4") else f"no {form.name} in ONNX"
+def refuse(form: Format, options: Mapping[str, str]) -> str | None:
+    """Why a format cannot be expressed, or None."""
+    if form.is_palette:
+        return "ONNX has no palettes"
+    if form.name == "w8a8":
+        return "8-bit activations with calibrated scales are not emitted"
+    return None
 
 
-def emit(program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path) -> Emitted:
+def emit(
+    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
+) -> Emitted:
     """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
     from exporter.backends.onnx.writer import write_graph
 
     files = write_graph(program, read, folder)
     low_bits = any(form.is_integer for form in program.formats.values())
-    return Emitted(files[0], files, {"accuracy_level": "4"} if low_bits else {})
+    return Emitted(files[0], files, TOLERANCE, {"accuracy_level": "4"} if low_bits else {})
 
 
-def session(entry: Path, settings: Mapping[str, str], exact: bool = False) -> Session:
+def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+    """Nothing: onnxruntime needs the graphs alone."""
+    return ()
+
+
+def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
     """Open a graph with onnxruntime on the CPU.
 
     Args:
         settings: ``accuracy_level`` 4 lets the kernels round activations to 8 bits per block.
-        exact: compute in float32 whatever the settings say, for parity checks.
 
     Raises CheckFailed when onnxruntime cannot read the file.
     """
@@ -56,7 +71,7 @@ def session(entry: Path, settings: Mapping[str, str], exact: bool = False) -> Se
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    level = "0" if exact else settings.get("accuracy_level", "0")
+    level = "0" if setup.exact else settings.get("accuracy_level", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     try:
         opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,103 @@
+"""What Apple's Neural Engine cannot take, found in a written package.
+
+Rules (Apple's notes on authoring for the engine and on model size): tensors of rank over 5,
+constants that are not finite, a last axis of one value (it is padded to 64 bytes), over 1 GB of
+weights in a graph on an iPhone, sizes that are not fixed, sines and cosines in fp16, and any
+operator that computes in float32. A graph with findings still runs: what the engine refuses falls
+to the GPU or the processor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.backends.coreml import library
+from exporter.backends.coreml.ops import data_types
+
+LARGEST_RANK = 5
+LARGEST_GRAPH_BYTES = 1_000_000_000
+FREE = ("const", "identity", "cast")  # take no time of their own, or sit between types
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that keeps a graph, or an operator of it, off the Neural Engine."""
+
+    graph: str
+    operator: str
+    output: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.operator} {self.output}" if self.output else self.operator
+        return f"Neural Engine: {self.graph}: {where}: {self.reason}"
+
+
+def lint(package: Path, graph: str) -> list[Finding]:
+    """The findings of one ``.mlpackage``, in order; operators in float32 are one finding."""
+    inside = package / "Data" / "com.apple.CoreML"
+    model = library.model_messages().Model()
+    model.ParseFromString((inside / "model.mlmodel").read_bytes())
+    function = model.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    found = [
+        Finding(graph, operation.type, output.name, reason)
+        for operation in block.operations
+        for output in operation.outputs
+        for reason in _reasons(operation, output.type.tensorType)
+    ]
+    weights = inside / "weights" / "weight.bin"
+    size = weights.stat().st_size if weights.exists() else 0
+    if size > LARGEST_GRAPH_BYTES:
+        found.append(Finding(graph, "graph", "", f"{size / 1e9:.1f} GB of weights; at most 1 GB"))
+    return [*found, *_wide(graph, block.operations)]
+
+
+def _reasons(operation: Any, kind: Any) -> Iterator[str]:
+    dynamic = any(not d.HasField("constant") for d in kind.dimensions)
+    shape = [d.constant.size for d in kind.dimensions]
+    half = kind.dataType == data_types()["fp16"]
+    if dynamic:
+        yield "its size is not fixed"
+    if len(shape) > LARGEST_RANK:
+        yield f"rank {len(shape)}; at most {LARGEST_RANK}"
+    if half and operation.type != "const" and len(shape) > 1 and shape[-1] == 1 and max(shape) > 1:
+        yield "its last axis has one value, padded to 64 bytes"
+    if half and operation.type in ("sin", "cos"):
+        yield "a sinusoid in fp16"
+    if operation.type == "const" and half and not np.isfinite(_immediate(operation)).all():
+        yield "a constant that is not finite"
+
+
+def _immediate(operation: Any) -> np.ndarray:
+    """The fp16 values of a constant that stands in the message; none where it is in the file.
+
+    The writer refuses values beyond fp16 before they reach the weight file.
+    """
+    value = operation.attributes["val"].immediateValue.tensor
+    return np.frombuffer(value.bytes.values, dtype=np.float16)
+
+
+def _wide(graph: str, operations: Any) -> Iterator[Finding]:
+    """One finding for all operators that compute in float32."""
+    wide = data_types()["fp32"]
+    count = Counter(
+        operation.type
+        for operation in operations
+        if operation.type not in FREE
+        and not operation.type.startswith("constexpr")
+        and any(o.type.tensorType.dataType == wide for o in operation.outputs)
+    )
+    if count:
+        listed = ", ".join(f"{n} {kind}" for kind, n in sorted(count.items()))
+        reason = (
+            f"{count.total()} operators compute in float32, where fp16 would overflow or lose too "
+            f"much, on the GPU or processor: {listed}"
+        )
+        yield Finding(graph, "graph", "", reason)

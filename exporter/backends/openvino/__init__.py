@@ -1,0 +1,117 @@
+"""OpenVINO IR (.xml and .bin) for Intel processors, graphics and NPUs.
+
+The model is built operator by operator with OpenVINO's own opset, so its graph is what the plugins
+match: compressed weights, fused attention, RMS and layer norms (``benchmarks/openvino_forms.py``
+compares with the roads through ONNX and through torch). All shapes are static, inputs and outputs
+float32 (ids int32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.backends import Emitted, Order, Session, Setup
+from exporter.errors import CheckFailed
+from exporter.runtime.manifest import Tokenizer, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from exporter.formats import Format
+    from exporter.quantize import QuantizedProgram
+
+EXTRA = "openvino"
+BUILD_EXTRA = "build,openvino-build"
+REQUIRES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "nncf": "nncf",
+    "openvino_tokenizers": "openvino-tokenizers",
+    "openvino": "openvino",
+}
+RUNS_WITH = {"openvino": "openvino"}
+OPTIONS: dict[str, tuple[str, ...]] = {}
+DEVICES = ("CPU", "GPU", "NPU", "NPUW")
+TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
+# Rounded activations are a loss that the torch program does not have; it is reported, not hidden.
+ROUNDED_TOLERANCE = Tolerance(graph_relative=0.25, image_psnr_db=20.0)
+
+# The NPU's own compilation path, which cuts a graph into functions, with the processor behind it:
+# what can be checked of an NPU where there is none.
+NPUW = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
+
+
+def refuse(form: Format, options: Mapping[str, str]) -> str | None:
+    """Why a format cannot be expressed, or None."""
+    return (
+        "OpenVINO IR has no palettes that its plugins keep compressed" if form.is_palette else None
+    )
+
+
+def emit(
+    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
+) -> Emitted:
+    """Write ``<graph>.xml`` and ``<graph>.bin``; weights with format w8a8 go through NNCF."""
+    from exporter.backends.openvino.writer import write_graph
+
+    files, adjusted = write_graph(program, read, folder, order.samples)
+    # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range: on a
+    # GPU that is told to use it, this factor scales them down inside.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    if program.name == "t5":
+        settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
+    rounded = any(form.name == "w8a8" for form in program.formats.values())
+    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
+    return Emitted(files[0], files, tolerance, settings, adjusted)
+
+
+def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+    """Write each tokenizer as an OpenVINO model beside its ``tokenizer.json``."""
+    from exporter.backends.openvino.tokenizers import write_tokenizer
+
+    files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
+    return tuple(file for pair in files for file in pair)
+
+
+def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+    """Open a graph with OpenVINO.
+
+    Args:
+        settings: OpenVINO properties; one that the device does not know is left out.
+
+    Raises CheckFailed when OpenVINO cannot read the file or the machine has no such device.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    device = setup.device or DEVICES[0]
+    config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
+    device = device.removesuffix("W")
+    if not config and device not in core.available_devices:
+        found = ", ".join(core.available_devices)
+        raise CheckFailed(f"{entry}: this machine has no {device} for OpenVINO; it has {found}")
+    if setup.cache is not None:
+        config["CACHE_DIR"] = str(setup.cache)
+    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    config |= {name: value for name, value in settings.items() if name in known}
+    if setup.exact and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in known:
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    try:
+        compiled = core.compile_model(str(entry), device, config)
+    except Exception as error:  # OpenVINO raises bare RuntimeError
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
+    request = compiled.create_infer_request()
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = request.infer({k: np.ascontiguousarray(v) for k, v in inputs.items()})
+        return {name: np.array(found[name]) for name in names}
+
+    return run

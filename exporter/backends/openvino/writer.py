@@ -1,0 +1,182 @@
+"""Writes a program as OpenVINO IR.
+
+A compressed weight is a low-bit Constant, Convert, Subtract, Multiply and Reshape: the pattern
+that OpenVINO's plugins take as weight decompression and keep compressed while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset15 as op
+from torch import Tensor, fx
+
+from exporter.backends import Samples
+from exporter.backends.openvino import ops
+from exporter.errors import InputError
+from exporter.quantize import Part, QuantizedProgram
+from exporter.runtime.manifest import Adjusted
+
+
+def write_graph(
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    samples: Samples,
+) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
+    """Write ``<name>.xml`` and ``<name>.bin``; returns them and the weights not kept as asked."""
+    emitter = Emitter(program, read)
+    for node in program.nodes():
+        emitter.node(node)
+    model, adjusted = emitter.model(), tuple[Adjusted, ...]()
+    if emitter.rounded:
+        from exporter.backends.openvino.activations import round_activations
+
+        model, adjusted = round_activations(model, emitter.rounded, samples(program.name))
+        _name_by_place(model)
+    if program.name == "t5":
+        # Read by the plugins that compute in fp16; the CPU's ignores it.
+        model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    file = folder / f"{program.name}.xml"
+    ov.save_model(model, file, compress_to_fp16=False)
+    return (file, file.with_suffix(".bin")), adjusted
+
+
+class Emitter:
+    """Builds one ov.Model.
+
+    Attributes:
+        rounded: names of the MatMuls whose input is to be rounded to 8 bits, and their weights'.
+    """
+
+    def __init__(self, program: QuantizedProgram, read: Callable[[object], Tensor]) -> None:
+        self.program, self.read = program, read
+        self.rounded: dict[str, str] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._parameters = []
+        self._packed: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
+        self._weights: list[tuple[Any, str]] = []
+        free = [
+            n
+            for n in program.graph.nodes
+            if n.op == "placeholder" and n.name not in program.tensors
+        ]
+        for node, port in zip(free, program.inputs, strict=True):
+            kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
+            parameter = op.parameter(list(port.shape), kind, name=port.name)
+            parameter.output(0).set_names({port.name})
+            self._parameters.append(parameter)
+            self._values[node] = parameter.output(0)
+
+    def node(self, node: fx.Node) -> None:
+        """Translate one operator; raises InputError naming an operator that has no translation."""
+        translate = ops.TABLE.get(node.target)
+        if translate is None:
+            raise InputError(
+                f"{self.program.name}: operator {node.target} has no OpenVINO translation"
+            )
+        value = translate(self, node)
+        if value is not None:
+            self._values[node] = value if isinstance(value, list) else _output(value)
+
+    def value(self, argument: object) -> Any:
+        """The OpenVINO output of an argument: a node, or a number that becomes a constant."""
+        if not isinstance(argument, fx.Node):
+            return op.constant(np.float32(argument)).output(0)  # type: ignore[arg-type]
+        if argument not in self._values:
+            if argument.op == "placeholder":
+                tensor = self.read(self.program.tensors[argument.name])
+                self._values[argument] = op.constant(tensor.contiguous().numpy()).output(0)
+            else:
+                self._values[argument] = _output(self._weight(argument))
+        return self._values[argument]
+
+    def matmul(self, x: object, weight: fx.Node) -> Any:
+        """x times a stored weight (N, K), transposed."""
+        if isinstance(x, fx.Node) and x.name in self.program.tensors:
+            # OpenVINO 2026.4.1 fails to fold a constant times a compressed weight on its right.
+            product = op.matmul(self.value(weight), self.value(x), False, True)
+            return op.transpose(product, ops.ints([1, 0]))
+        product = op.matmul(self.value(x), self.value(weight), False, True)
+        part = self._part(weight)
+        if part is not None and part.format.name == "w8a8":
+            self._weights.append((product, part.of.name))
+        return product
+
+    def _part(self, node: fx.Node) -> Part | None:
+        codes = node.args[0] if node.args else None
+        source = self.program.tensors.get(codes.name) if isinstance(codes, fx.Node) else None
+        return source if isinstance(source, Part) else None
+
+    def _weight(self, node: fx.Node) -> Any:
+        """A stored weight as float32, in the checkpoint's layout (N, K, ...)."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if node.target is torch.ops.aten.to.dtype:
+            return op.convert(self.value(source), "f32")
+        codes, scale, zero_point, block = node.args
+        assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
+        part = self._part(node)
+        assert part is not None
+        shape, whole = part.of.shape, part.format.group_size is None
+        grouped = shape if whole else (shape[0], shape[1] // block, block)
+        factor = self._float(scale).reshape((-1, *(1,) * (len(shape) - 1)) if whole else (
+            *grouped[:2], 1))  # fmt: skip
+        if part.format.name == "w8a8":  # NNCF finds these codes again in the float values
+            return op.constant(self._read(codes).astype(np.float32) * factor)
+        value = op.convert(self._codes(codes, grouped), "f32")
+        if isinstance(zero_point, fx.Node):
+            value = op.subtract(
+                value, op.convert(self._codes(zero_point, (*grouped[:2], 1)), "f32")
+            )
+        value = op.multiply(value, op.constant(factor))
+        return value if whole else op.reshape(value, ops.ints(shape), False)
+
+    def _read(self, node: fx.Node) -> np.ndarray:
+        value: np.ndarray = self.read(self.program.tensors[node.name]).contiguous().numpy()
+        return value
+
+    def _float(self, node: fx.Node) -> np.ndarray:
+        return self._read(node).astype(np.float32, copy=False)
+
+    def _codes(self, node: fx.Node, shape: tuple[int, ...]) -> Any:
+        """Codes as a Constant: i8, or i4 and u4 packed two to a byte, low nibble first."""
+        source = self.program.tensors[node.name]
+        assert isinstance(source, Part)
+        codes = self._read(node).reshape(shape)
+        if source.format.bits == 8:
+            return op.constant(codes)
+        kind = ov.Type.i4 if codes.dtype == np.int8 else ov.Type.u4
+        flat = codes.reshape(-1).astype(np.uint8) & 0x0F
+        flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+        packed = flat[0::2] | (flat[1::2] << 4)
+        self._packed.append(packed)
+        return op.constant(ov.Tensor(packed, ov.Shape(list(shape)), kind))
+
+    def model(self) -> ov.Model:
+        """The finished model, every operator named by its place so that builds are identical."""
+        results = []
+        for node, port in zip(self.program.results(), self.program.outputs, strict=True):
+            output = self.value(node)
+            output.get_tensor().set_names({port.name})
+            results.append(op.result(output))
+        model = ov.Model(results, self._parameters, self.program.name)
+        _name_by_place(model)
+        self.rounded = {product.get_friendly_name(): name for product, name in self._weights}
+        return model
+
+
+def _name_by_place(model: ov.Model) -> None:
+    operators: Iterable[Any] = model.get_ordered_ops()
+    for i, operator in enumerate(operators):
+        if operator.get_type_name() != "Parameter":
+            operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
+
+
+def _output(value: Any) -> Any:
+    return value.output(0) if hasattr(value, "output") else value

@@ -10,9 +10,9 @@ export DO_NOT_TRACK := 1
 
 demo: .venv/ready
 	$(BIN)/fourstep build recipes/shapes-flash.toml
-	@for scheme in int8 int4; do \
-	  $(BIN)/fourstep run artifacts/shapes-flash/onnx-$$scheme \
-	    "two red circles left of a blue square" --seed 7 --out artifacts/demo-onnx-$$scheme.png || exit; \
+	@for package in onnx-int8 onnx-int4 openvino-int8 openvino-int4 coreml-int8 coreml-int4; do \
+	  $(BIN)/fourstep run artifacts/shapes-flash/$$package \
+	    "two red circles left of a blue square" --seed 7 --out artifacts/demo-$$package.png || exit; \
 	done
 
 test: .venv/ready lint
@@ -23,6 +23,7 @@ test-full: .venv/ready lint
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.onnx_forms
+	$(BIN)/python -m benchmarks.openvino_forms
 	$(BIN)/python -m benchmarks.runtime
 
 lint: .venv/ready
@@ -37,4 +38,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv artifacts/*/onnx-* artifacts/demo-*.png
+	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/demo-*.png

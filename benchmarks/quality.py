@@ -3,17 +3,19 @@
 Draws the evaluation prompts with each package and compares with the fp32 package's pictures of the
 same seeds. Points are hundredths of the share of prompts whose picture passes.
 
-    python -m benchmarks.quality artifacts/shapes-flash/onnx-{fp32,int8,int4} [--per-category 40]
+    python -m benchmarks.quality [PACKAGE ...] [--per-category 40]
 
-The first package is the yardstick.
+The first package is the yardstick; without names, all packages of artifacts/shapes-flash are
+compared with onnx-fp32. Packages of one scheme are also compared across backends.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts, sc
 from exporter.runtime import Image, Request, generate, open_package
 from exporter.verify import psnr_db, snr_db
 
+SHAPES = Path("artifacts/shapes-flash")
 SAME_DB = 99.0  # stands for an infinite ratio where a mean is taken
 
 
@@ -58,32 +61,60 @@ def compare(prompts: Sequence[EvalPrompt], found: Drawn, yardstick: Drawn) -> di
     }
 
 
+def agreement(drawn: Mapping[str, Drawn]) -> dict[tuple[str, str], float]:
+    """Lowest PSNR in dB of a prompt's pictures, for every pair of packages."""
+    return {
+        (first, second): min(map(psnr_db, drawn[first].pixels, drawn[second].pixels))
+        for first, second in itertools.combinations(drawn, 2)
+    }
+
+
+def built_packages(folder: Path) -> list[Path]:
+    """The packages in a folder: by backend, its least rounded scheme first."""
+    order = ("onnx", "openvino", "coreml")
+    found = [open_package(f.parent).manifest for f in folder.glob("*/manifest.json")]
+    found.sort(key=lambda m: (order.index(m.backend), -m.bytes))
+    return [folder / f"{m.backend}-{m.scheme}" for m in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Quality of packages against the first of them.")
-    parser.add_argument("packages", nargs="+", type=Path)
+    parser.add_argument("packages", nargs="*", type=Path)
     parser.add_argument("--per-category", type=int, default=40)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    packages = arguments.packages or built_packages(SHAPES)
     prompts = evaluation_prompts(arguments.per_category)
-    yardstick = draw(arguments.packages[0], prompts)
-    rows = {}
-    print(
-        f"{'package':<24} {'ShapeEval':>9} {'lost':>6} {'PSNR':>7} {'latent SNR':>11} {'bytes':>12}"
-    )
-    for i, package in enumerate(arguments.packages):
-        row = compare(prompts, yardstick if i == 0 else draw(package, prompts), yardstick)
+    drawn: dict[str, Drawn] = {}
+    rows: dict[str, dict[str, object]] = {}
+    print("| package | ShapeEval | points lost | PSNR dB | latent SNR dB | bytes of graphs |")
+    print("|---|---|---|---|---|---|")
+    for package in packages:
+        name = package.name
+        drawn[name] = draw(package, prompts)
+        row = rows[name] = compare(prompts, drawn[name], drawn[packages[0].name])
         row["bytes"] = sum(g.bytes for g in open_package(package).manifest.graphs)
-        rows[package.name] = row
-        shares = row["shapeeval"]
-        first = rows[arguments.packages[0].name]["shapeeval"]
-        assert isinstance(shares, dict) and isinstance(first, dict)
-        lost = 100 * (first["overall"] - shares["overall"])
-        print(
-            f"{package.name:<24} {shares['overall']:>9.3f} {lost:>6.1f} {row['psnr_db']:>7.1f} "
-            f"{row['latent_snr_db']:>11.1f} {row['bytes']:>12,}"
+        share, first = (
+            rows[n]["shapeeval"]["overall"]  # type: ignore[index]
+            for n in (name, packages[0].name)
         )
+        print(
+            f"| {name} | {share:.3f} | {100 * (first - share):.1f} | {row['psnr_db']:.1f} | "
+            f"{row['latent_snr_db']:.1f} | {row['bytes']:,} |",
+            flush=True,
+        )
+    by_scheme = {name: open_package(p).manifest.scheme for p in packages for name in [p.name]}
+    pairs = {
+        pair: db
+        for pair, db in agreement(drawn).items()
+        if by_scheme[pair[0]] == by_scheme[pair[1]]
+    }
+    print(f"\n| same scheme on two backends | lowest PSNR of {len(prompts)} prompts |\n|---|---|")
+    for (first_name, second_name), db in pairs.items():
+        print(f"| {first_name}, {second_name} | {min(db, SAME_DB):.1f} dB |")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        named = {" ".join(pair): min(db, SAME_DB) for pair, db in pairs.items()}
+        arguments.json.write_text(json.dumps({"packages": rows, "pairs": named}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

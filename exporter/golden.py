@@ -67,7 +67,7 @@ class Painter:
     recipe: Recipe
 
     def draw(self, programs: Mapping[str, QuantizedProgram]) -> list[Drawing]:
-        """One picture per golden prompt, with every call of every graph."""
+        """One picture per golden prompt, with every call of every graph; none without prompts."""
         encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
         player = reference_player(programs, self.weights, self.schedule, encoders)
         requests = [Request(prompt, self.recipe.seed) for prompt in self.recipe.prompts]

@@ -140,7 +140,8 @@ def fill(
     """Write everything that stands beside the graphs, the manifest last.
 
     Args:
-        drawings, plain: the golden pictures, by the quantized and by the unquantized program.
+        drawings, plain: the golden pictures, by the quantized and by the unquantized program;
+            both may be empty.
     """
     entries, files = golden.write(folder, drawings, plain)
     files += _write_tokenizers(folder, tokenizers)
@@ -148,9 +149,11 @@ def fill(
     files += backend[1].finish(folder, described)
     licences = _copy_licences(checkpoint.folder, folder)
     files += licences
-    colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
-    files.append(preview.write(colours, folder / "preview.json"))
-    latent, cut = plain[0].image.latent.shape, recipe.cut
+    if plain:
+        colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
+        files.append(preview.write(colours, folder / "preview.json"))
+    latent = next(g.inputs[0].shape for g in graphs if g.name == "denoiser")
+    cut = recipe.cut
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=recipe.name,
@@ -169,7 +172,7 @@ def fill(
         tokenizers=described,
         graphs=tuple(graphs),
         golden=entries,
-        preview="preview.json",
+        preview="preview.json" if plain else "",
         files=_describe(folder, files),
         licence=licences[0].name if licences else "",
         predicted_peak_bytes=package_peak_bytes(tuple(graphs)),

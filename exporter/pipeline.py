@@ -45,8 +45,10 @@ def build(
     way nothing half-written stays.
     """
     progress = progress or Progress()
-    choices = [recipe.backend(n) for n in backend_names] if backend_names else recipe.backends
-    plan = {c.name: tuple(scheme_names) or c.schemes for c in choices}
+    plan = {
+        name: tuple(scheme_names) or recipe.backend(name).schemes
+        for name in backend_names or recipe.backends
+    }
     modules = {name: backends.load_to_build(name) for name in plan}
     schemes = [recipe.scheme(n) for n in dict.fromkeys(n for names in plan.values() for n in names)]
 
@@ -74,14 +76,16 @@ def build(
     # Golden pictures: the unquantized program in torch once, then each scheme's.
     tokenizers = tokenizer_files(checkpoint, programs)
     painter = golden.Painter(weights, Schedule(recipe.mode, recipe.cut.sigmas), tokenizers, recipe)
-    progress("golden pictures, unquantized, in torch")
+    if recipe.prompts:
+        progress("golden pictures, unquantized, in torch")
     unrounded = {name: unquantized(p) for name, p in programs.items()}
     plain = painter.draw(unrounded)
     samples = functools.cache(lambda graph: painter.samples(unrounded, graph))
 
     built = []
     for scheme in (s.name for s in schemes):
-        progress(f"{scheme}: golden pictures in torch")
+        if recipe.prompts:
+            progress(f"{scheme}: golden pictures in torch")
         drawings = painter.draw(quantized[scheme])
         for name in (n for n, names in plan.items() if scheme in names):
             order = backends.Order(recipe.backend(name).options, samples)
@@ -117,4 +121,5 @@ def _lines(graphs: int, plan: Mapping[str, Sequence[str]], pictures: int) -> int
     packages = sum(len(names) for names in plan.values())
     schemes = len({scheme for names in plan.values() for scheme in names})
     per_package = graphs + 1 + 1 + graphs + pictures
-    return graphs + 1 + schemes + packages * per_package
+    drawings = 1 + schemes if pictures else 0
+    return graphs + drawings + packages * per_package

@@ -24,7 +24,8 @@ from exporter.runtime.manifest import Adjusted
 from exporter.trace import Constant, Program, Stored
 
 ATEN = torch.ops.aten
-SLAB_VALUES = 1 << 22
+SLAB_VALUES = 1 << 19  # 2 MB of float32: what a core's cache holds
+ALMOST_HALF = torch.tensor(0.49999997)  # the float32 before 0.5
 FormatOf = Callable[[str, str, str], Format]
 
 
@@ -122,37 +123,40 @@ def encode(weight: Tensor, form: Format) -> Encoded:
 
 
 def _encode_per_channel(weight: Tensor) -> Encoded:
-    largest = weight.flatten(1).abs().amax(1)
+    low, high = torch.aminmax(weight.flatten(1), dim=1)
+    largest = torch.maximum(high, -low)
     scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
     spread = scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    codes = torch.round(weight / spread).clamp(-127, 127).to(torch.int8)
+    codes = torch.round(weight / spread).clamp_(-127, 127).to(torch.int8)
     return Encoded(codes, scale[:, None])
 
 
 def _encode_groups(weight: Tensor, form: Format) -> Encoded:
     assert form.group_size is not None
     groups = weight.reshape(len(weight), -1, form.group_size)
-    low, high = groups.amin(2), groups.amax(2)
+    low, high = torch.aminmax(groups, dim=2)
     if form.symmetric:
         scale = torch.where(high.abs() > low.abs(), high, low) / -8
-        zero_point = torch.full_like(scale, 8)
+        zero_point = None
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / 15
         ratio = torch.where(scale > 0, -low / scale, torch.zeros_like(scale))
         zero_point = _round_half_away(ratio).clamp(0, 15)
     inverse = torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
-    codes = _round_half_away(groups * inverse.unsqueeze(2)) + zero_point.unsqueeze(2)
-    codes = codes.clamp(0, 15)
-    codes = codes.flatten(1)
-    if form.symmetric:
-        return Encoded((codes - 8).to(torch.int8), scale)
-    return Encoded(codes.to(torch.uint8), scale, zero_point.to(torch.uint8))
+    codes = _round_half_away(groups * inverse.unsqueeze(2))
+    if zero_point is None:
+        return Encoded(codes.clamp_(-8, 7).to(torch.int8).flatten(1), scale)
+    codes = codes.add_(zero_point.unsqueeze(2)).clamp_(0, 15).to(torch.uint8).flatten(1)
+    return Encoded(codes, scale, zero_point.to(torch.uint8))
 
 
 def _round_half_away(x: Tensor) -> Tensor:
-    """Nearest integer, ties away from zero (C's roundf); the sum in double precision is exact."""
-    return torch.sign(x) * torch.floor(x.abs().double() + 0.5).to(x.dtype)
+    """Nearest integer, ties away from zero (C's roundf), of float32 below 2^22.
+
+    Adding 0.5 itself would carry the float32 before 0.5 up to 1.
+    """
+    return (x + torch.copysign(ALMOST_HALF, x)).trunc_()
 
 
 class Weights:

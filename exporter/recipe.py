@@ -19,6 +19,7 @@ from exporter.formats import FORMATS, GROUP_SIZES, Rule, Scheme, load_scheme, sc
 MODES = ("euler", "renoise")
 LAYOUTS = ("native",)
 MOST_T5_TOKENS = 512
+DEFAULT_PROMPTS = ("a red circle",)
 
 KEYS: dict[str, tuple[str, ...]] = {
     "model": ("checkpoint",),
@@ -61,9 +62,10 @@ class Recipe:
         cut: the static choices.
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
         overrides: further rules, which win over the scheme's.
-        backends: in order, each with its schemes and options.
+        backends: names, in order.
+        choices: of every known backend, its schemes and options.
         layout: ``native``.
-        prompts, seed: what the golden images show.
+        prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
     """
 
@@ -74,7 +76,8 @@ class Recipe:
     group_size: int | None
     symmetric: bool | None
     overrides: tuple[Rule, ...]
-    backends: tuple[BackendChoice, ...]
+    backends: tuple[str, ...]
+    choices: tuple[BackendChoice, ...]
     layout: str
     prompts: tuple[str, ...]
     seed: int
@@ -86,16 +89,12 @@ class Recipe:
         return scheme.with_rules(self.overrides)
 
     def backend(self, name: str) -> BackendChoice:
-        """The recipe's choice for a backend, or the default one of a backend that it leaves out."""
-        for choice in self.backends:
-            if choice.name == name:
-                return choice
-        options = backends.default_options(backends.load(name))
-        return BackendChoice(name, self.backends[0].schemes, options)
+        """The recipe's choice for a backend."""
+        return next(choice for choice in self.choices if choice.name == name)
 
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
-        decisive = asdict(replace(self, checkpoint="", backends=()))
+        decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
         decisive["options"] = dict(self.backend(backend).options)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -130,7 +129,9 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
             raise InputError(f"[{section}] must be a table")
         _refuse_unknown(f"key in [{section}]", table, keys)
     get = _Getter(raw)
-    prompts = _prompts("golden", get.value("golden", "prompts", list, ["a red circle"]))
+    prompts = _prompts(
+        "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
+    )
     return Recipe(
         name=name,
         checkpoint=get.text("model", "checkpoint"),
@@ -146,21 +147,21 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
         symmetric=get.value("weights", "symmetric", bool, None),
         overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
-        backends=tuple(
-            _backend(get, n)
-            for n in get.names("build", "backends", backends.names(), default=backends.names())
-        ),
+        backends=get.names("build", "backends", backends.names(), default=backends.names()),
+        choices=tuple(_choice(get, name) for name in backends.names()),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=Calibration(
-            _calibration_prompts(raw.get("calibration", {}).get("prompts")) or prompts,
+            _calibration_prompts(raw.get("calibration", {}).get("prompts"))
+            or prompts
+            or DEFAULT_PROMPTS,
             get.integer("calibration", "seed", 0, 2**62, 1000),
         ),
     )
 
 
-def _backend(get: _Getter, name: str) -> BackendChoice:
+def _choice(get: _Getter, name: str) -> BackendChoice:
     """The table ``[<backend>]``; its schemes are ``[weights] scheme`` unless it names others."""
     own = get.names(name, "scheme", scheme_names(), default=())
     schemes = own or get.names("weights", "scheme", scheme_names(), default=None)
@@ -284,9 +285,10 @@ def _override(raw: Any) -> Rule:
     return Rule(graph, weight, form, roles)
 
 
-def _prompts(section: str, values: list[Any]) -> tuple[str, ...]:
-    if not values or not all(isinstance(v, str) for v in values):
-        raise InputError(f"[{section}] prompts: at least one string is expected")
+def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]:
+    if len(values) < least or not all(isinstance(v, str) for v in values):
+        wanted = "at least one string is" if least else "strings are"
+        raise InputError(f"[{section}] prompts: {wanted} expected")
     return tuple(values)
 
 

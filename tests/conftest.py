@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from exporter import backends
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.cut import Cut
 from exporter.pipeline import Built, build
@@ -134,11 +135,18 @@ def tiny_package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """shapes-flash as ONNX in every scheme, by scheme, from the shipped recipe."""
+    """shapes-flash from the shipped recipe, for every backend that is installed, by folder name."""
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
     recipe = replace(recipe, checkpoint=str(SHAPES))
-    out = tmp_path_factory.mktemp("shapes")
-    return {b.scheme: b for b in build(recipe, out, ["onnx"], ["fp32", "fp16", "int8", "int4"])}
+    found = [name for name in recipe.backends if not backends.missing(needs(name))]
+    built = build(recipe, tmp_path_factory.mktemp("shapes"), found)
+    return {b.path.name: b for b in built}
+
+
+def needs(name: str) -> dict[str, str]:
+    """What a backend needs to build and to run."""
+    backend = backends.load(name)
+    return {**backend.REQUIRES, **backend.RUNS_WITH}
 
 
 @pytest.fixture(autouse=True)

@@ -19,14 +19,14 @@ from exporter.quantize import QuantizedProgram, Weights, quantize, unquantized
 from exporter.recipe import Recipe
 from exporter.trace import Program, run, trace
 from exporter.verify import relative_error
-from tests.conftest import SMALL
+from tests.conftest import SMALL, needs
 
 
 @pytest.fixture(scope="module", params=backends.names())
 def backend(request: pytest.FixtureRequest) -> ModuleType:
     """Each backend that is installed; another says which pip install would enable it."""
     found = backends.load(request.param)
-    if backends.missing({**found.REQUIRES, **found.RUNS_WITH}):
+    if backends.missing(needs(request.param)):
         pytest.skip(f"{request.param}: pip install 'fourstep[{found.BUILD_EXTRA}]'")
     return found
 

@@ -91,6 +91,17 @@ def test_build_writes_where_the_recipe_says(
     assert "dB from unquantized" in result.stdout
 
 
+def test_build_without_golden_pictures(recipe: Path, tmp_path: Path) -> None:
+    result = fourstep("build", recipe, "--scheme", "int8", "--no-golden", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert "not verified" in result.stdout and "golden" not in result.stderr.split("verify")[0]
+    verified = fourstep("verify", tmp_path / "onnx-int8")
+    assert verified.exit_code == 0 and "no golden outputs to compare with" in verified.stdout
+    out = tmp_path / "picture.png"
+    drawn = fourstep("run", tmp_path / "onnx-int8", "a star", "--out", out, "--previews", tmp_path)
+    assert drawn.exit_code == 0 and read(out).shape == (64, 64, 3)
+
+
 def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     mistake(fourstep("build", tmp_path / "no.toml"), "no.toml: no such recipe")

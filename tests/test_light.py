@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
+
+from exporter import backends
+from exporter.pipeline import build
+from exporter.recipe import Recipe
+from tests.conftest import ROOT, needs
 
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "optimum", "nncf", "scipy")
 
@@ -29,8 +34,16 @@ assert not loaded, loaded
 """
 
 
-def test_drawing_imports_nothing_heavy(tiny_package: Path) -> None:
-    subprocess.run([sys.executable, "-c", DRAW, str(tiny_package), " ".join(HEAVY)], check=True)
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_drawing_imports_nothing_heavy(
+    backend: str, tiny_recipe: Recipe, tiny_package: Path, tmp_path: Path
+) -> None:
+    package = tiny_package
+    if backend != "onnx":
+        if backends.missing(needs(backend)):
+            pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+        package = build(tiny_recipe, tmp_path, [backend], ["int4"])[0].path
+    subprocess.run([sys.executable, "-c", DRAW, str(package), " ".join(HEAVY)], check=True)
 
 
 BUILD = """
@@ -48,15 +61,32 @@ from exporter.recipe import read_recipe
 
 recipe = read_recipe(Path(sys.argv[1]))
 recipe = replace(recipe, checkpoint=sys.argv[2], cut=Cut((1.0, 0.0), 64, 64))
-build(recipe, Path(sys.argv[3]), ["onnx"], ["int8"])
+build(recipe, Path(sys.argv[3]), [sys.argv[4]], [sys.argv[5]])
 """
 
 
-def test_building_opens_no_connection(tiny_folder: Path, tmp_path: Path) -> None:
-    recipe = ROOT / "recipes" / "shapes-flash.toml"
-    command = [sys.executable, "-c", BUILD, str(recipe), str(tiny_folder), str(tmp_path / "out")]
-    subprocess.run(command, check=True)
-    assert (tmp_path / "out" / "onnx-int8" / "manifest.json").is_file()
+@pytest.mark.parametrize(
+    ("backend", "scheme"), [("onnx", "int8"), ("openvino", "int8-w8a8"), ("coreml", "int8")]
+)
+def test_building_opens_no_connection(
+    tiny_folder: Path, tmp_path: Path, backend: str, scheme: str
+) -> None:
+    if backends.missing(needs(backend)):
+        pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+    recipe = str(ROOT / "recipes" / "shapes-flash.toml")
+    command = [
+        sys.executable,
+        "-c",
+        BUILD,
+        recipe,
+        str(tiny_folder),
+        str(tmp_path),
+        backend,
+        scheme,
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert (tmp_path / f"{backend}-{scheme}" / "manifest.json").is_file()
+    assert done.stdout == ""
 
 
 def test_importing_the_runtime_is_light() -> None:

@@ -40,9 +40,9 @@ def test_shipped_recipes(file: Path) -> None:
 def test_defaults(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, GOOD))
     assert (recipe.mode, recipe.layout) == ("euler", "native")
-    assert [b.name for b in recipe.backends] == ["coreml", "onnx", "openvino"]
+    assert recipe.backends == ("coreml", "onnx", "openvino")
     assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
-    assert all(b.schemes == ("int4",) for b in recipe.backends)
+    assert all(c.schemes == ("int4",) for c in recipe.choices)
     assert recipe.backend("coreml").options == {"target": "oldest"}
     assert recipe.calibration.prompts == recipe.prompts
 
@@ -53,6 +53,8 @@ def test_a_backend_has_schemes_and_options_of_its_own(tmp_path: Path) -> None:
     assert recipe.backend("coreml").schemes == ("pal4", "int8")
     assert recipe.backend("coreml").options == {"target": "iOS17"}
     assert recipe.backend("onnx").schemes == ("int4",)
+    unlisted = read_recipe(written(tmp_path, text + '[build]\nbackends = ["onnx"]'))
+    assert unlisted.backend("coreml") == recipe.backend("coreml")
     plain = read_recipe(written(tmp_path, GOOD))
     assert plain.digest("onnx") == recipe.digest("onnx")
     assert plain.digest("coreml") != recipe.digest("coreml")
@@ -121,7 +123,7 @@ MISTAKES = {
     ),
     "wrong type": (GOOD.replace("128", '"128"'), "width_px = '128': must be a whole number"),
     "too many tokens": (GOOD + "[text]\nt5_tokens = 1000", "must be from 1 to 512"),
-    "no prompt": (GOOD + "[golden]\nprompts = []", "at least one string"),
+    "no prompt": (GOOD + "[calibration]\nprompts = []", "at least one string"),
     "override format": (
         GOOD + '[[weights.override]]\nformat = "int3"',
         "unknown format 'int3'; known: fp16, fp32, int4, int8, pal4, pal6, w8a8",

@@ -1,4 +1,4 @@
-"""shapes-flash as ONNX packages: what diffusers draws, and what quantization costs."""
+"""shapes-flash for every backend: what diffusers draws, and what quantization costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from benchmarks.quality import Drawn, compare, draw
+from benchmarks.quality import Drawn, agreement, compare, draw
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts
 from exporter.pipeline import Built
 from exporter.runtime import Image, Request, generate, open_package
@@ -24,7 +24,7 @@ def prompts() -> tuple[EvalPrompt, ...]:
 
 @pytest.fixture(scope="module")
 def fp32(shapes_packages: dict[str, Built], prompts: tuple[EvalPrompt, ...]) -> Drawn:
-    return draw(shapes_packages["fp32"].path, prompts)
+    return draw(shapes_packages["onnx-fp32"].path, prompts)
 
 
 def test_fp32_pictures_are_diffusers(
@@ -35,7 +35,7 @@ def test_fp32_pictures_are_diffusers(
     pipe.set_progress_bar_config(disable=True)
     chosen = prompts[::12]
     assert len(chosen) == 20
-    player = open_package(shapes_packages["fp32"].path).player()
+    player = open_package(shapes_packages["onnx-fp32"].path).player()
     requests = [Request(p.text, p.seed) for p in chosen]
     ours = [e.pixels for e in generate(player, requests) if isinstance(e, Image)]
     for prompt, found in zip(chosen, ours, strict=True):
@@ -53,20 +53,53 @@ def test_fp32_pictures_are_diffusers(
 def test_every_package_verifies(shapes_packages: dict[str, Built]) -> None:
     for built in shapes_packages.values():
         assert built.report.ok
-        assert all(g.exact <= 1e-4 for g in built.report.graphs)
+        allowed = 5e-3 if built.backend == "coreml" else 1e-4
+        exact = {g.graph: g.exact for g in built.report.graphs}
+        if built.scheme == "int8-w8a8":
+            assert exact.pop("denoiser") <= 0.1, built.path.name
+        assert max(exact.values()) <= allowed, built.path.name
 
 
-@pytest.mark.parametrize(("scheme", "allowed_points"), [("fp16", 1), ("int8", 1), ("int4", 5)])
+@pytest.mark.parametrize(
+    ("scheme", "least_db"), [("fp32", 40), ("fp16", 40), ("int8", 35), ("int4", 35)]
+)
+def test_backends_draw_the_same_picture(
+    shapes_packages: dict[str, Built],
+    prompts: tuple[EvalPrompt, ...],
+    scheme: str,
+    least_db: float,
+) -> None:
+    """Twenty prompts, same seed and scheme, every pair of backends, as the packages run."""
+    chosen = prompts[5::12]
+    drawn = {n: draw(b.path, chosen) for n, b in shapes_packages.items() if b.scheme == scheme}
+    assert len(chosen) == 20 and len(drawn) >= 2
+    for pair, found_db in agreement(drawn).items():
+        assert found_db >= least_db, pair
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed_points"),
+    [
+        ("onnx-fp16", 1),
+        ("onnx-int8", 1),
+        ("onnx-int4", 5),
+        ("openvino-int8", 1),
+        ("openvino-int8-w8a8", 2),
+        ("openvino-int4", 5),
+    ],
+)
 def test_shapeeval_loss(
     shapes_packages: dict[str, Built],
     prompts: tuple[EvalPrompt, ...],
     fp32: Drawn,
-    scheme: str,
+    package: str,
     allowed_points: float,
 ) -> None:
     """240 held-out prompts: points of ShapeEval lost against fp32, as the package runs."""
+    if package not in shapes_packages:
+        pytest.skip(f"{package}: pip install 'fourstep[all]'")
     yardstick = compare(prompts, fp32, fp32)["shapeeval"]
-    found = compare(prompts, draw(shapes_packages[scheme].path, prompts), fp32)["shapeeval"]
+    found = compare(prompts, draw(shapes_packages[package].path, prompts), fp32)["shapeeval"]
     assert isinstance(yardstick, dict) and isinstance(found, dict)
     assert yardstick["overall"] >= 0.85
     assert 100 * (yardstick["overall"] - found["overall"]) <= allowed_points
@@ -74,7 +107,8 @@ def test_shapeeval_loss(
 
 def test_sizes(shapes_packages: dict[str, Built]) -> None:
     sizes = {
-        scheme: sum(f.stat().st_size for f in Path(b.path / "graphs").rglob("*") if f.is_file())
-        for scheme, b in shapes_packages.items()
+        b.scheme: sum(f.stat().st_size for f in Path(b.path / "graphs").rglob("*") if f.is_file())
+        for b in shapes_packages.values()
+        if b.backend == "onnx"
     }
     assert sizes["fp32"] > 1.9 * sizes["fp16"] > 3.4 * sizes["int8"] > 3.8 * sizes["int4"]

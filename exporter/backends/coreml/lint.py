@@ -19,6 +19,7 @@ import numpy as np
 
 from exporter.backends.coreml import library
 from exporter.backends.coreml.ops import data_types
+from exporter.backends.coreml.writer import FLOAT32_GRAPHS
 
 LARGEST_RANK = 5
 LARGEST_GRAPH_BYTES = 1_000_000_000
@@ -94,10 +95,12 @@ def _wide(graph: str, operations: Any) -> Iterator[Finding]:
         and not operation.type.startswith("constexpr")
         and any(o.type.tensorType.dataType == wide for o in operation.outputs)
     )
+    half = any(
+        o.type.tensorType.dataType == data_types()["fp16"] for p in operations for o in p.outputs
+    )
+    asked = not half and graph not in FLOAT32_GRAPHS
+    why = "as its weights' format asks" if asked else "where fp16 would overflow or lose too much"
     if count:
         listed = ", ".join(f"{n} {kind}" for kind, n in sorted(count.items()))
-        reason = (
-            f"{count.total()} operators compute in float32, where fp16 would overflow or lose too "
-            f"much, on the GPU or processor: {listed}"
-        )
+        reason = f"{count.total()} operators compute in float32, {why}, on the GPU or CPU: {listed}"
         yield Finding(graph, "graph", "", reason)

@@ -10,6 +10,8 @@ Written without a Mac at hand: what it calls is documented, what it finds is not
 
 import argparse
 import json
+import math
+import shutil
 import statistics
 import sys
 import tempfile
@@ -42,9 +44,9 @@ def check(
     folder: Path, graph: dict[str, Any], manifest: dict[str, Any], units: str, compiled: Path
 ) -> tuple[float, float]:
     """Largest relative L2 error and median milliseconds of a graph."""
-    place = ct.models.utils.compile_model(
-        str(folder / graph["entry"]), str(compiled / f"{graph['name']}.mlmodelc")
-    )
+    place = compiled / f"{graph['name']}.mlmodelc"
+    shutil.rmtree(place, ignore_errors=True)  # of an earlier run: it would be kept
+    ct.models.utils.compile_model(str(folder / graph["entry"]), str(place))
     model = ct.models.CompiledMLModel(str(place), ct.ComputeUnit[units])
     worst, times = 0.0, []
     for inputs, expected in golden_calls(folder, manifest, graph["name"]):
@@ -52,9 +54,10 @@ def check(
         found = model.predict(inputs)
         times.append(1e3 * (time.perf_counter() - started))
         for port, value in expected.items():
-            error = np.linalg.norm(np.asarray(found[port], dtype=np.float64) - value)
+            error = float(np.linalg.norm(np.asarray(found[port], dtype=np.float64) - value))
             size = float(np.linalg.norm(value.astype(np.float64)))
-            worst = max(worst, float(error) / size if size else float(error))
+            error = error / size if size else error
+            worst = max(worst, math.inf if math.isnan(error) else error)
     return worst, statistics.median(times)
 
 
@@ -65,17 +68,18 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(__file__).resolve().parent
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    compiled = arguments.compiled or Path(tempfile.mkdtemp())
-    compiled.mkdir(parents=True, exist_ok=True)
     failed = False
     print(f"{'graph':<12} {'relative error':>15} {'allowed':>8} {'ms':>9}  on {arguments.units}")
-    for graph in manifest["graphs"]:
-        error, median_ms = check(folder, graph, manifest, arguments.units, compiled)
-        allowed = graph["tolerance"]["graph_relative"]
-        good = error <= allowed  # not a number is not good
-        failed = failed or not good
-        mark = "" if good else "  FAILED"
-        print(f"{graph['name']:<12} {error:>15.1e} {allowed:>8.0e} {median_ms:>9.1f}{mark}")
+    with tempfile.TemporaryDirectory() as temporary:
+        compiled = arguments.compiled or Path(temporary)
+        compiled.mkdir(parents=True, exist_ok=True)
+        for graph in manifest["graphs"]:
+            error, median_ms = check(folder, graph, manifest, arguments.units, compiled)
+            allowed = graph["tolerance"]["graph_relative"]
+            good = error <= allowed
+            failed = failed or not good
+            mark = "" if good else "  FAILED"
+            print(f"{graph['name']:<12} {error:>15.1e} {allowed:>8.0e} {median_ms:>9.1f}{mark}")
     return int(failed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def open_model(package: Path, compute_units: str, cache: Path | None) -> Session
     Args:
         compute_units: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
 
-    Raises CheckFailed when Core ML cannot open it.
+    Raises CheckFailed when Core ML cannot open it; so does a call when Core ML cannot run it.
     """
     ct = library.coremltools()
     units = ct.ComputeUnit[compute_units]
@@ -26,16 +27,32 @@ def open_model(package: Path, compute_units: str, cache: Path | None) -> Session
         if cache is None:
             model = ct.models.MLModel(str(package), compute_units=units)
         else:
-            compiled = cache / f"{package.stem}-{package.stat().st_mtime_ns}.mlmodelc"
+            compiled = cache / f"{package.stem}-{_digest(package)[:16]}.mlmodelc"
             if not compiled.exists():
                 cache.mkdir(parents=True, exist_ok=True)
                 ct.models.utils.compile_model(str(package), str(compiled))
             model = ct.models.CompiledMLModel(str(compiled), units)
     except Exception as error:  # Core ML raises bare RuntimeError
-        raise CheckFailed(f"{package}: Core ML cannot open it: {error}") from None
+        raise CheckFailed(f"{package}: Core ML cannot open it: {_one_line(error)}") from None
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = model.predict({name: np.asarray(value) for name, value in inputs.items()})
+        try:
+            found = model.predict({name: np.asarray(value) for name, value in inputs.items()})
+        except Exception as error:
+            raise CheckFailed(f"{package}: Core ML cannot run it: {_one_line(error)}") from None
         return {name: np.asarray(value) for name, value in found.items()}
 
     return run
+
+
+def _digest(package: Path) -> str:
+    """SHA-256 of a package's files: another package may have the same name and age."""
+    whole = hashlib.sha256()
+    for file in sorted(f for f in package.rglob("*") if f.is_file()):
+        with file.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -10,8 +10,8 @@ that is the only floating type of the Neural Engine.
   the squares to the division.
 - softmax where it is an operator of its own (iOS 17): the sum of a thousand exponentials loses
   small ones in fp16. iOS 18 has attention as one operator, which widens inside.
-- a linear layer or convolution whose weight's format is fp32, or whose scales are too small for
-  fp16's normal range.
+- a linear layer, convolution or embedding whose weight's format is fp32, or whose codes or palettes
+  stand for values outside fp16's normal range, as far as they matter.
 - a graph whose weights are all fp32 (scheme fp32), entirely.
 """
 
@@ -29,6 +29,7 @@ from torch import Tensor, fx
 from exporter.backends.coreml import library, ops
 from exporter.backends.coreml.library import ELEMENTS
 from exporter.errors import InputError
+from exporter.formats import Format
 from exporter.quantize import Part, QuantizedProgram
 from exporter.trace import Constant
 
@@ -316,7 +317,7 @@ class Emitter:
             return self.const(self.array(node), kind, key=source), kind
         part = self._part(node)
         kind = self.kind
-        if part.format.is_integer and not self._fits_half(node):
+        if part.format.name != "fp16" and not self._fits_half(node, part.format):
             kind = "fp32"
         return self.once(
             ("weight", part.of, kind), lambda: self._compressed(node, part, kind)
@@ -329,12 +330,20 @@ class Emitter:
         assert isinstance(part, Part)
         return part
 
-    def _fits_half(self, node: fx.Node) -> bool:
+    def _fits_half(self, node: fx.Node, form: Format) -> bool:
+        """Whether fp16 holds the steps between codes as normal numbers, and the largest value.
+
+        Smaller steps may vanish on a device: they may make up a thousandth of the weight. The step
+        of a palette is that of int codes of as many bits.
+        """
         scale = node.args[1]
         assert isinstance(scale, fx.Node)
-        sizes = np.abs(self.array(scale))
-        sizes = sizes[sizes > 0]
-        return not sizes.size or bool(sizes.min() >= SMALLEST_FP16 and sizes.max() < LARGEST_FP16)
+        steps = np.abs(self.array(scale))
+        if form.is_palette:
+            steps = steps.max(axis=1) / 2 ** (form.bits - 1)
+        vanishing = np.linalg.norm(steps[steps < SMALLEST_FP16])
+        largest = steps.max(initial=0) * 2**form.bits
+        return bool(vanishing <= 1e-3 * np.linalg.norm(steps) and largest <= LARGEST_FP16)
 
     def _compressed(self, node: fx.Node, part: Part, kind: str) -> str:
         given: dict[str, Stored]
@@ -385,7 +394,8 @@ class Emitter:
     def model(self) -> Any:
         """The finished model specification; outputs are float32 under their ports' names."""
         for node, port in zip(self.program.results(), self.program.outputs, strict=True):
-            name = self.value(node)
+            raw = self._values.get(node)  # not rounded to fp16 on its way to a float32 output
+            name = raw if isinstance(raw, str) else self.value(node)
             if self._known[name][1] == "fp32":
                 self.add("identity", {"x": name}, port.shape, "fp32", port.name)
             else:

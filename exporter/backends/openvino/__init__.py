@@ -8,6 +8,7 @@ float32 (ids int32).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from exporter.formats import Format
     from exporter.quantize import QuantizedProgram
+
+# OpenVINO and NNCF report their import to a server through this module, unless it cannot be found.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 EXTRA = "openvino"
 BUILD_EXTRA = "build,openvino-build"
@@ -91,19 +95,14 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
 
     core = ov.Core()
     device = setup.device or DEVICES[0]
-    config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
-    device = device.removesuffix("W")
-    if not config and device not in core.available_devices:
+    if device != "NPUW" and device not in core.available_devices:
         found = ", ".join(core.available_devices)
-        raise CheckFailed(f"{entry}: this machine has no {device} for OpenVINO; it has {found}")
-    if setup.cache is not None:
-        config["CACHE_DIR"] = str(setup.cache)
-    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
-    config |= {name: value for name, value in settings.items() if name in known}
-    if setup.exact and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in known:
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        raise CheckFailed(
+            f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
+        )
+    config = _config(core, device, settings, setup)
     try:
-        compiled = core.compile_model(str(entry), device, config)
+        compiled = core.compile_model(str(entry), device.removesuffix("W"), config)
     except Exception as error:  # OpenVINO raises bare RuntimeError
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
@@ -115,3 +114,21 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
         return {name: np.array(found[name]) for name in names}
 
     return run
+
+
+def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -> dict[str, Any]:
+    """The properties to compile with: of the settings, those that the device knows.
+
+    NPUW hands what it does not know to the processor behind it. An NPU computes in float16 and
+    refuses to be told anything else.
+    """
+    config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
+    if setup.cache is not None:
+        config["CACHE_DIR"] = str(setup.cache)
+    known = set(core.get_property("CPU" if device == "NPUW" else device, "SUPPORTED_PROPERTIES"))
+    if device == "NPU":
+        known.discard("INFERENCE_PRECISION_HINT")
+    config |= {name: value for name, value in settings.items() if name in known}
+    if setup.exact and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in known:
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    return config

@@ -18,13 +18,13 @@ from exporter.runtime.manifest import Tokenizer
 def write_tokenizer(folder: Path, name: str, entry: Tokenizer) -> tuple[Path, Path]:
     """Write ``tokenizer/<name>.xml`` and ``.bin`` from the package's ``tokenizer.json``.
 
-    The model takes one string and gives ``input_ids`` (1, tokens) int64, padded, cut and with
-    special tokens as the runtime does it. It needs the openvino-tokenizers extension to run.
+    The model takes one string, ``prompt``, and gives ``input_ids`` (1, tokens) int64, padded, cut
+    and with special tokens as the runtime does it. It needs the openvino-tokenizers extension.
     """
     model = _convert(folder / entry.path, entry)
     for i, operator in enumerate(model.get_ordered_ops()):
-        if operator.get_type_name() not in ("Parameter", "Result"):
-            operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
+        operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
+    model.input(0).get_tensor().set_names({"prompt"})  # the converter's holds a running number
     file = folder / "tokenizer" / f"{name}.xml"
     ov.save_model(model, file, compress_to_fp16=False)
     return file, file.with_suffix(".bin")

@@ -6,7 +6,7 @@ that OpenVINO's plugins take as weight decompression and keep compressed while t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def write_graph(
         from exporter.backends.openvino.activations import round_activations
 
         model, adjusted = round_activations(model, emitter.rounded, samples(program.name))
+        emitter.compress(model, {a.weight for a in adjusted})
         _name_by_place(model)
     if program.name == "t5":
         # Read by the plugins that compute in fp16; the CPU's ignores it.
@@ -60,7 +61,7 @@ class Emitter:
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
         self._packed: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
-        self._weights: list[tuple[Any, str]] = []
+        self._weights: list[tuple[Any, fx.Node]] = []
         free = [
             n
             for n in program.graph.nodes
@@ -105,16 +106,28 @@ class Emitter:
         product = op.matmul(self.value(x), self.value(weight), False, True)
         part = self._part(weight)
         if part is not None and part.format.name == "w8a8":
-            self._weights.append((product, part.of.name))
+            self._weights.append((product, weight))
         return product
+
+    def compress(self, model: ov.Model, names: Collection[str]) -> None:
+        """Store these weights, whose layers' inputs are not rounded after all, as int8 is."""
+        operators = {o.get_friendly_name(): o for o in model.get_ordered_ops()}
+        for (product, name), (_, weight) in zip(self.rounded.items(), self._weights, strict=True):
+            if name in names:
+                value = self._weight(weight, rounded=False)
+                operators[product].input(1).replace_source_output(_output(value))
 
     def _part(self, node: fx.Node) -> Part | None:
         codes = node.args[0] if node.args else None
         source = self.program.tensors.get(codes.name) if isinstance(codes, fx.Node) else None
         return source if isinstance(source, Part) else None
 
-    def _weight(self, node: fx.Node) -> Any:
-        """A stored weight as float32, in the checkpoint's layout (N, K, ...)."""
+    def _weight(self, node: fx.Node, rounded: bool = True) -> Any:
+        """A stored weight as float32, in the checkpoint's layout (N, K, ...).
+
+        Args:
+            rounded: whether the layer of a w8a8 weight has its input rounded.
+        """
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if node.target is torch.ops.aten.to.dtype:
@@ -127,7 +140,8 @@ class Emitter:
         grouped = shape if whole else (shape[0], shape[1] // block, block)
         factor = self._float(scale).reshape((-1, *(1,) * (len(shape) - 1)) if whole else (
             *grouped[:2], 1))  # fmt: skip
-        if part.format.name == "w8a8":  # NNCF finds these codes again in the float values
+        if part.format.name == "w8a8" and rounded:
+            # NNCF finds these codes again in the float values.
             return op.constant(self._read(codes).astype(np.float32) * factor)
         value = op.convert(self._codes(codes, grouped), "f32")
         if isinstance(zero_point, fx.Node):
@@ -167,7 +181,11 @@ class Emitter:
             results.append(op.result(output))
         model = ov.Model(results, self._parameters, self.program.name)
         _name_by_place(model)
-        self.rounded = {product.get_friendly_name(): name for product, name in self._weights}
+        self.rounded = {
+            product.get_friendly_name(): part.of.name
+            for product, weight in self._weights
+            if (part := self._part(weight)) is not None
+        }
         return model
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from exporter import ops as _registers_operators  # noqa: F401
 from exporter.backends.coreml import library
 from exporter.trace import Constant
 

@@ -1,9 +1,9 @@
 """OpenVINO IR (.xml and .bin) for Intel processors, graphics and NPUs.
 
-The model is built operator by operator with OpenVINO's own opset, so its graph is what the plugins
-match: compressed weights, fused attention, RMS and layer norms (``benchmarks/openvino_forms.py``
-compares with the roads through ONNX and through torch). All shapes are static, inputs and outputs
-float32 (ids int32).
+The model is built operator by operator with OpenVINO's own opset. On the CPU its runtime graph has
+the same fused attention, norms and compressed products as the roads through ONNX and through torch
+have, in fewer nodes (``benchmarks/openvino_forms.py``); what decides for it is that codes and
+zero points go in as they are. All shapes are static, inputs and outputs float32 (ids int32).
 """
 
 from __future__ import annotations

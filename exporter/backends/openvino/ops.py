@@ -11,6 +11,8 @@ import torch
 from openvino import opset15 as op
 from torch import fx
 
+from exporter import ops as _registers_operators  # noqa: F401
+
 if TYPE_CHECKING:
     from exporter.backends.openvino.writer import Emitter
 

@@ -2,13 +2,17 @@
 
 A compressed weight is a low-bit Constant, Convert, Subtract, Multiply and Reshape: the pattern
 that OpenVINO's plugins take as weight decompression and keep compressed while they run.
+
+OpenVINO wants all constants at hand when it saves a model. They wait in a file that is mapped, in
+the form in which they are stored, so that memory holds one weight at a time.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import openvino as ov
@@ -22,6 +26,8 @@ from exporter.errors import InputError
 from exporter.quantize import Part, QuantizedProgram
 from exporter.runtime.manifest import Adjusted
 
+LARGE_BYTES = 1 << 16
+
 
 def write_graph(
     program: QuantizedProgram,
@@ -30,7 +36,18 @@ def write_graph(
     samples: Samples,
 ) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
     """Write ``<name>.xml`` and ``<name>.bin``; returns them and the weights not kept as asked."""
-    emitter = Emitter(program, read)
+    with tempfile.TemporaryFile(dir=folder) as waiting:
+        return _write(program, read, folder, samples, waiting)
+
+
+def _write(
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    samples: Samples,
+    waiting: IO[bytes],
+) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
+    emitter = Emitter(program, read, waiting)
     for node in program.nodes():
         emitter.node(node)
     model, adjusted = emitter.model(), tuple[Adjusted, ...]()
@@ -55,12 +72,15 @@ class Emitter:
         rounded: names of the MatMuls whose input is to be rounded to 8 bits, and their weights'.
     """
 
-    def __init__(self, program: QuantizedProgram, read: Callable[[object], Tensor]) -> None:
+    def __init__(
+        self, program: QuantizedProgram, read: Callable[[object], Tensor], waiting: IO[bytes]
+    ) -> None:
         self.program, self.read = program, read
+        self._waiting = waiting
         self.rounded: dict[str, str] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
-        self._packed: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
+        self._mapped: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
         self._weights: list[tuple[Any, fx.Node]] = []
         free = [
             n
@@ -91,8 +111,8 @@ class Emitter:
             return op.constant(np.float32(argument)).output(0)  # type: ignore[arg-type]
         if argument not in self._values:
             if argument.op == "placeholder":
-                tensor = self.read(self.program.tensors[argument.name])
-                self._values[argument] = op.constant(tensor.contiguous().numpy()).output(0)
+                array = self._read(argument)
+                self._values[argument] = self._constant(array, array.shape).output(0)
             else:
                 self._values[argument] = _output(self._weight(argument))
         return self._values[argument]
@@ -142,13 +162,13 @@ class Emitter:
             *grouped[:2], 1))  # fmt: skip
         if part.format.name == "w8a8" and rounded:
             # NNCF finds these codes again in the float values.
-            return op.constant(self._read(codes).astype(np.float32) * factor)
+            return self._constant(self._read(codes).astype(np.float32) * factor, shape)
         value = op.convert(self._codes(codes, grouped), "f32")
         if isinstance(zero_point, fx.Node):
             value = op.subtract(
                 value, op.convert(self._codes(zero_point, (*grouped[:2], 1)), "f32")
             )
-        value = op.multiply(value, op.constant(factor))
+        value = op.multiply(value, self._constant(factor, factor.shape))
         return value if whole else op.reshape(value, ops.ints(shape), False)
 
     def _read(self, node: fx.Node) -> np.ndarray:
@@ -164,13 +184,25 @@ class Emitter:
         assert isinstance(source, Part)
         codes = self._read(node).reshape(shape)
         if source.format.bits == 8:
-            return op.constant(codes)
+            return self._constant(codes, shape)
         kind = ov.Type.i4 if codes.dtype == np.int8 else ov.Type.u4
         flat = codes.reshape(-1).astype(np.uint8) & 0x0F
         flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
         packed = flat[0::2] | (flat[1::2] << 4)
-        self._packed.append(packed)
-        return op.constant(ov.Tensor(packed, ov.Shape(list(shape)), kind))
+        return self._constant(packed, shape, kind)
+
+    def _constant(
+        self, array: np.ndarray, shape: tuple[int, ...], kind: ov.Type | None = None
+    ) -> Any:
+        """A Constant; a large one's values wait in the file."""
+        if array.nbytes >= LARGE_BYTES:
+            self._waiting.seek(0, 2)
+            offset = self._waiting.tell()
+            self._waiting.write(array.tobytes())
+            self._waiting.flush()
+            array = np.memmap(self._waiting, array.dtype, "r+", offset, array.shape)
+        self._mapped.append(array)
+        return op.constant(ov.Tensor(array, ov.Shape(list(shape)), kind or ov.Type(array.dtype)))
 
     def model(self) -> ov.Model:
         """The finished model, every operator named by its place so that builds are identical."""

@@ -71,7 +71,10 @@ def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> Tokenizer
 
 
 def clip_tokenizer(folder: Path) -> Tokens:
-    """A CLIP tokenizer from ``vocab.json`` and ``merges.txt``, as transformers builds it."""
+    """A CLIP tokenizer from ``vocab.json`` and ``merges.txt``, as transformers builds it.
+
+    The padding token is special, in a prompt too: SD3's second tokenizer pads with "!".
+    """
     vocabulary = read_json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]
@@ -95,6 +98,7 @@ def clip_tokenizer(folder: Path) -> Tokens:
         ]
     )
     tokens.decoder = decoders.ByteLevel()
+    tokens.add_special_tokens([CLIP_START, CLIP_END, _pad_token(folder)])
     start, end = vocabulary[CLIP_START], vocabulary[CLIP_END]
     tokens.post_processor = processors.RobertaProcessing(
         (CLIP_END, end), (CLIP_START, start), trim_offsets=False, add_prefix_space=False

@@ -68,13 +68,14 @@ def test_long_prompts_are_cut_with_a_warning(shapes: Checkpoint, tmp_path: Path,
     assert ids[0].tolist() == expected
 
 
-def test_clip_tokenizer_from_vocabulary_and_merges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["tokenizer", "tokenizer_2"])
+def test_clip_tokenizer_from_vocabulary_and_merges(tmp_path: Path, folder: str) -> None:
     """Older checkpoints have no tokenizer.json; ours is built as transformers builds it."""
-    for file in ("vocab.json", "merges.txt"):
-        shutil.copyfile(SHAPES / "tokenizer" / file, tmp_path / file)
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copyfile(SHAPES / folder / file, tmp_path / file)
     ours = clip_tokenizer(tmp_path)
-    theirs: Any = CLIPTokenizer.from_pretrained(SHAPES / "tokenizer")
-    for prompt in PROMPTS[:6]:
+    theirs: Any = CLIPTokenizer.from_pretrained(tmp_path)
+    for prompt in [*PROMPTS, "stop!! now!"]:
         assert ours.encode(prompt).ids == theirs(prompt)["input_ids"], prompt
 
 

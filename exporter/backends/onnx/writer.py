@@ -22,7 +22,7 @@ from exporter.quantize import QuantizedProgram
 
 OPSET = 21
 IR_VERSION = 10
-INLINE_BYTES = 1024  # shapes and small vectors stay in the graph, where shape inference sees them
+INLINE_BYTES = 1024  # small vectors stay in the graph; shapes always do: inference reads them
 ALIGN_BYTES = 4096  # a page, so that every weight can be mapped by itself
 
 TYPES = {
@@ -116,8 +116,9 @@ class Emitter:
 
     def ints(self, values: Sequence[int]) -> str:
         """An int64 vector, for shapes and axes."""
-        name = "ints_" + "_".join(str(v) for v in values)
-        return self.tensor(name, torch.tensor(list(values), dtype=torch.int64))
+        key = ("ints", *values)
+        vector = torch.tensor(list(values), dtype=torch.int64)
+        return self.once(key, lambda: self.tensor(f"ints_{len(self._initializers)}", vector))
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
         """Append a node with one output; ``kind`` may carry a domain: ``com.microsoft:Name``."""
@@ -148,7 +149,7 @@ class Emitter:
             kind = TensorProto.INT4 if value.dtype == torch.int8 else TensorProto.UINT4
         data = (_pack4(value) if bits4 else value.contiguous().numpy()).tobytes()
         proto = onnx.TensorProto(name=name, data_type=kind, dims=list(value.shape))
-        if len(data) <= INLINE_BYTES:
+        if len(data) <= INLINE_BYTES or kind == TensorProto.INT64:
             proto.raw_data = data
         else:
             self._store(proto, data)

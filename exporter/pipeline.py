@@ -20,6 +20,8 @@ from exporter.tokenizers import tokenizer_files
 from exporter.trace import bind, trace
 from exporter.verify import Report, verify
 
+KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them before they are emitted
+
 
 @dataclass(frozen=True)
 class Built:
@@ -54,7 +56,7 @@ def build(
 
     # Checkpoint: headers only; a weight is read when a stage below asks for it.
     checkpoint = open_checkpoint(recipe.checkpoint)
-    weights = Weights(checkpoint)
+    weights = Weights(checkpoint, keep_bytes=KEEP_BYTES if recipe.prompts else 0)
 
     # Graphs and trace: operators and shapes, no weights in memory.
     graphs = cut_graphs(checkpoint, recipe.cut)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from exporter.errors import CheckFailed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 T = TypeVar("T")
 
 

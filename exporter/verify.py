@@ -80,15 +80,22 @@ def verify(
     Raises CheckFailed when a file is damaged; parity out of tolerance is in ``failures``.
     """
     manifest = package.manifest
+    files = check_files(package, progress)
+    graphs = tuple(_graph_parity(package, g.name, progress, setup) for g in manifest.graphs)
+    images = tuple(_image_parity(package, g, progress, setup) for g in manifest.golden)
+    return Report(
+        package.folder.name, files, graphs, images, tuple(_failures(package, graphs, images))
+    )
+
+
+def check_files(package: Package, progress: Progress = lambda line: None) -> int:
+    """Check every file's digest; returns how many. Raises CheckFailed naming a damaged one."""
+    manifest = package.manifest
     files = [*manifest.files, *(f for g in manifest.graphs for f in g.files)]
     for file in files:
         check_file(package.folder, file)
     progress(f"{len(files)} files whole")
-    graphs = tuple(_graph_parity(package, g.name, progress, setup) for g in manifest.graphs)
-    images = tuple(_image_parity(package, g, progress, setup) for g in manifest.golden)
-    return Report(
-        package.folder.name, len(files), graphs, images, tuple(_failures(package, graphs, images))
-    )
+    return len(files)
 
 
 def _failures(

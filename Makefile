@@ -24,6 +24,7 @@ test-full: .venv/ready lint
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.onnx_forms
 	$(BIN)/python -m benchmarks.openvino_forms
+	$(BIN)/python -m benchmarks.weight_formats
 	$(BIN)/python -m benchmarks.runtime
 
 lint: .venv/ready
@@ -38,4 +39,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/demo-*.png
+	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/demo-*.png

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -21,9 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from benchmarks import figures
 
 TOKENS, HEADS, HEAD, WIDTH = 1102, 24, 64, 1536  # 1024 image tokens, 77 of CLIP, one null token
 RUNS = 5
@@ -189,6 +190,35 @@ def layer_norm_then_modulate() -> Form:
     return nodes, {"x": shape, "scale": (WIDTH,), "shift": (WIDTH,)}, constants, shape, 21
 
 
+def _product(scale: type[np.floating[Any]], *between: onnx.NodeProto) -> Form:
+    """A product with 4-bit weights in groups of 64; ``between`` makes ``d`` of ``w`` and ``s``."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.integers(-8, 8, (WIDTH, 4 * WIDTH)).astype(ml_dtypes.int4),
+        "s": rng.uniform(1e-3, 1e-2, (WIDTH // 64, 4 * WIDTH)).astype(scale),
+    }
+    nodes = [*between, node("MatMul", ["x", "d"], "y")]
+    return nodes, {"x": (1, 1024, WIDTH)}, constants, HIDDEN, 21
+
+
+def _dequantize(scale: str, output: str) -> onnx.NodeProto:
+    return node("DequantizeLinear", ["w", scale], output, axis=0, block_size=64)
+
+
+def product_half_scales() -> Form:
+    wide = node("Cast", ["s"], "wide", to=TensorProto.FLOAT)
+    return _product(np.float16, wide, _dequantize("wide", "d"))
+
+
+def product_wide_scales() -> Form:
+    return _product(np.float32, _dequantize("s", "d"))
+
+
+def product_half_weights() -> Form:
+    wide = node("Cast", ["half"], "d", to=TensorProto.FLOAT)
+    return _product(np.float16, _dequantize("s", "half"), wide)
+
+
 FORMS: dict[str, dict[str, Callable[[], Form]]] = {
     "attention, 1102 tokens": {
         "MultiHeadAttention": attention_mha,
@@ -212,6 +242,11 @@ FORMS: dict[str, dict[str, Callable[[], Form]]] = {
     "adaLN, 1024 x 1536": {
         "modulation as weight and bias": layer_norm_modulated,
         "norm, then scale and shift": layer_norm_then_modulate,
+    },
+    "int4, 1024 x 1536 x 6144": {
+        "scales fp16, Cast": product_half_scales,
+        "scales fp32": product_wide_scales,
+        "weights dequantized fp16, Cast": product_half_weights,
     },
 }
 
@@ -276,8 +311,7 @@ def main() -> None:
             megabytes = found["extra_peak_bytes"] / 1e6
             print(f"{operator:<28} {name:<32} {found['ms']:>8.1f} {ratio:>6.2f} {megabytes:>9.0f}")
     if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        figures.write(arguments.json, rows=rows)
 
 
 if __name__ == "__main__":

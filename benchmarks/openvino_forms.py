@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import figures
 from exporter.backends import openvino as _hides_telemetry  # noqa: F401
 
 TOKENS, HEADS, HEAD, WIDTH = 1102, 24, 64, 1536  # 1024 image tokens, 77 of CLIP, one null token
@@ -443,8 +442,7 @@ def main() -> None:
         "forms": [] if arguments.only == "roads" else forms(),
     }
     if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        arguments.json.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
+        figures.write(arguments.json, **found)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts, score, summarize
+from exporter.measures import SAME_DB, psnr_db, snr_db
 from exporter.runtime import Image, Request, generate, open_package
-from exporter.verify import psnr_db, snr_db
 
 SHAPES = Path("artifacts/shapes-flash")
-SAME_DB = 99.0  # stands for an infinite ratio where a mean is taken
 
 
 @dataclass(frozen=True, eq=False)

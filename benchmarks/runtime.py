@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import figures
 
 RECIPE = Path("recipes/shapes-flash.toml")
 CHECKPOINT = Path("artifacts/shapes-flash")
@@ -137,8 +137,7 @@ def main() -> None:
         megabytes = row["peak_rss_bytes"] / 1e6
         print(f"{name:<16} {times} {slower:>6.2f} {megabytes:>8.0f} {larger:>5.2f}")
     if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        figures.write(arguments.json, rows=rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from exporter.errors import CheckFailed, FourstepError, InputError, known, needs
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
+MOST_DB = 200  # that a floor may ask for; float32 itself keeps less
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -83,6 +85,11 @@ cache_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder where the runtime keeps compiled graphs.",
 )
+statistics_option = click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Folder of calibration statistics: used again if they fit, else measured into it.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -94,6 +101,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.option(
     "--no-golden", is_flag=True, help="Draw no golden pictures: faster, and nothing to verify with."
 )
+@statistics_option
 @json_option
 def build(
     recipe: Path,
@@ -101,12 +109,17 @@ def build(
     backend_names: Sequence[str],
     scheme_names: Sequence[str],
     no_golden: bool,
+    statistics: Path | None,
     as_json: bool,
 ) -> None:
-    """Build one package per backend and scheme of RECIPE into artifacts/<recipe>/."""
+    """Build one package per backend and scheme of RECIPE into artifacts/<recipe>/.
+
+    A scheme is a name, or the file of a plan.
+    """
     _require_build()
     from exporter.formats import scheme_names as all_schemes
     from exporter.pipeline import build as build_packages
+    from exporter.plan import is_plan
     from exporter.recipe import read_recipe
 
     for flag, names, options in (
@@ -114,13 +127,18 @@ def build(
         ("--scheme", scheme_names, all_schemes()),
     ):
         for name in names:
-            if name not in options:
+            if name not in options and not (flag == "--scheme" and is_plan(name)):
                 raise InputError(f"{flag}: {known(flag.lstrip('-'), name, options)}")
     plan = read_recipe(recipe)
     plan = replace(plan, prompts=()) if no_golden else plan
     progress = Progress(bar_on_terminal)
     built = build_packages(
-        plan, out or Path("artifacts") / plan.name, backend_names, scheme_names, progress
+        plan,
+        out or Path("artifacts") / plan.name,
+        backend_names,
+        scheme_names,
+        progress,
+        statistics,
     )
     end_of_bar()
     rows = [
@@ -134,6 +152,94 @@ def build(
         losses = [i.loss_db for i in b.report.images]
         quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
         click.echo(f"{b.path}  {_megabytes(b.bytes)}  {quality}")
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="The plan's file.")
+@click.option("--budget", help="Bytes that all weights may take, such as 1.2GB or 900MB.")
+@click.option("--memory", help="Memory that drawing may take, such as 2GB (predicted).")
+@click.option("--bits", type=float, help="Bits per weight of the MMDiT on average, such as 4.5.")
+@click.option("--floor", "floor_db", type=float, help="Least SNR of the final latent, in dB.")
+@click.option("--format", "formats", multiple=True, help="A format that weights may get.")
+@click.option("--graph", "graphs", multiple=True, help="Plan only this graph (repeatable).")
+@click.option(
+    "--probes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Random directions per prompt that sensitivities are measured along.",
+)
+@click.option("--no-draw", is_flag=True, help="Do not draw with the plan to measure it.")
+@click.option(
+    "--from",
+    "earlier",
+    type=click.Path(path_type=Path),
+    help="An earlier plan of the same model, whose sensitivities are used again.",
+)
+@statistics_option
+@json_option
+def plan(
+    recipe: Path,
+    file: Path | None,
+    budget: str | None,
+    memory: str | None,
+    bits: float | None,
+    floor_db: float | None,
+    formats: Sequence[str],
+    graphs: Sequence[str],
+    probes: int,
+    no_draw: bool,
+    earlier: Path | None,
+    statistics: Path | None,
+    as_json: bool,
+) -> None:
+    """Choose a format for every weight of RECIPE under a budget, or for a floor of quality."""
+    _require_build()
+    from exporter.cut import UPSTREAM
+    from exporter.planning import Aim
+    from exporter.planning import plan as make_plan
+    from exporter.recipe import read_recipe
+
+    if sum(aim is not None for aim in (budget, memory, bits, floor_db)) != 1:
+        raise InputError("give one of --budget 1.2GB, --memory 2GB, --bits 4.5 and --floor 35")
+    if floor_db is not None and not 0 <= floor_db <= MOST_DB:
+        raise InputError(f"--floor {floor_db:g}: decibels from 0 to {MOST_DB} are expected")
+    for graph in graphs:
+        if graph not in UPSTREAM:
+            raise InputError(f"--graph: {known('graph', graph, UPSTREAM)}")
+    found = read_recipe(recipe)
+    file = file or Path(f"{found.name}.plan.toml")
+    if file.suffix != ".toml":
+        raise InputError(f"-o {file}: must end in .toml")
+    aim = Aim(_size("--budget", budget), _size("--memory", memory), bits, floor_db)
+    progress = Progress(bar_on_terminal)
+    done = make_plan(
+        found, file, aim, formats, graphs, probes, not no_draw, earlier, statistics, progress
+    )
+    end_of_bar()
+    if as_json:
+        row = {key: value for key, value in vars(done).items() if key != "path"}
+        click.echo(json.dumps({"path": str(done.path), **row}, indent=1))
+        return
+    drawn = "" if done.measured_snr_db is None else f", drawn {done.measured_snr_db:.1f} dB"
+    click.echo(
+        f"{done.path}  {_megabytes(done.weight_bytes)} of weights, MMDiT "
+        f"{done.bits_per_weight:.2f} bits a weight; final latent predicted "
+        f"{done.predicted_snr_db:.1f} dB{drawn}"
+    )
+
+
+def _size(flag: str, text: str | None) -> int | None:
+    """Bytes of a size such as 1.2GB, 900 MB, 1GiB or 123456; raises InputError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if found is None:
+        raise InputError(f"{flag} {text!r}: a size is expected, such as 1.2GB or 900MB")
+    number, prefix, binary = found.groups()
+    power = " kMGT".index(prefix.replace("K", "k")) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 @main.command()
@@ -392,14 +498,60 @@ def _inspect_checkpoint(place: str, recipe: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({**shape, "graphs": rows, "predicted_peak_bytes": peaks}, indent=1))
         return
     click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
-    click.echo(f"{'graph':<12} {'parameters':>14} " + " ".join(f"{s:>10}" for s in schemes))
+    width = max(10, *(len(name) for name in schemes))
+    click.echo(f"{'graph':<12} {'parameters':>14} " + " ".join(f"{s:>{width}}" for s in schemes))
     for g in sizes:
-        row = " ".join(f"{_megabytes(g.bytes[s]):>10}" for s in schemes)
+        row = " ".join(f"{_megabytes(g.bytes[s]):>{width}}" for s in schemes)
         click.echo(f"{g.graph:<12} {g.parameters:>14,} {row}")
-    totals = " ".join(f"{_megabytes(sum(g.bytes[s] for g in sizes)):>10}" for s in schemes)
+    totals = " ".join(f"{_megabytes(sum(g.bytes[s] for g in sizes)):>{width}}" for s in schemes)
     click.echo(f"{'all':<12} {sum(g.parameters for g in sizes):>14,} {totals}")
-    row = " ".join(f"{_megabytes(peaks[s]):>10}" for s in schemes)
+    row = " ".join(f"{_megabytes(peaks[s]):>{width}}" for s in schemes)
     click.echo(f"{'predicted peak memory':<27} {row}")
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the page and its data; DIR/report unless given.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="Draw these, one per line, in place of the golden ones.",
+)
+@click.option(
+    "--metric",
+    type=click.Path(path_type=Path),
+    help="A Python file with measure(prompts, pictures, references) -> numbers by name.",
+)
+@json_option
+def report(
+    folder: Path, out: Path | None, prompts: Path | None, metric: Path | None, as_json: bool
+) -> None:
+    """Write one self-contained HTML page about all packages in DIR."""
+    from exporter.measures import finite
+    from exporter.report.facts import summary
+    from exporter.report.make import make
+    from exporter.report.markup import decibels
+
+    place = out or folder / "report"
+    try:
+        made = make(folder, place, prompts, metric, Progress(bar_on_terminal))
+    except CheckFailed as error:  # a damaged package is the user's input here
+        raise InputError(str(error)) from None
+    end_of_bar()
+    rows = [summary(entry) for entry in made.packages]
+    if as_json:
+        found = {"path": str(place / "index.html"), "packages": finite(rows)}
+        click.echo(json.dumps(found, indent=1))
+        return
+    for entry in made.packages:
+        quality = f"final latent {decibels(entry.latent_snr_db)} dB"
+        state = quality if entry.drawn else "; ".join(entry.remarks[:1])
+        click.echo(f"{entry.name}  {_megabytes(entry.manifest.bytes)}  {state}")
+    click.echo(place / "index.html")
 
 
 @main.command()
@@ -443,6 +595,8 @@ def doctor(as_json: bool) -> None:
         absent = backends.missing(backend.REQUIRES)
         last = list(backend.REQUIRES.values())[-1]
         rows.append(_row(f"build {name}", last, absent, backend.BUILD_EXTRA))
+    absent = backends.missing({"skimage": "scikit-image"})
+    rows.append(_row("report", "scikit-image", absent, "report"))
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NAMES = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
+UPSTREAM = NAMES[:5]  # of the final latent
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from exporter.errors import InputError, known
 
-GROUP_SIZES = (32, 64, 128)
-SMALLEST_GROUP = 16  # onnxruntime's smallest block
+GROUP_SIZES = (16, 32, 64, 128)  # onnxruntime's smallest block is 16
 BITS: dict[str, int] = {
     "fp32": 32,
     "fp16": 16,
@@ -23,7 +24,9 @@ BITS: dict[str, int] = {
     "pal6": 6,
     "int4": 4,
     "pal4": 4,
+    "int2": 2,
 }
+METHODS = ("equalize", "scales", "feedback", "bias")  # what each does: exporter.codes
 ROLES = ("linear", "conv", "embedding", "table", "vector")
 
 
@@ -34,7 +37,8 @@ class Format:
     Attributes:
         name: a key of ``BITS``. ``w8a8`` is stored as ``int8``; a backend that can express it also
             rounds the layer's input to 8 bits, with a scale from calibration. ``pal4`` and ``pal6``
-            are palettes: codes that index a table of 16 or 64 values.
+            are palettes: codes that index a table of 16 or 64 values. ``int4`` and ``int2`` have
+            groups, each with a scale in fp16 (``exporter.quantize`` says when in float32).
         group_size: values along the input axis that share a scale, None: a whole output channel;
             of palettes: output channels that share a palette, None: the whole weight.
         symmetric: without a zero point.
@@ -50,7 +54,12 @@ class Format:
 
     @property
     def is_integer(self) -> bool:
-        return self.name in ("int8", "int4", "w8a8")
+        return self.is_grouped or self.name in ("int8", "w8a8")
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of values along the input axis share a scale."""
+        return self.name in ("int4", "int2")
 
     @property
     def is_palette(self) -> bool:
@@ -72,10 +81,12 @@ class Format:
         if not self.is_integer:
             return code_bytes
         blocks = shape[0] * (shape[1] // self.group_size if self.group_size else 1)
-        return code_bytes + blocks * 4 + (0 if self.symmetric else -(-blocks * self.bits // 8))
+        scale_bytes = blocks * (2 if self.is_grouped else 4)
+        return code_bytes + scale_bytes + (0 if self.symmetric else -(-blocks * self.bits // 8))
 
 
-FORMATS = {name: Format(name) for name in BITS} | {"int4": Format("int4", group_size=64)}
+FORMATS = {name: Format(name) for name in BITS}
+FORMATS |= {name: replace(f, group_size=64) for name, f in FORMATS.items() if f.is_grouped}
 
 
 @dataclass(frozen=True)
@@ -97,10 +108,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Rules in order; the last one that matches wins, and a weight that none matches is fp32."""
+    """Rules in order; the last one that matches wins, and a weight that none matches is fp32.
+
+    ``methods`` say how codes are chosen (``exporter.codes``); without any, to nearest.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+    methods: tuple[str, ...] = ()
+
+    @property
+    def used_methods(self) -> tuple[str, ...]:
+        """The methods, without those that harm: scaled channels do not share a palette well."""
+        palettes = any(rule.format.is_palette for rule in self.rules)
+        return tuple(m for m in self.methods if not (palettes and m == "equalize"))
 
     def format_of(self, graph: str, weight: str, role: str) -> Format:
         chosen = FORMATS["fp32"]
@@ -110,10 +131,10 @@ class Scheme:
         return chosen
 
     def with_groups(self, group_size: int | None, symmetric: bool | None) -> Scheme:
-        """The same scheme with other groups or zero points in its 4-bit rules."""
+        """The same scheme with other groups or zero points where it has groups."""
 
         def adapt(rule: Rule) -> Rule:
-            if rule.format.name != "int4":
+            if not rule.format.is_grouped:
                 return rule
             size = rule.format.group_size if group_size is None else group_size
             sign = rule.format.symmetric if symmetric is None else symmetric
@@ -126,21 +147,68 @@ class Scheme:
         return replace(self, rules=self.rules + rules)
 
 
+def parse_format(text: str) -> Format:
+    """The format that is written as ``text``, such as "int8", "int4-g64" or "int4-g32-asym".
+
+    Raises InputError naming the known ones.
+    """
+    name, *details = text.split("-")
+    sizes = [d[1:] for d in details if d[:1] == "g" and d[1:].isdecimal()]
+    rest = [d for d in details if d not in ("asym", *(f"g{size}" for size in sizes))]
+    if name not in FORMATS or rest or len(sizes) > 1:
+        raise InputError(known("format", text, FORMATS))
+    form = FORMATS[name]
+    if details and not (form.is_grouped or (form.is_palette and "asym" not in details)):
+        raise InputError(f"format {text!r}: {name} has neither groups nor zero points")
+    size = int(sizes[0]) if sizes else form.group_size
+    if form.is_grouped and size not in GROUP_SIZES:
+        raise InputError(f"format {text!r}: {known('group size', size, GROUP_SIZES)}")
+    return replace(form, group_size=size, symmetric="asym" not in details)
+
+
+def roles_for(form: Format) -> tuple[str, ...]:
+    """The roles that a format may be given to by name: norms and biases stay float32.
+
+    Groups, palettes and 8-bit activations are for linear layers, integers for all but tables.
+    """
+    if form.is_grouped or form.is_palette or form.name == "w8a8":
+        return ("linear",)
+    weights = tuple(role for role in ROLES if role != "vector")
+    return tuple(role for role in weights if role != "table") if form.is_integer else weights
+
+
 def fit(asked: Format, shape: Sequence[int]) -> Format:
     """The format that a weight (N, K, ...) gets when groups of ``asked`` do not divide it.
 
-    A group shrinks to the largest power of two that divides K (of a palette: N); of 4-bit groups
-    at least 16, else the weight gets int8 with one scale per output channel. So no backend ever
+    A group shrinks to the largest power of two that divides K (of a palette: N); a group of codes
+    to 16 at least, else the weight gets int8 with one scale per output channel. So no backend ever
     meets a ragged group.
     """
     if asked.group_size is None:
         return asked
     size = asked.group_size
-    while size >= (1 if asked.is_palette else SMALLEST_GROUP):
+    while size >= (1 if asked.is_palette else min(GROUP_SIZES)):
         if shape[0 if asked.is_palette else 1] % size == 0:
             return replace(asked, group_size=size)
         size //= 2
     return FORMATS["int8"]
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of 2 or 4 bits, of any shape, in bytes: the first in the low bits, 0 after the last."""
+    flat = codes.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)
+    in_byte = np.pad(flat, (0, -flat.size % (8 // bits))).reshape(-1, 8 // bits)
+    packed = in_byte[:, 0].copy()
+    for place in range(1, 8 // bits):
+        packed |= in_byte[:, place] << (bits * place)
+    return packed
+
+
+def narrowed(scale: np.ndarray) -> np.ndarray:
+    """Scales in fp16 if it holds every one of them exactly, else as they are."""
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
+    return half if np.array_equal(half.astype(scale.dtype), scale) else scale
 
 
 def scheme_names() -> tuple[str, ...]:

@@ -28,10 +28,14 @@ Call = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """One golden picture: its request, pixels, decoder output and every call that made it."""
+    """One golden picture: its request, pixels, decoder output and every call that made it.
+
+    ``latents``: after each step, (1, channels, h, w) float32; the last one is the image's.
+    """
 
     image: Image
     decoded: np.ndarray
+    latents: tuple[np.ndarray, ...]
     calls: tuple[Call, ...]
 
 
@@ -73,35 +77,18 @@ class Painter:
         requests = [Request(prompt, self.recipe.seed) for prompt in self.recipe.prompts]
         return [_draw(player, request, self.recipe.cut.image_to_image) for request in requests]
 
-    def samples(
-        self, programs: Mapping[str, QuantizedProgram], graph: str
-    ) -> list[Mapping[str, np.ndarray]]:
-        """A graph's inputs along the trajectories of the recipe's calibration prompts.
-
-        These are the fixed steps without guidance: what the graph will meet on a device.
-        """
-        calls: list[Call] = []
-        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
-        player = reference_player(programs, self.weights, self.schedule, encoders)
-        calibration = self.recipe.calibration
-        requests = [Request(p, calibration.seed + i) for i, p in enumerate(calibration.prompts)]
-        left = self.schedule.steps * len(requests)
-        for event in generate(_recording(player, calls), requests):
-            left -= isinstance(event, Step)
-            if not left:
-                break  # nothing is decoded
-        return [inputs for name, inputs, _ in calls if name == graph]
-
 
 def _draw(player: Player, request: Request, encode: bool) -> Drawing:
     """Draw one picture; with ``encode``, also run ``vae_encoder`` on it, as the loop does not."""
     calls: list[Call] = []
     recording = _recording(player, calls)
-    image = next(e for e in generate(recording, [request]) if isinstance(e, Image))
+    events = list(generate(recording, [request]))
+    image = next(e for e in events if isinstance(e, Image))
+    latents = tuple(e.latent for e in events if isinstance(e, Step))
     decoded = np.asarray(calls[-1][2]["image"])
     if encode:
         recording.open("vae_encoder")({"image": decoded})
-    return Drawing(image, decoded, tuple(calls))
+    return Drawing(image, decoded, latents, tuple(calls))
 
 
 def _recording(player: Player, calls: list[Call]) -> Player:
@@ -142,12 +129,16 @@ def write(
 
 
 def _tensors(drawing: Drawing, plain: Drawing) -> dict[str, np.ndarray]:
-    """``<graph>/<call>/in|out/<port>`` of every call, and the final latents."""
+    """``<graph>/<call>/in|out/<port>`` of every call, the final latents, ``unquantized/<step>``.
+
+    Steps count from 1; each tensor is the latent after the step, (1, channels, h, w).
+    """
     count: dict[str, int] = {}
     tensors = {
         "latent": drawing.image.latent,
         "unquantized_latent": plain.image.latent,
     }
+    tensors |= {f"unquantized/{step}": latent for step, latent in enumerate(plain.latents, 1)}
     for name, inputs, outputs in drawing.calls:
         call = count.get(name, 0)
         count[name] = call + 1

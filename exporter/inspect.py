@@ -55,6 +55,11 @@ def predicted_peak_bytes(weight_bytes: int, activations: int) -> int:
     return PROCESS_BYTES + weight_bytes * 3 // 2 + activations
 
 
+def most_weight_bytes(memory_bytes: int, activations: int) -> int:
+    """The most bytes of weights with which a graph is predicted to run in so much memory."""
+    return (memory_bytes - PROCESS_BYTES - activations) * 2 // 3
+
+
 def package_peak_bytes(graphs: tuple[GraphEntry, ...]) -> int:
     """Graphs are opened in turn, so the peak is the largest, not the sum."""
     return max(predicted_peak_bytes(g.bytes, g.activation_bytes) for g in graphs)

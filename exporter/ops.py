@@ -8,6 +8,8 @@ know beyond a few dozen ATen operators.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +32,12 @@ def attention(
     Returns:
         (batch, queries, heads * d) in the dtype of v.
     """
+    return _attend(q, k, v, heads, scale, bias)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None
+) -> Tensor:
     q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     return mixed.transpose(1, 2).flatten(2).contiguous()
@@ -38,6 +46,22 @@ def attention(
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
     return v.new_empty((q.shape[0], q.shape[1], v.shape[2]))
+
+
+def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, ctx.heads, ctx.scale, bias = inputs
+    ctx.save_for_backward(q, k, v, *(() if bias is None else (bias,)))
+
+
+def _attention_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, *bias = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+    with torch.enable_grad():
+        mixed = _attend(q, k, v, ctx.heads, ctx.scale, bias[0] if bias else None)
+        by_q, by_k, by_v, *by_bias = torch.autograd.grad(mixed, (q, k, v, *bias), gradient)
+    return by_q, by_k, by_v, None, None, by_bias[0] if by_bias else None
+
+
+attention.register_autograd(_attention_gradient, setup_context=_keep_attention)
 
 
 @torch.library.custom_op("fourstep::dequantize", mutates_args=())

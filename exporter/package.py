@@ -1,14 +1,12 @@
-"""Writes packages: whole or absent. A package is built beside its final name and moved there."""
+"""Writes what a package holds, into the folder that ``staging`` makes whole or absent."""
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +15,10 @@ from torch import Tensor
 from exporter import __version__, golden
 from exporter.backends import Emitted, Order
 from exporter.checkpoint import Checkpoint, file_digest
-from exporter.errors import InputError
+from exporter.formats import Scheme
 from exporter.golden import Drawing
 from exporter.inspect import package_peak_bytes
+from exporter.plan import Plan
 from exporter.quantize import QuantizedProgram
 from exporter.recipe import Recipe
 from exporter.runtime import preview
@@ -31,73 +30,28 @@ from exporter.runtime.manifest import (
     Schedule,
     to_json,
 )
+from exporter.statistics import Calibration
 from exporter.tokenizers import TokenizerFile
 from exporter.trace import activation_bytes
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
-def refuse_place(out: Path, weight_bytes: int) -> None:
-    """Raise InputError if packages of so many bytes cannot be written at ``out``.
+@dataclass(frozen=True)
+class Origin:
+    """What decided a package's codes.
 
-    Asked before anything is computed; what changes later is caught when it is written.
+    Attributes:
+        scheme: with its methods.
+        plan: the plan that the scheme was read from, or None.
+        programs: the quantized programs, by graph.
+        calibration: statistics that codes were chosen with, or None.
     """
-    existing = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise InputError(f"{out}: {existing} is not a folder; choose another --out")
-    if not os.access(existing, os.W_OK):
-        raise InputError(f"{out}: {existing} cannot be written; choose another --out")
-    free_bytes = shutil.disk_usage(existing).free
-    if weight_bytes > free_bytes:
-        raise InputError(
-            f"{out}: needs {weight_bytes / 1e6:,.0f} MB and {free_bytes / 1e6:,.0f} MB are free; "
-            "free space or choose another --out"
-        )
 
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A folder that becomes ``target`` when the block ends well and vanishes when it does not.
-
-    An older package at ``target`` stays in place until the new one is whole. Raises InputError
-    when the place cannot be written or the disk is full.
-    """
-    made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
-    partial = target.parent / f".{target.name}.partial"
-    retired = target.parent / f".{target.name}.old"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(retired, ignore_errors=True)
-        if target.exists():
-            target.rename(retired)
-        partial.rename(target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
-        if not target.exists():
-            for folder in made:
-                _remove_if_empty(folder)
-
-
-def _unwritable(target: Path, error: OSError) -> InputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(f"{target}: the disk is full; free space or choose another --out")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return InputError(
-            f"{target}: cannot be written ({os.strerror(error.errno)}); choose another --out"
-        )
-    return InputError(f"{target}: {error.strerror or error}")
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return
+    scheme: Scheme
+    plan: Plan | None
+    programs: Mapping[str, QuantizedProgram]
+    calibration: Calibration | None
 
 
 def emit_graph(
@@ -131,8 +85,8 @@ def fill(
     recipe: Recipe,
     checkpoint: Checkpoint,
     backend: tuple[str, ModuleType],
-    scheme: str,
     graphs: Sequence[GraphEntry],
+    origin: Origin,
     tokenizers: Mapping[str, TokenizerFile],
     drawings: Sequence[Drawing],
     plain: Sequence[Drawing],
@@ -147,6 +101,7 @@ def fill(
     files += _write_tokenizers(folder, tokenizers)
     described = {name: file.entry for name, file in tokenizers.items()}
     files += backend[1].finish(folder, described)
+    files += _write_plan(folder, origin)
     licences = _copy_licences(checkpoint.folder, folder)
     files += licences
     if plain:
@@ -158,10 +113,15 @@ def fill(
         format_version=FORMAT_VERSION,
         name=recipe.name,
         backend=backend[0],
-        scheme=scheme,
+        scheme=origin.scheme.name,
         layout=recipe.layout,
         recipe_sha256=recipe.digest(backend[0]),
         checkpoint_sha256=checkpoint.digest,
+        methods=origin.scheme.used_methods,
+        statistics_sha256=origin.calibration.sha256
+        if origin.calibration and origin.scheme.used_methods
+        else "",
+        plan_sha256=origin.plan.sha256 if origin.plan else "",
         tools=_tools(backend[1]),
         schedule=Schedule(recipe.mode, cut.sigmas),
         width_px=cut.width_px,
@@ -205,6 +165,23 @@ def _write_tokenizers(folder: Path, tokenizers: Mapping[str, TokenizerFile]) -> 
     for file in tokenizers.values():
         (folder / file.entry.path).write_text(file.text, encoding="utf-8")
     return [folder / file.entry.path for file in tokenizers.values()]
+
+
+def _write_plan(folder: Path, origin: Origin) -> list[Path]:
+    """The plan as it was given, and its sensitivities with the formats that weights really got."""
+    if origin.plan is None:
+        return []
+    (folder / "plan.toml").write_text(origin.plan.text, encoding="utf-8")
+    if origin.plan.details is None:
+        return [folder / "plan.toml"]
+    details = json.loads(origin.plan.details)
+    for weight in details["weights"]:
+        program = origin.programs.get(weight["graph"])
+        if program is not None and weight["weight"] in program.formats:
+            weight["chosen"] = str(program.formats[weight["weight"]])
+    text = json.dumps(details | {"scheme": origin.scheme.name}, indent=1) + "\n"
+    (folder / "plan.json").write_text(text, encoding="utf-8")
+    return [folder / "plan.toml", folder / "plan.json"]
 
 
 def _copy_licences(source: Path, folder: Path) -> list[Path]:

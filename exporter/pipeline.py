@@ -1,25 +1,31 @@
-"""The whole road: checkpoint -> graphs -> trace -> quantize -> emit -> verify."""
+"""The whole road: checkpoint -> graphs -> trace -> calibrate -> quantize -> emit -> verify."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends, golden, package
-from exporter.checkpoint import open_checkpoint
-from exporter.errors import CheckFailed
+from exporter.calibrate import Trajectories, travel
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.errors import CheckFailed, InputError
 from exporter.graphs import cut_graphs
+from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
 from exporter.quantize import QuantizedProgram, Weights, quantize_all, unquantized
 from exporter.recipe import Recipe
 from exporter.runtime.manifest import Schedule
 from exporter.runtime.package import open_package
-from exporter.tokenizers import tokenizer_files
-from exporter.trace import bind, trace
+from exporter.staging import refuse_place, staging
+from exporter.statistics import Calibration, obtain, provenance_of, write_statistics
+from exporter.tokenizers import TokenizerFile, tokenizer_files
+from exporter.trace import Program, bind, trace
 from exporter.verify import Report, check_files, verify
 
+STATISTICS = "statistics"  # the folder beside packages
 KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them before they are emitted
 
 
@@ -34,75 +40,152 @@ class Built:
     report: Report
 
 
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint cut into traced programs, without weights in memory."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    programs: Mapping[str, Program]
+    tokenizers: Mapping[str, TokenizerFile]
+    weights: Weights
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.recipe.mode, self.recipe.cut.sigmas)
+
+    @functools.cached_property
+    def unrounded(self) -> dict[str, QuantizedProgram]:
+        """The programs with every weight in float32."""
+        return {name: unquantized(program) for name, program in self.programs.items()}
+
+    def travel(self, programs: Mapping[str, QuantizedProgram], weights: Weights) -> Trajectories:
+        """Draw the recipe's calibration prompts in torch, up to their final latents."""
+        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
+        player = golden.reference_player(programs, weights, self.schedule, encoders)
+        return travel(player, self.recipe.calibration.prompts, self.recipe.calibration.seed)
+
+    @functools.cached_property
+    def trajectories(self) -> Trajectories:
+        """Those of the unquantized model; drawn when first asked for."""
+        return self.travel(self.unrounded, self.weights)
+
+
+def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
+    """The first stops: checkpoint, graphs, trace. Raises InputError."""
+    # Checkpoint: headers only; a weight is read when a stage below asks for it.
+    checkpoint = open_checkpoint(recipe.checkpoint)
+    weights = Weights(checkpoint, keep_bytes=keep_bytes)
+
+    # Graphs and trace: operators and shapes, no weights in memory.
+    programs = {}
+    for graph in cut_graphs(checkpoint, recipe.cut):
+        progress(f"trace {graph.name}")
+        programs[graph.name] = trace(graph)
+        bind(programs[graph.name], weights.shape)
+    return Model(recipe, checkpoint, programs, tokenizer_files(checkpoint, programs), weights)
+
+
+def calibrate(
+    model: Model, graphs: Sequence[str], statistics: Path, progress: Progress
+) -> Calibration:
+    """What layers meet on the calibration prompts: as kept in ``statistics``, or measured into it.
+
+    The trajectories are drawn, and each graph is run on all of them, layer by layer.
+    """
+    calibration = model.recipe.calibration
+    provenance = provenance_of(
+        model.checkpoint, model.recipe.cut, model.recipe.mode, calibration.prompts,
+        calibration.seed, graphs,
+    )  # fmt: skip
+
+    def measure(folder: Path) -> None:
+        progress("draw the calibration prompts, unquantized, in torch")
+        trajectories = model.trajectories
+        write_statistics(
+            folder, provenance, model.programs, model.weights.read, trajectories.calls, progress
+        )
+
+    return obtain(statistics, provenance, measure)
+
+
 def build(
     recipe: Recipe,
     out: Path,
     backend_names: Sequence[str] = (),
     scheme_names: Sequence[str] = (),
     progress: Progress | None = None,
+    statistics: Path | None = None,
 ) -> list[Built]:
     """Build one package per backend and scheme into ``out``/<backend>-<scheme>.
+
+    Args:
+        scheme_names: schemes, or files of plans; without any, those of the recipe.
+        statistics: folder of calibration statistics, used again if they fit; ``out``/statistics.
 
     Raises InputError for what a user can mend, CheckFailed when a package does not verify; either
     way nothing half-written stays.
     """
     progress = progress or Progress()
-    plan = {
+    wanted = {
         name: tuple(scheme_names) or recipe.backend(name).schemes
         for name in backend_names or recipe.backends
     }
-    modules = {name: backends.load_to_build(name) for name in plan}
-    schemes = [recipe.scheme(n) for n in dict.fromkeys(n for names in plan.values() for n in names)]
-
-    # Checkpoint: headers only; a weight is read when a stage below asks for it.
-    checkpoint = open_checkpoint(recipe.checkpoint)
-    weights = Weights(checkpoint, keep_bytes=KEEP_BYTES if recipe.prompts else 0)
-
-    # Graphs and trace: operators and shapes, no weights in memory.
-    graphs = cut_graphs(checkpoint, recipe.cut)
-    progress.expect(_lines(len(graphs), plan, len(recipe.prompts)))
-    programs = {}
-    for graph in graphs:
-        progress(f"trace {graph.name}")
-        programs[graph.name] = trace(graph)
-        bind(programs[graph.name], weights.shape)
+    modules = {name: backends.load_to_build(name) for name in wanted}
+    given_names = dict.fromkeys(n for names in wanted.values() for n in names)
+    plans = {n: read_plan(Path(n)) if is_plan(n) else None for n in given_names}
+    schemes = {n: p.scheme if p else recipe.scheme(n) for n, p in plans.items()}
+    for one, other in itertools.combinations(schemes, 2):
+        if schemes[one].name == schemes[other].name:
+            raise InputError(f"{one} and {other} would be built into the same folder; rename one")
+    model = trace_model(recipe, KEEP_BYTES if recipe.prompts else 0, progress)
+    progress.expect(_lines(len(model.programs), wanted, len(recipe.prompts)))
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
-    quantized = {s.name: quantize_all(programs, s) for s in schemes}
-    for name, names in plan.items():
+    quantized = {name: quantize_all(model.programs, scheme) for name, scheme in schemes.items()}
+    for name, names in wanted.items():
         options = recipe.backend(name).options
-        for scheme in names:
-            backends.refuse_inexpressible(name, modules[name], options, scheme, quantized[scheme])
-    package.refuse_place(out, sum(_bytes(quantized[s]) for names in plan.values() for s in names))
+        for given in names:
+            backends.refuse_inexpressible(name, modules[name], options, given, quantized[given])
+    refuse_place(out, sum(_bytes(quantized[s]) for names in wanted.values() for s in names))
+
+    # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
+    calibration = None
+    graphs = [g for g in model.programs if any(q[g].methods for q in quantized.values())]
+    if graphs:
+        calibration = calibrate(model, graphs, statistics or out / STATISTICS, progress)
+    weights = Weights(
+        model.checkpoint, keep_bytes=KEEP_BYTES if recipe.prompts else 0, calibration=calibration
+    )
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
-    tokenizers = tokenizer_files(checkpoint, programs)
-    painter = golden.Painter(weights, Schedule(recipe.mode, recipe.cut.sigmas), tokenizers, recipe)
+    painter = golden.Painter(weights, model.schedule, model.tokenizers, recipe)
     if recipe.prompts:
         progress("golden pictures, unquantized, in torch")
-    unrounded = {name: unquantized(p) for name, p in programs.items()}
-    plain = painter.draw(unrounded)
-    samples = functools.cache(lambda graph: painter.samples(unrounded, graph))
+    plain = painter.draw(model.unrounded)
 
     built = []
-    for scheme in (s.name for s in schemes):
+    for given, scheme in schemes.items():
         if recipe.prompts:
-            progress(f"{scheme}: golden pictures in torch")
-        drawings = painter.draw(quantized[scheme])
-        for name in (n for n, names in plan.items() if scheme in names):
-            order = backends.Order(recipe.backend(name).options, samples)
-            target = out / f"{name}-{scheme}"
-            with package.staging(target) as folder:
+            progress(f"{scheme.name}: golden pictures in torch")
+        drawings = painter.draw(quantized[given])
+        for name in (n for n, names in wanted.items() if given in names):
+            order = backends.Order(
+                recipe.backend(name).options, lambda graph: model.trajectories.calls[graph]
+            )
+            target = out / f"{name}-{scheme.name}"
+            with staging(target) as folder:
                 # Emit: each backend translates the same programs, reading weights one at a time.
                 entries = []
-                for program in quantized[scheme].values():
+                for program in quantized[given].values():
                     progress(f"emit {program.name}")
                     entries.append(
                         package.emit_graph(modules[name], program, weights.read, folder, order)
                     )
                 manifest = package.fill(
-                    folder, recipe, checkpoint, (name, modules[name]), scheme, entries,
-                    tokenizers, drawings, plain,
+                    folder, recipe, model.checkpoint, (name, modules[name]), entries,
+                    package.Origin(scheme, plans[given], quantized[given], calibration),
+                    model.tokenizers, drawings, plain,
                 )  # fmt: skip
                 # Verify: the files, every graph against torch, whole pictures. Without golden
                 # outputs no graph is opened: a runtime may need more memory than the build.
@@ -115,7 +198,7 @@ def build(
                 if not report.ok:
                     raise CheckFailed(f"{target.name}: {'; '.join(report.failures)}")
                 package.write_log(target, manifest, report.to_json())
-            built.append(Built(target, name, scheme, manifest.bytes, report))
+            built.append(Built(target, name, scheme.name, manifest.bytes, report))
     return built
 
 

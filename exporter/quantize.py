@@ -9,33 +9,59 @@ at a time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
 
-from exporter import ops as _registers_operators  # noqa: F401
+from exporter.calibrate import MOST_ROWS, LayerInputs, linears
 from exporter.checkpoint import Checkpoint
+from exporter.codes import best_codes
 from exporter.errors import InputError
 from exporter.formats import FORMATS, Format, Scheme, fit
+from exporter.ops import dequantize, look_up
 from exporter.palettes import palettize
 from exporter.runtime.manifest import Adjusted
+from exporter.statistics import Calibration
 from exporter.trace import Constant, Program, Stored
 
 ATEN = torch.ops.aten
 SLAB_VALUES = 1 << 19  # 2 MB of float32: what a core's cache holds
+HALF_NORMALS = (2.0**-14, 65504.0)  # the smallest and the largest of fp16's normal numbers
 ALMOST_HALF = torch.tensor(0.49999997)  # the float32 before 0.5
 FormatOf = Callable[[str, str, str], Format]
+Methods = frozenset[str]
+NEAREST: Methods = frozenset()
+MMDIT = ("conditioner", "denoiser")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a stored tensor in a format: ``values``, ``scale``, ``zero_point``, ``palette``."""
+    """A part of a stored tensor in a format: ``values``, ``scale``, ``zero_point``, ``palette``.
+
+    ``methods`` say how its codes are chosen (``exporter.codes``); without any, to nearest.
+    """
 
     of: Stored
     format: Format
     part: str
+    methods: Methods = NEAREST
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A stored tensor that is not rounded, as the methods leave it.
+
+    A bias takes over the mean change that rounding ``weight`` to ``format`` makes in its layer's
+    output; with more than one row, (rows, N), a row for each that the layer meets.
+    """
+
+    of: Stored
+    methods: Methods
+    weight: Stored | None = None
+    format: Format | None = None
+    rows: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +69,29 @@ class Encoded:
     """A weight (N, K, ...) in a format.
 
     Attributes:
-        values: fp16 values, or int8 codes (symmetric), or uint8 codes (asymmetric and palettes);
-            (N, K, ...).
-        scale: (N, K / block) float32, or None for fp16 and palettes.
+        values: floats as they are stored, or int8 codes (symmetric), or uint8 codes (asymmetric and
+            palettes); (N, K, ...).
+        scale: (N, K / block) float32, of groups rounded to fp16's values unless one is outside
+            them; or None for floats and palettes.
         zero_point: (N, K / block) uint8, or None.
         palette: (P, 2^bits) float32, or None.
+        mean_change: (R, N) float32, what rounding adds to the layer's output on average, or None
+            when its inputs are not known.
     """
 
     values: Tensor
     scale: Tensor | None = None
     zero_point: Tensor | None = None
     palette: Tensor | None = None
+    mean_change: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What rounding changes: a weight by ``weight``, its layer's mean output by ``mean`` (R, N)."""
+
+    weight: Tensor
+    mean: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -63,14 +101,16 @@ class QuantizedProgram(Program):
     Attributes:
         formats: format of each stored weight, by its name in the checkpoint.
         adjusted: weights whose format is not the one that was asked for.
+        methods: how codes are chosen.
     """
 
     formats: dict[str, Format] = field(default_factory=dict, repr=False)
     adjusted: tuple[Adjusted, ...] = ()
+    methods: Methods = NEAREST
 
     def stored(self) -> dict[str, Stored]:
         """The tensors of the checkpoint that this program needs, by name."""
-        sources = (s.of if isinstance(s, Part) else s for s in self.tensors.values())
+        sources = (s.of if isinstance(s, Part | Adapted) else s for s in self.tensors.values())
         return {s.name: s for s in sources if isinstance(s, Stored)}
 
     def values_by_format(self) -> dict[str, int]:
@@ -82,7 +122,9 @@ class QuantizedProgram(Program):
 
     def stored_bytes(self) -> int:
         """Bytes of all weights in their formats: values or codes, scales, zero points."""
-        return sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
+        rows = (s for s in self.tensors.values() if isinstance(s, Adapted))
+        added = sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
+        return added + sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
 
 
 def encode(weight: Tensor, form: Format) -> Encoded:
@@ -92,13 +134,17 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     (onnxruntime's per-channel symmetric quantizer).
     int4, by groups: the extreme value w* of a group maps to -8, so scale = w* / -8 may be
     negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
-    range. Codes round half away from zero (onnxruntime's 4-bit block quantizer).
-    Palettes: ``exporter.palettes``.
+    range. Codes round half away from zero (onnxruntime's block quantizers). int2 alike: w* maps
+    to -2, the range has 3 steps. Before codes are computed the scales are rounded to fp16, in
+    which they are stored; those of a weight with one outside fp16's normal numbers stay float32.
+    Palettes: ``exporter.palettes``. fp32 is left as it is.
 
     Raises ValueError when a value is not finite, or too large for fp16.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("has a value that is not finite")
+    if form.name == "fp32":
+        return Encoded(weight)
     if form.name == "fp16":
         half = weight.to(torch.float16)
         if not torch.isfinite(half).all():
@@ -109,46 +155,58 @@ def encode(weight: Tensor, form: Format) -> Encoded:
         return Encoded(values, palette=table)
     # Rows do not depend on each other: in slabs, a 130 M table needs little more than its codes.
     rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
-    slabs = [
-        _encode_per_channel(slab) if form.bits == 8 else _encode_groups(slab, form)
-        for slab in torch.split(weight, rows)
-    ]
-    return Encoded(
-        torch.cat([s.values for s in slabs]),
-        torch.cat([s.scale for s in slabs if s.scale is not None]),
-        None
-        if form.symmetric
-        else torch.cat([s.zero_point for s in slabs if s.zero_point is not None]),
-    )
+    slabs = torch.split(weight, rows)
+    return _encode_groups(slabs, form) if form.is_grouped else _encode_channels(slabs)
 
 
-def _encode_per_channel(weight: Tensor) -> Encoded:
-    low, high = torch.aminmax(weight.flatten(1), dim=1)
-    largest = torch.maximum(high, -low)
-    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-    spread = scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    codes = torch.round(weight / spread).clamp_(-127, 127).to(torch.int8)
-    return Encoded(codes, scale[:, None])
+def _encode_channels(slabs: Sequence[Tensor]) -> Encoded:
+    scales, codes = [], []
+    for slab in slabs:
+        low, high = torch.aminmax(slab.flatten(1), dim=1)
+        largest = torch.maximum(high, -low)
+        scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        spread = scale.reshape(-1, *(1,) * (slab.ndim - 1))
+        codes.append(torch.round(slab / spread).clamp_(-127, 127).to(torch.int8))
+        scales.append(scale[:, None])
+    return Encoded(torch.cat(codes), torch.cat(scales))
 
 
-def _encode_groups(weight: Tensor, form: Format) -> Encoded:
+def _encode_groups(slabs: Sequence[Tensor], form: Format) -> Encoded:
     assert form.group_size is not None
-    groups = weight.reshape(len(weight), -1, form.group_size)
-    low, high = torch.aminmax(groups, dim=2)
+    groups = [slab.reshape(len(slab), -1, form.group_size) for slab in slabs]
+    ranges = [torch.aminmax(slab, dim=2) for slab in groups]
+    low, high = (torch.cat(ends) for ends in zip(*ranges, strict=True))
+    steps = 2**form.bits - 1
     if form.symmetric:
-        scale = torch.where(high.abs() > low.abs(), high, low) / -8
-        zero_point = None
+        least, extreme = -(2 ** (form.bits - 1)), torch.where(high.abs() > low.abs(), high, low)
+        scale = stored_scale(extreme / least, form)
+        zero_point = torch.zeros_like(scale)
     else:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = (high - low) / 15
+        least, low, high = 0, low.clamp(max=0), high.clamp(min=0)
+        scale = stored_scale((high - low) / steps, form)
         ratio = torch.where(scale > 0, -low / scale, torch.zeros_like(scale))
-        zero_point = _round_half_away(ratio).clamp(0, 15)
+        zero_point = _round_half_away(ratio).clamp(0, steps)
     inverse = torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
-    codes = _round_half_away(groups * inverse.unsqueeze(2))
-    if zero_point is None:
-        return Encoded(codes.clamp_(-8, 7).to(torch.int8).flatten(1), scale)
-    codes = codes.add_(zero_point.unsqueeze(2)).clamp_(0, 15).to(torch.uint8).flatten(1)
-    return Encoded(codes, scale, zero_point.to(torch.uint8))
+    rows, dtype = [len(slab) for slab in slabs], torch.int8 if form.symmetric else torch.uint8
+    factors, zeros = (torch.split(t.unsqueeze(2), rows) for t in (inverse, zero_point))
+    codes = [
+        _round_half_away(slab * factor).add_(zero).clamp_(least, least + steps).to(dtype).flatten(1)
+        for slab, factor, zero in zip(groups, factors, zeros, strict=True)
+    ]
+    return Encoded(torch.cat(codes), scale, None if form.symmetric else zero_point.to(torch.uint8))
+
+
+def stored_scale(scale: Tensor, form: Format) -> Tensor:
+    """A weight's scales, float32, as they will be stored.
+
+    Those of groups are rounded to fp16, unless one of them is outside its normal numbers: many
+    devices take smaller ones for 0.
+    """
+    sizes = scale[scale != 0].abs()
+    least, most = HALF_NORMALS
+    if not form.is_grouped or (sizes.numel() and (sizes.min() < least or sizes.max() > most)):
+        return scale
+    return scale.half().float()
 
 
 def _round_half_away(x: Tensor) -> Tensor:
@@ -167,19 +225,24 @@ class Weights:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, keep_bytes: int = 1 << 30
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype = torch.float32,
+        keep_bytes: int = 1 << 30,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.checkpoint, self.dtype = checkpoint, dtype
+        self.checkpoint, self.dtype, self.calibration = checkpoint, dtype, calibration
         self._free_bytes = keep_bytes
         self._kept: dict[object, Tensor] = {}
-        self._last: tuple[Stored, Format, Encoded] | None = None
+        self._last: tuple[tuple[Stored, Format, Methods], Encoded] | None = None
+        self._mean_changes: dict[tuple[Stored, Format, Methods], Tensor | None] = {}
 
     def shape(self, source: Stored) -> tuple[int, ...]:
         """Shape of the tensor in the checkpoint."""
         return self.checkpoint.component(source.component).info(source.name).shape
 
     def read(self, source: object) -> Tensor:
-        """The value of a Stored, Constant or Part; floats in this reader's dtype.
+        """The value of a Stored, Constant, Part or Adapted; floats in this reader's dtype.
 
         Raises InputError when a weight cannot be encoded.
         """
@@ -188,7 +251,12 @@ class Weights:
             return value.to(torch.int32 if source.value.dtype.kind in "iu" else self.dtype)
         if source in self._kept:
             return self._kept[source]
-        value = self._stored(source) if isinstance(source, Stored) else self._part(source)
+        if isinstance(source, Stored):
+            value = self._stored(source)
+        elif isinstance(source, Adapted):
+            value = self._adapted(source)
+        else:
+            value = self._part(source)
         size = value.numel() * value.element_size()
         if size <= self._free_bytes:
             self._free_bytes -= size
@@ -203,21 +271,85 @@ class Weights:
             value = torch.cat([component.read(source.name, rows) for rows in source.crop.rows], 1)
         return value.to(self.dtype)
 
+    def _scaled(self, source: Stored, methods: Methods) -> Tensor:
+        value = self._stored(source)
+        if self.calibration is None or "equalize" not in methods:
+            return value
+        scaling = self.calibration.scaling(source)
+        return value if scaling is None else scaling.apply(value)
+
+    def _adapted(self, source: Adapted) -> Tensor:
+        value = self._scaled(source.of, source.methods)
+        if source.rows > 1:
+            value = value.expand(source.rows, -1)
+        if source.weight is None or source.format is None or not source.format.is_integer:
+            return value
+        key = (source.weight, source.format, source.methods)
+        if key not in self._mean_changes:
+            self._encoded(*key)
+        change = self._mean_changes[key]
+        return value if change is None else value - change.to(self.dtype).reshape(value.shape)
+
     def _part(self, source: object) -> Tensor:
         assert isinstance(source, Part)
-        if self._last is None or self._last[:2] != (source.of, source.format):
-            try:
-                encoded = encode(self._stored(source.of).float(), source.format)
-            except ValueError as error:
-                where = f"{source.of.component}: tensor '{source.of.name}'"
-                raise InputError(
-                    f"{where} {error}; it cannot be stored as {source.format}"
-                ) from None
-            self._last = (source.of, source.format, encoded)
-        encoded = self._last[2]
-        value = getattr(encoded, source.part)
+        value = getattr(self._encoded(source.of, source.format, source.methods), source.part)
         assert isinstance(value, Tensor)
         return value.to(self.dtype) if source.part in ("scale", "palette") else value
+
+    def _encoded(self, source: Stored, form: Format, methods: Methods) -> Encoded:
+        key = (source, form, methods)
+        if self._last is None or self._last[0] != key:
+            try:
+                encoded = self._encode(source, form, methods)
+            except ValueError as error:
+                where = f"{source.component}: tensor '{source.name}'"
+                raise InputError(f"{where} {error}; it cannot be stored as {form}") from None
+            self._last = (key, encoded)
+            if methods:
+                self._mean_changes[key] = encoded.mean_change if "bias" in methods else None
+        return self._last[1]
+
+    def change(self, source: Stored, form: Format, methods: Methods) -> Change:
+        """What rounding changes: the weight, and its layer's mean output."""
+        encoded = self._encoded(source, form, methods)
+        rounded = decode(encoded)
+        return Change(rounded - self._scaled(source, methods), encoded.mean_change)
+
+    def _encode(self, source: Stored, form: Format, methods: Methods) -> Encoded:
+        weight = self._scaled(source, methods).float()
+        inputs = self.calibration.layer(source) if self.calibration and methods else None
+        if inputs is None or not (form.is_integer and form.name != "w8a8"):
+            return encode(weight, form)
+        if not torch.isfinite(weight).all():
+            raise ValueError("has a value that is not finite")
+        scaling = self.calibration.scaling(source) if self.calibration else None
+        if "equalize" in methods and scaling is not None and scaling.columns is not None:
+            inputs = inputs.scaled(1 / scaling.columns)
+        return calibrated(weight, form, inputs, methods)
+
+
+def decode(encoded: Encoded) -> Tensor:
+    """The weight that is stored, float32."""
+    weight = encoded.values.float()
+    if encoded.palette is not None:
+        weight = look_up(encoded.values, encoded.palette)
+    if encoded.scale is not None:
+        block = encoded.values.shape[1] // encoded.scale.shape[1]
+        weight = dequantize(encoded.values, encoded.scale, encoded.zero_point, block)
+    return weight
+
+
+def calibrated(weight: Tensor, form: Format, inputs: LayerInputs, methods: Methods) -> Encoded:
+    """Round a float32 weight (N, K) in an integer format, for the inputs that its layer meets."""
+    codes, grid = best_codes(weight, form, inputs, methods)
+    groups = codes.reshape(*grid.scale.shape, -1)
+    change = grid.values(groups, slice(None)).flatten(1) - weight.double()
+    return Encoded(
+        codes.to(torch.int8 if form.symmetric else torch.uint8),
+        grid.scale.float(),
+        None if form.symmetric else grid.zero_point.to(torch.uint8),
+        mean_change=(inputs.mean.double() @ change.T).float(),
+    )
 
 
 def roles(program: Program) -> dict[str, str]:
@@ -247,16 +379,19 @@ def _role(node: fx.Node, source: Stored, program: Program) -> str:
     return "table" if len([s for s in source.shape if s > 1]) > 1 else "vector"
 
 
-def quantize(program: Program, format_of: FormatOf) -> QuantizedProgram:
+def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) -> QuantizedProgram:
     """Store each weight of ``program`` in the format that ``format_of`` names.
 
     Args:
         format_of: (graph, weight, role) -> Format, usually ``Scheme.format_of``.
+        methods: how codes are chosen (``exporter.codes.METHODS``); they need a calibration when
+            weights are read.
     """
     graph, env = fx.Graph(), {}
     tensors, formats, adjusted = dict[str, object](), dict[str, Format](), []
     joins: list[tuple[fx.Node, dict[str, fx.Node], Format, int]] = []
-    kinds = roles(program)
+    kinds, biases = roles(program), _biases(program) if "bias" in methods else {}
+    held = {bias.weight for bias in biases.values()}
     for node in program.graph.nodes:
         if node.op != "placeholder":
             break
@@ -269,27 +404,64 @@ def quantize(program: Program, format_of: FormatOf) -> QuantizedProgram:
         asked = format_of(program.name, source.name, kinds[node.name])
         used = fit(asked, source.shape)
         formats[source.name] = used
+        own = methods if source in held else methods - {"bias"}  # else nothing takes the mean out
         if used != asked:
             adjusted.append(Adjusted(source.name, str(asked), str(used)))
         if used.name == "fp32":
-            env[node] = _place(graph, node, node.name, node.meta["val"])
-            tensors[node.name] = source
+            bias = biases.get(node)
+            shape = source.shape if bias is None or bias.rows == 1 else (bias.rows, *source.shape)
+            value = node.meta["val"].new_empty(shape)
+            env[node] = _place(graph, node, node.name, value)
+            tensors[node.name] = Adapted(source, own) if own else source
             continue
         parts = {}
         for part, shape, dtype in _parts(source.shape, used):
             name = f"{node.name}_{part}"
             parts[part] = _place(graph, node, name, torch.empty(shape, dtype=dtype, device="meta"))
-            tensors[name] = Part(source, used, part)
+            tensors[name] = Part(source, used, part, own)
         joins.append((node, parts, used, used.group_size or source.shape[1]))
+    for node, bias in biases.items():
+        form = formats[bias.weight.name]
+        tensors[node.name] = Adapted(bias.of, methods, bias.weight, form, bias.rows)
     for node, parts, used, block in joins:
         env[node] = _join(graph, parts, used, block)
         env[node].meta["val"] = node.meta["val"]
     for node in program.graph.nodes:
-        if node.op != "placeholder":
+        if node.op == "placeholder":
+            continue
+        bias = next((biases[n] for n in node.all_input_nodes if n in biases), None)
+        if bias is None or bias.rows == 1:
             env[node] = graph.node_copy(node, lambda n: env[n])
+            continue
+        x, weight, rows = (env[n] for n in node.all_input_nodes)
+        bare = graph.call_function(ATEN.linear.default, (x, weight))
+        env[node] = graph.call_function(ATEN.add.Tensor, (bare, rows))
+        bare.meta["val"] = env[node].meta["val"] = node.meta["val"]
     return QuantizedProgram(
-        program.name, program.inputs, program.outputs, graph, tensors, formats, tuple(adjusted)
-    )
+        program.name, program.inputs, program.outputs, graph, tensors, formats, tuple(adjusted),
+        methods,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """Of a linear layer's bias: the layer's weight, and how many rows the layer meets if few."""
+
+    of: Stored
+    weight: Stored
+    rows: int
+
+
+def _biases(program: Program) -> dict[fx.Node, _Bias]:
+    """The biases that can take over a mean change: of one linear layer each."""
+    found = {}
+    for node, weight in linears(program).items():
+        bias = node.args[2] if len(node.args) > 2 else None
+        of = program.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
+        if isinstance(bias, fx.Node) and isinstance(of, Stored) and len(bias.users) == 1:
+            rows = node.meta["val"].shape[:-1].numel()
+            found[bias] = _Bias(of, weight, rows if rows <= MOST_ROWS else 1)
+    return found
 
 
 def quantize_all(programs: Mapping[str, Program], scheme: Scheme) -> dict[str, QuantizedProgram]:
@@ -313,7 +485,22 @@ def quantize_all(programs: Mapping[str, Program], scheme: Scheme) -> dict[str, Q
                 f"{scheme.name}: no weight of {rule.graph} that can be {rule.format} matches "
                 f"'{rule.weight}'{example}"
             )
-    return {name: quantize(program, scheme.format_of) for name, program in programs.items()}
+    formats = {name: {scheme.format_of(*w) for w in weights if w[0] == name} for name in programs}
+    return {
+        name: quantize(
+            program, scheme.format_of, methods_of(name, formats[name], scheme.used_methods)
+        )
+        for name, program in programs.items()
+    }
+
+
+def methods_of(graph: str, formats: Iterable[Format], methods: Sequence[str]) -> Methods:
+    """The methods for one graph: for the MMDiT's, and for encoders with groups.
+
+    Eight bits lose next to nothing in an encoder, and measuring its layers is as dear as drawing.
+    """
+    asked = graph in MMDIT or any(form.is_grouped for form in formats)
+    return frozenset(methods) if asked else NEAREST
 
 
 def _place(graph: fx.Graph, like: fx.Node, name: str, value: Tensor) -> fx.Node:

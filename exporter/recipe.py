@@ -14,12 +14,23 @@ from typing import Any
 from exporter import backends
 from exporter.cut import NAMES, Cut
 from exporter.errors import InputError, known
-from exporter.formats import FORMATS, GROUP_SIZES, Rule, Scheme, load_scheme, scheme_names
+from exporter.formats import (
+    FORMATS,
+    GROUP_SIZES,
+    METHODS,
+    Rule,
+    Scheme,
+    load_scheme,
+    roles_for,
+    scheme_names,
+)
+from exporter.plan import is_plan
 
 MODES = ("euler", "renoise")
 LAYOUTS = ("native",)
 MOST_T5_TOKENS = 512
 DEFAULT_PROMPTS = ("a red circle",)
+PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
 KEYS: dict[str, tuple[str, ...]] = {
     "model": ("checkpoint",),
@@ -29,7 +40,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "weights": ("scheme", "group_size", "symmetric", "override"),
     "build": ("backends", "layout"),
     "golden": ("prompts", "seed"),
-    "calibration": ("prompts", "seed"),
+    "calibration": ("prompts", "seed", "methods"),
 }
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
 
@@ -45,10 +56,15 @@ class BackendChoice:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Prompts and the first seed of the trajectories that activations are measured on."""
+    """Prompts and the first seed of the trajectories that layers are measured on.
+
+    ``methods``: how 8-, 4- and 2-bit codes are chosen (``exporter.codes.METHODS``); without any, to
+    nearest, and nothing is measured.
+    """
 
     prompts: tuple[str, ...]
     seed: int
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,9 +100,9 @@ class Recipe:
     calibration: Calibration
 
     def scheme(self, name: str) -> Scheme:
-        """A scheme with this recipe's group size, zero points and overrides."""
+        """A scheme with this recipe's group size, zero points, overrides and methods."""
         scheme = load_scheme(name).with_groups(self.group_size, self.symmetric)
-        return scheme.with_rules(self.overrides)
+        return replace(scheme.with_rules(self.overrides), methods=self.calibration.methods)
 
     def backend(self, name: str) -> BackendChoice:
         """The recipe's choice for a backend."""
@@ -153,10 +169,9 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=Calibration(
-            _calibration_prompts(raw.get("calibration", {}).get("prompts"))
-            or prompts
-            or DEFAULT_PROMPTS,
+            _calibration_prompts(raw.get("calibration", {}).get("prompts")),
             get.integer("calibration", "seed", 0, 2**62, 1000),
+            get.names("calibration", "methods", METHODS, default=()),
         ),
     )
 
@@ -210,11 +225,12 @@ class _Getter:
             return default
         if value is None:
             raise InputError(f"[{section}] {key} is missing; known: {', '.join(options)}")
-        value = [value] if isinstance(value, str) else list(value)
-        if not value or not all(isinstance(v, str) for v in value):
+        value = [value] if isinstance(value, str) else value
+        listed = isinstance(value, list) and (value or key == "methods")
+        if not listed or not all(isinstance(v, str) for v in value):
             raise InputError(f"[{section}] {key}: a name or a list of names is expected")
         for name in value:
-            if name not in options:
+            if name not in options and not (key == "scheme" and is_plan(name)):
                 raise InputError(f"[{section}] {key}: {known(key.rstrip('s'), name, options)}")
         return tuple(dict.fromkeys(value))
 
@@ -265,8 +281,9 @@ def _override(raw: Any) -> Rule:
     form = FORMATS[raw["format"]]
     size = _group_size(raw.get("group_size"), f"{where} group_size")
     symmetric = raw.get("symmetric")
-    if form.name != "int4" and (size is not None or symmetric is not None):
-        raise InputError(f"{where} group_size and symmetric apply to int4, not to {form.name}")
+    if not form.is_grouped and (size is not None or symmetric is not None):
+        grouped = " and ".join(name for name, f in FORMATS.items() if f.is_grouped)
+        raise InputError(f"{where} group_size and symmetric apply to {grouped}, not to {form.name}")
     if form.name == "w8a8" and graph != "denoiser":
         raise InputError(f'{where} w8a8 applies to graph = "denoiser"')
     if size is not None:
@@ -275,14 +292,7 @@ def _override(raw: Any) -> Rule:
         if type(symmetric) is not bool:
             raise InputError(f"{where} symmetric: must be true or false")
         form = replace(form, symmetric=symmetric)
-    # Integer codes are for weights; norms and biases keep float32 whatever a pattern says.
-    heavy = (
-        ("linear", "conv", "embedding")
-        if form.is_integer
-        else ("linear", "conv", "embedding", "table")
-    )
-    roles = ("linear",) if form.name in ("int4", "pal4", "pal6", "w8a8") else heavy
-    return Rule(graph, weight, form, roles)
+    return Rule(graph, weight, form, roles_for(form))
 
 
 def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]:
@@ -293,12 +303,12 @@ def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]
 
 
 def _calibration_prompts(value: Any) -> tuple[str, ...]:
-    """A list of prompts, or the name of a text file with one prompt per line."""
+    """A list of prompts, or the name of a text file with one prompt per line; each counts once."""
     where = "[calibration] prompts"
     if value is None:
-        return ()
+        value = str(PHOTOGRAPHS)
     if isinstance(value, list):
-        return _prompts("calibration", value)
+        return tuple(dict.fromkeys(_prompts("calibration", value)))
     if not isinstance(value, str):
         raise InputError(f"{where}: a list of prompts or the name of a text file is expected")
     try:
@@ -309,4 +319,4 @@ def _calibration_prompts(value: Any) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise InputError(f"{where}: {value}: holds no prompt; write one per line")
-    return prompts
+    return tuple(dict.fromkeys(prompts))

@@ -27,8 +27,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -44,14 +42,15 @@ from exporter.checkpoint import COMPONENTS
 from exporter.cut import Cut
 from exporter.errors import InputError, known
 from exporter.graphs import Graph, clip, conditioner, denoiser, t5, vae
-from exporter.package import staging
 from exporter.progress import Progress
+from exporter.staging import refuse_place, staging
 from exporter.tokenizers import CLIP_END, CLIP_START
 
 SHARD_BYTES = 2_000_000_000
 OTHER_BYTES = 8_000_000  # tokenizers, configurations, headers and a little air
 ITEM_BYTES = 2
 BLOCK_VALUES = 1 << 18
+REMEDY = "name another folder"  # what to do about a place that cannot be written
 SAMPLE_SIZE = 128  # latents of 128 x 128: the position table counts 64 patches as its base
 OUTLIER_EVERY, OUTLIER_FACTOR = 500, 5.0
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -213,37 +212,25 @@ def synthesize(
     progress = progress or Progress()
     target = target.resolve()
     parts = plan(preset, with_t5)
-    _refuse_target(target, sum(t.bytes for p in parts for t in p.tensors) + OTHER_BYTES)
+    _refuse_taken(target)
+    needed_bytes = sum(t.bytes for p in parts for t in p.tensors) + OTHER_BYTES
+    refuse_place(target.parent, needed_bytes, REMEDY)
     progress.expect(sum(len(_shards(p.tensors)) for p in parts) + 1)
-    with staging(target) as folder:
-        try:
-            for part in parts:
-                _write_part(folder / part.component, part, preset, seed, progress)
-            _write_beside(folder, preset, with_t5)
-            progress("tokenizers")
-        except OSError as error:
-            raise InputError(
-                f"{target}: {error.strerror or error}; free space or name another folder"
-            ) from error
+    with staging(target, REMEDY) as folder:
+        for part in parts:
+            _write_part(folder / part.component, part, preset, seed, progress)
+        _write_beside(folder, preset, with_t5)
+        progress("tokenizers")
     files = [f for f in target.rglob("*") if f.is_file()]
     values = sum(t.values for p in parts for t in p.tensors)
     return Synthesized(target, values, sum(f.stat().st_size for f in files))
 
 
-def _refuse_target(target: Path, needed_bytes: int) -> None:
+def _refuse_taken(target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target}: exists and is not an empty folder; name another one")
     if target.is_mount():
         raise InputError(f"{target}: is where a disk is mounted; name a folder in it")
-    existing = next(p for p in target.parents if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{target}: {existing} cannot be written; name another folder")
-    free_bytes = shutil.disk_usage(existing).free
-    if needed_bytes > free_bytes:
-        raise InputError(
-            f"{target}: needs {needed_bytes / 1e9:.1f} GB and {free_bytes / 1e9:.1f} GB are free; "
-            "free space or name another folder"
-        )
 
 
 # Tensors: which, and with what values.

@@ -7,7 +7,7 @@ the place its value will come from. It is the one source for every backend, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,11 @@ class Program:
     def nodes(self) -> list[fx.Node]:
         """The operator nodes, in order."""
         return [n for n in self.graph.nodes if n.op == "call_function"]
+
+    def feeds(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are the inputs, in order."""
+        placeholders = (n for n in self.graph.nodes if n.op == "placeholder")
+        return tuple(n for n in placeholders if n.name not in self.tensors)
 
     def results(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are the outputs, in order."""
@@ -119,49 +124,82 @@ def bind(program: Program, shape_of: Callable[[Stored], tuple[int, ...]]) -> Non
             )
 
 
+Observe = Callable[[fx.Node, Sequence[Any]], None]
+
+
 def run(
     program: Program, read: Callable[[object], Tensor], inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run a program in torch, reading each tensor when it is first needed and dropping it after.
 
     Args:
-        read: gives the value of a tensor source (``exporter.weights.Weights.read``).
+        read: gives the value of a tensor source (``exporter.quantize.Weights.read``).
         inputs: by port name.
 
     Returns:
         The outputs by port name.
     """
-    last_use: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        for argument in node.all_input_nodes:
-            last_use[argument] = node
-    env: dict[fx.Node, object] = {}
-    free = iter(p.name for p in program.inputs)
+    return run_all(program, read, [inputs])[0]
 
-    def value(node: fx.Node) -> Any:
-        if node not in env:  # a tensor placeholder, met for the first time
-            env[node] = read(program.tensors[node.name])
-        return env[node]
+
+def run_all(
+    program: Program,
+    read: Callable[[object], Tensor],
+    samples: Sequence[Mapping[str, Tensor]],
+    observe: Observe = lambda node, arguments: None,
+) -> list[dict[str, Tensor]]:
+    """Run a program on several samples side by side, operator by operator.
+
+    Each tensor is read once, whatever the number of samples, and all samples have passed an
+    operator before the next one runs: what is measured at one layer is complete there.
+
+    Args:
+        samples: inputs by port name.
+        observe: called before each operator of each sample with its node and its arguments.
+
+    Returns:
+        The outputs of each sample by port name.
+    """
+    order = last_uses(program.graph)
+    feeds = list(zip(program.feeds(), program.inputs, strict=True))
+    shared: dict[fx.Node, Any] = {}
+    alive: list[dict[fx.Node, Any]] = [{n: s[port.name] for n, port in feeds} for s in samples]
 
     with torch.no_grad():
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                if node.name not in program.tensors:
-                    env[node] = inputs[next(free)]
-                continue
-            if node.op == "output":
-                results = [value(n) for n in program.results()]
-                return {
-                    p.name: r
-                    for p, r in zip(program.outputs, results, strict=True)
-                    if isinstance(r, Tensor)
-                }
-            arguments = fx.map_arg((node.args, node.kwargs), value)
-            env[node] = node.target(*arguments[0], **arguments[1])
+        for node in program.nodes():
             for argument in node.all_input_nodes:
-                if last_use[argument] is node:
-                    env.pop(argument, None)
-    raise AssertionError("a graph without an output")
+                if argument.name in program.tensors and argument not in shared:
+                    shared[argument] = read(program.tensors[argument.name])
+            for env in alive:
+                env[node] = apply(node, env, shared, observe)
+            for argument in node.all_input_nodes:
+                if order[argument] is node:
+                    for env in (shared, *alive):
+                        env.pop(argument, None)
+    names = [p.name for p in program.outputs]
+    return [dict(zip(names, (env[n] for n in program.results()), strict=True)) for env in alive]
+
+
+def apply(
+    node: fx.Node,
+    env: Mapping[fx.Node, Any],
+    shared: Mapping[fx.Node, Any],
+    observe: Observe = lambda node, arguments: None,
+) -> Any:
+    """The value of an operator node; its arguments' values are in ``env`` or in ``shared``."""
+
+    def value(argument: fx.Node) -> Any:
+        return env[argument] if argument in env else shared[argument]
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+    observe(node, args)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def last_uses(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For every node that is used, the last node that uses it."""
+    return {argument: node for node in graph.nodes for argument in node.all_input_nodes}
 
 
 def activation_bytes(program: Program) -> int:

@@ -6,7 +6,6 @@ Needs no torch: the golden tensors are the quantized program's own inputs and ou
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +14,10 @@ import numpy as np
 from PIL import Image as Picture
 from safetensors.numpy import load_file
 
+from exporter import backends
 from exporter.backends import Setup
 from exporter.errors import CheckFailed
+from exporter.measures import finite, psnr_db, relative_error, snr_db
 from exporter.runtime.loop import Image, Request, generate
 from exporter.runtime.manifest import Golden
 from exporter.runtime.package import DEFAULT, Package, check_file
@@ -69,7 +70,7 @@ class Report:
 
     def to_json(self) -> str:
         """JSON text; an infinite PSNR (identical pictures) becomes null."""
-        return json.dumps(_finite(asdict(self) | {"ok": self.ok}), indent=1)
+        return json.dumps(finite(asdict(self) | {"ok": self.ok}), indent=1)
 
 
 def verify(
@@ -77,9 +78,11 @@ def verify(
 ) -> Report:
     """Check integrity, then parity of every graph, then whole pictures, on the setup's device.
 
-    Raises CheckFailed when a file is damaged; parity out of tolerance is in ``failures``.
+    Raises CheckFailed when a file is damaged, InputError for a setup that the package's backend
+    does not take; parity out of tolerance is in ``failures``.
     """
     manifest = package.manifest
+    backends.check_setup(manifest.backend, setup)
     files = check_files(package, progress)
     graphs = tuple(_graph_parity(package, g.name, progress, setup) for g in manifest.graphs)
     images = tuple(_image_parity(package, g, progress, setup) for g in manifest.golden)
@@ -186,31 +189,3 @@ def read_pixels(file: Path) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except OSError as error:
         raise CheckFailed(f"{file}: not a picture: {error}") from None
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """|found - expected| / |expected| in L2; NaN counts as infinite."""
-    difference = float(np.linalg.norm(found.astype(np.float64) - expected))
-    size = float(np.linalg.norm(expected.astype(np.float64)))
-    error = difference / size if size else difference
-    return math.inf if math.isnan(error) else error
-
-
-def psnr_db(found: np.ndarray, expected: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures in dB; infinite when they are the same."""
-    mean_square = float(np.mean((found.astype(np.float64) - expected) ** 2))
-    return math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
-
-
-def snr_db(found: np.ndarray, expected: np.ndarray) -> float:
-    """Signal-to-noise ratio in dB: power of ``expected`` over power of the difference."""
-    error = relative_error(found, expected)
-    return math.inf if error == 0 else -20 * math.log10(error)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

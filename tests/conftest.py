@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from exporter import backends
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.cut import Cut
+from exporter.formats import FORMATS, Rule, Scheme, load_scheme
 from exporter.pipeline import Built, build
 from exporter.recipe import Recipe, read_recipe
+from exporter.trace import Program
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
@@ -143,10 +146,29 @@ def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built
     return {b.path.name: b for b in built}
 
 
+def scheme_of(name: str, symmetric: bool = True) -> Scheme:
+    """A shipped scheme; or ``int2``, which is int4 with every linear layer in groups of 2 bits."""
+    if name != "int2":
+        return load_scheme(name).with_groups(None, symmetric)
+    rule = Rule("*", "*", FORMATS["int2"], ("linear",))
+    return load_scheme("int4").with_rules((rule,)).with_groups(None, symmetric)
+
+
 def needs(name: str) -> dict[str, str]:
     """What a backend needs to build and to run."""
     backend = backends.load(name)
     return {**backend.REQUIRES, **backend.RUNS_WITH}
+
+
+def random_inputs(program: Program) -> dict[str, Tensor]:
+    """The same values for every input of a program, by port name: ids or a normal distribution."""
+    torch.manual_seed(3)
+    return {
+        p.name: torch.randint(0, 200, p.shape, dtype=torch.int32)
+        if p.dtype == "int32"
+        else torch.randn(p.shape)
+        for p in program.inputs
+    }
 
 
 @pytest.fixture(autouse=True)

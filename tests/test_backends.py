@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +18,14 @@ import torch
 from exporter import backends
 from exporter.checkpoint import Checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS, scheme_names
+from exporter.formats import FORMATS, GROUP_SIZES, Format, scheme_names
 from exporter.graphs import Graph, Port, cut_graphs
-from exporter.quantize import QuantizedProgram, Weights, quantize, unquantized
-from exporter.recipe import Recipe
+from exporter.measures import relative_error
+from exporter.package import emit_graph
+from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize, unquantized
+from exporter.staging import TRIAL_BYTES, staging, writing
 from exporter.trace import Program, run, trace
-from exporter.verify import relative_error
-from tests.conftest import SMALL, needs
+from tests.conftest import SMALL, needs, random_inputs, scheme_of
 
 
 @pytest.fixture(scope="module", params=backends.names())
@@ -48,16 +53,6 @@ def order(backend: ModuleType, *samples: dict[str, torch.Tensor]) -> backends.Or
     return backends.Order(backends.default_options(backend), lambda graph: given)
 
 
-def random_inputs(program: Program) -> dict[str, torch.Tensor]:
-    torch.manual_seed(3)
-    return {
-        p.name: torch.randint(0, 200, p.shape, dtype=torch.int32)
-        if p.dtype == "int32"
-        else torch.randn(p.shape)
-        for p in program.inputs
-    }
-
-
 def worst_error(
     backend: ModuleType,
     program: QuantizedProgram,
@@ -78,18 +73,16 @@ def worst_error(
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scheme", scheme_names())
+@pytest.mark.parametrize("scheme", [*scheme_names(), "int2"])
 def test_every_graph_equals_torch(
     backend: ModuleType,
     programs: list[Program],
     tiny: Checkpoint,
-    tiny_recipe: Recipe,
     tmp_path: Path,
     scheme: str,
     symmetric: bool,
 ) -> None:
-    rules = replace(tiny_recipe, symmetric=symmetric).scheme(scheme)
-    weights = Weights(tiny)
+    rules, weights = scheme_of(scheme, symmetric), Weights(tiny)
     for i, program in enumerate(programs):
         quantized = quantize(program, rules.format_of)
         options = backends.default_options(backend)
@@ -97,6 +90,45 @@ def test_every_graph_equals_torch(
             continue  # refused before a build starts; see test_package
         error, allowed = worst_error(backend, quantized, weights.read, tmp_path / str(i))
         assert error <= allowed, program.name
+
+
+class Product(torch.nn.Module):
+    """One linear layer, wide enough for every group size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = torch.nn.Linear(256, 24, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.product(x)
+        return found
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("name", ["int4", "int2"])
+def test_groups_equal_torch(
+    backend: ModuleType, tmp_path: Path, name: str, group_size: int, symmetric: bool, size: float
+) -> None:
+    """Of every size, with scales that fp16 holds and with scales that it would lose."""
+    with torch.device("meta"):
+        module = Product()
+    ports = Port("x", (1, 5, 256)), Port("y", (1, 5, 24))
+    program = trace(Graph("small", "transformer", module, ports[:1], ports[1:], {}))
+    form = Format(name, group_size, symmetric)
+    encoded = encode(size * torch.randn(24, 256, generator=torch.Generator().manual_seed(0)), form)
+    assert encoded.scale is not None
+    assert torch.equal(encoded.scale.half().float(), encoded.scale) == (size == 1)
+
+    def read(source: object) -> torch.Tensor:
+        assert isinstance(source, Part)
+        value: torch.Tensor = getattr(encoded, source.part)
+        return value
+
+    quantized = quantize(program, lambda *_: form)
+    error, allowed = worst_error(backend, quantized, read, tmp_path / "small")
+    assert error <= allowed
 
 
 def test_large_activations_stay_exact(
@@ -136,6 +168,121 @@ def test_a_file_that_is_no_graph(
         with pytest.raises(CheckFailed, match="cannot open it"):
             backend.session(emitted.entry, emitted.session, backends.Setup())
         file.write_bytes(whole)
+
+
+@contextmanager
+def files_up_to(limit_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(place: Path, size_bytes: int) -> Iterator[Path]:
+    """A file system of so many bytes, where this user may mount one."""
+    place.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(place)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])  # OpenVINO's constants wait in a smaller file
+def test_a_file_that_grows_too_large_is_one_line_and_nothing_is_left(
+    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
+) -> None:
+    program, read = unquantized(programs[0]), Weights(tiny).read
+    emitted = backend.emit(program, read, tmp_path, order(backend))
+    largest = max(f.stat().st_size for f in emitted.files)
+    message = "package: a file is larger than the place allows; choose another --out$"
+    with files_up_to(int(share * largest)), pytest.raises(InputError, match=message):  # noqa: SIM117
+        with staging(tmp_path / "out" / "package") as folder:
+            emit_graph(backend, program, read, folder, order(backend))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_full_disk_is_one_line_and_nothing_is_left(
+    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
+) -> None:
+    program, read = unquantized(programs[0]), Weights(tiny).read
+    emitted = backend.emit(program, read, tmp_path, order(backend))
+    size = sum(f.stat().st_size for f in emitted.files)
+    message = "package: the disk is full; free space or choose another --out$"
+    with small_disk(tmp_path / "disk", int(share * size)) as disk:
+        with pytest.raises(InputError, match=message), staging(disk / "package") as folder:
+            emit_graph(backend, program, read, folder, order(backend))
+        assert list(disk.iterdir()) == []
+
+
+def test_why_a_library_could_not_write(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(OSError) as found, writing(full):
+            raise RuntimeError("iostream error")
+        assert found.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="a defect"), writing(tmp_path / "file"):
+        raise RuntimeError("a defect")
+
+
+def test_as_much_is_tried_as_a_library_removed(tmp_path: Path) -> None:
+    size = TRIAL_BYTES + 1
+    with files_up_to(size), pytest.raises(OSError) as found:  # noqa: SIM117
+        with writing(tmp_path / "file", size):
+            raise RuntimeError("iostream error")
+    assert found.value.errno == errno.EFBIG
+
+
+def test_a_cache_is_refused_where_nothing_is_compiled(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name in backends.names():
+        backend = backends.load(name)
+        for device in backend.DEVICES:
+            setup = backends.Setup(device=device, cache=cache)
+            if device in backend.CACHES:
+                backends.check_setup(name, setup)
+                cache.rmdir()
+                continue
+            message = (
+                f"^--cache: {name} keeps no compiled graphs on {device}; leave --cache out "
+                r"\(backends that take it here: .*openvino\)$"
+            )
+            with pytest.raises(InputError, match=message):
+                backends.check_setup(name, setup)
+            assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_kept_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(cache: Path) -> str:
+        with pytest.raises(InputError) as found:
+            backends.check_setup("openvino", backends.Setup(cache=cache))
+        return str(found.value)
+
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "deeper"):
+        assert refused(place) == f"--cache {place}: not a folder; choose another"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert refused(tmp_path) == f"--cache {tmp_path}: cannot be written; choose another folder"
+    monkeypatch.setattr(Path, "mkdir", refuse_to_make)
+    place = tmp_path / "new"
+    assert refused(place) == f"--cache {place}: Permission denied; choose another folder"
+
+
+def refuse_to_make(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def no_weights(source: object) -> torch.Tensor:

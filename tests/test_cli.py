@@ -243,6 +243,16 @@ def test_a_damaged_package(tiny_package: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p.png").exists()
 
 
+def test_a_cache_is_refused_before_anything_is_opened(tiny_package: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    (package / "tokenizer" / "clip_l.json").unlink()
+    (package / "graphs/denoiser/denoiser.onnx.data").unlink()
+    cache, out = tmp_path / "cache", tmp_path / "p.png"
+    for command in (("run", package, "x", "--out", out), ("verify", package)):
+        mistake(fourstep(*command, "--cache", cache), "--cache: onnx keeps no compiled graphs")
+    assert not cache.exists()
+
+
 def test_verify(tiny_package: Path) -> None:
     result = fourstep("verify", tiny_package, "--json")
     assert result.exit_code == 0

@@ -40,14 +40,15 @@ from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS, Format, load_scheme, scheme_names
 from exporter.graphs import Graph, Port, cut_graphs
 from exporter.graphs.layers import RMSNorm, attend
+from exporter.measures import relative_error
 from exporter.pipeline import build
 from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize
 from exporter.recipe import Recipe, read_recipe
 from exporter.runtime import open_package
 from exporter.runtime.manifest import Tolerance
 from exporter.trace import Constant, Program, Stored, run, trace
-from exporter.verify import relative_error, verify
-from tests.conftest import ROOT, SMALL
+from exporter.verify import verify
+from tests.conftest import ROOT, SMALL, random_inputs, scheme_of
 from tests.test_cli import RECIPE, fourstep, mistake
 
 Read = Callable[[object], Tensor]
@@ -136,16 +137,6 @@ def weights(tiny: Checkpoint) -> Weights:
 def emit(program: QuantizedProgram, read: Read, folder: Path, target: str = OLDEST) -> Emitted:
     folder.mkdir(parents=True)
     return backend.emit(program, read, folder, Order({"target": target}, lambda graph: []))
-
-
-def random_inputs(program: Program) -> dict[str, Tensor]:
-    torch.manual_seed(3)
-    return {
-        p.name: torch.randint(0, 200, p.shape, dtype=torch.int32)
-        if p.dtype == "int32"
-        else torch.randn(p.shape)
-        for p in program.inputs
-    }
 
 
 def evaluated(emitted: Emitted, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -239,21 +230,16 @@ def scaled(read: Read, factors: Mapping[str, float]) -> Read:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scheme", EXPRESSIBLE)
+@pytest.mark.parametrize("scheme", [*EXPRESSIBLE, "int2"])
 def test_apples_loader_infers_what_is_declared(
-    programs: dict[str, Program],
-    weights: Weights,
-    tiny_recipe: Recipe,
-    tmp_path: Path,
-    scheme: str,
-    symmetric: bool,
+    programs: dict[str, Program], weights: Weights, tmp_path: Path, scheme: str, symmetric: bool
 ) -> None:
     with library.quiet():
         from coremltools.converters.mil.frontend.milproto.load import load
         from coremltools.converters.mil.mil import types
-    rules = replace(tiny_recipe, symmetric=symmetric).scheme(scheme)
-    if not symmetric and rules == tiny_recipe.scheme(scheme):
-        return  # no 4-bit groups in it
+    rules = scheme_of(scheme, symmetric)
+    if not symmetric and rules == scheme_of(scheme):
+        return  # no groups in it
     for name, program in programs.items():
         quantized = quantize(program, rules.format_of)
         package = emit(quantized, weights.read, tmp_path / name).entry
@@ -342,7 +328,7 @@ def test_what_is_refused(target: str) -> None:
     options = {"target": target}
     refused = backend.refuse(FORMATS["w8a8"], options)
     assert refused is not None and "on a Mac" in refused
-    for form in (FORMATS["int4"], Format("pal4", group_size=16)):
+    for form in (FORMATS["int4"], FORMATS["int2"], Format("pal4", group_size=16)):
         reason = backend.refuse(form, options)
         if target == "iOS17":
             assert reason is not None and 'say target = "iOS18" in [coreml]' in reason
@@ -378,23 +364,48 @@ def test_a_build_of_what_cannot_be_is_refused_in_one_line(
     assert sorted(tmp_path.iterdir()) == [recipe]
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_of_2_bits_are_looked_up_and_then_scaled(
+    normed: Program, tmp_path: Path, symmetric: bool
+) -> None:
+    """The chain that coremltools writes for a palette with scales, in iOS 18."""
+    form = Format("int2", 16, symmetric)
+    program = quantize(normed, lambda _, __, role: form if role == "linear" else FORMATS["fp32"])
+    emitted = emit(program, reader(values_of()), tmp_path / "graph")
+    assert emitted.session == {"target": "iOS18"}
+    table, steps = (o for o in operations(emitted.entry) if o.type.startswith("constexpr"))
+    assert (table.type, steps.type) == ("constexpr_lut_to_dense", "constexpr_blockwise_shift_scale")
+    (indices,), (lut,) = (table.inputs[n].arguments for n in ("indices", "lut"))
+    assert element(indices.value.type) == "uint2" and element(lut.value.type) == "fp16"
+    numbers = np.frombuffer(lut.value.immediateValue.tensor.bytes.values, np.float16)
+    assert numbers.tolist() == ([-2, -1, 0, 1] if symmetric else [0, 1, 2, 3])
+    assert steps.inputs["data"].arguments[0].name == table.outputs[0].name
+    assert ("offset" in steps.inputs) == (not symmetric)
+    assert declared(emitted.entry)[steps.outputs[0].name] == ("fp16", (32, 64))
+    assert error_of(program, reader(values_of()), emitted, {"x": torch.randn(1, 8, 64)}) <= 1e-3
+
+
 # Sizes.
 
 
 @pytest.mark.parametrize(
     ("scheme", "parameter", "kind"),
-    [("int4", "data", "int4"), ("pal4", "indices", "uint8"), ("pal6", "indices", "uint8")],
+    [
+        ("int4", "data", "int4"),
+        ("int2", "indices", "uint2"),
+        ("pal4", "indices", "uint8"),
+        ("pal6", "indices", "uint8"),
+    ],
 )
 def test_codes_take_the_bits_of_their_format(
     programs: dict[str, Program],
     weights: Weights,
-    tiny_recipe: Recipe,
     tmp_path: Path,
     scheme: str,
     parameter: str,
     kind: str,
 ) -> None:
-    program = quantize(programs["denoiser"], tiny_recipe.scheme(scheme).format_of)
+    program = quantize(programs["denoiser"], scheme_of(scheme).format_of)
     package = emit(program, weights.read, tmp_path / "graph").entry
     expected = codes = 0
     for name, source in program.stored().items():
@@ -522,7 +533,8 @@ def test_large_attention_logits(tmp_path: Path, target: str, size: float, allowe
     assert error_of(program, read, emitted, inputs) <= allowed
 
 
-LINEAR = [FORMATS["int8"], FORMATS["int4"], FORMATS["pal4"], Format("pal4", 16), FORMATS["pal6"]]
+INTEGERS = [FORMATS["int8"], FORMATS["int4"], FORMATS["int2"], Format("int2", 16, False)]
+LINEAR = [*INTEGERS, FORMATS["pal4"], Format("pal4", 16), FORMATS["pal6"]]
 
 
 @pytest.mark.parametrize("form", LINEAR, ids=str)
@@ -545,6 +557,15 @@ def test_a_bias_beyond_fp16_is_refused(normed: Program, tmp_path: Path) -> None:
     values = values_of() | {"out.bias": torch.full((32,), -1e5)}
     message = r"^small: a value of 100000 is beyond fp16's 65504; build scheme fp32 for Core ML$"
     with pytest.raises(InputError, match=message):
+        emit(program, reader(values), tmp_path / "graph")
+
+
+@pytest.mark.parametrize("at", [0, 31])
+def test_a_bias_that_is_no_number_is_refused(normed: Program, tmp_path: Path, at: int) -> None:
+    program = quantize(normed, load_scheme("fp16").format_of)
+    values = values_of()
+    values["out.bias"][at] = torch.nan
+    with pytest.raises(InputError, match=r"^small: a value of nan is beyond fp16's 65504"):
         emit(program, reader(values), tmp_path / "graph")
 
 
@@ -629,6 +650,36 @@ def test_lint_is_silent_about_what_the_engine_takes(
     before = lint.lint(small_package, "small")
     add_operation(small_package, kind, dtype, shape, value)
     assert lint.lint(small_package, "small") == before
+
+
+class Masked(nn.Module):
+    """Adds a mask that is too long to stand in the message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 1024)
+        self.mask = nn.Parameter(torch.zeros(1024))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.out(x) + self.mask,)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_lint_reads_the_weight_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    masked = traced(Masked, {"x": (1, 8, 64)}, 1024)
+    program = quantize(masked, load_scheme("fp16").format_of)
+    values = {"out.weight": torch.randn(1024, 64), "out.bias": torch.randn(1024)}
+    read = reader(values | {"mask": torch.full((1024,), -4e4)})
+    assert emit(program, read, tmp_path / "finite").remarks == ()
+    monkeypatch.setattr(writer.Emitter, "_half", lambda _, array: array.astype(np.float16))
+    read = reader(values | {"mask": torch.full((1024,), value)})
+    emitted = emit(program, read, tmp_path / "graph")
+    assert blobs(emitted.entry)["val"].count(("fp16", 2 * 1024)) == 2  # the bias and the mask
+    (remark,) = emitted.remarks
+    assert remark.startswith("Neural Engine: small: const constant_")
+    assert remark.endswith(": a constant that is not finite")
 
 
 def test_lint_of_size_and_of_float32(small_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -881,7 +932,10 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> FakeCoreML:
     fake = FakeCoreML(lambda value: 1.01 * value)
     monkeypatch.setattr(library, "coremltools", lambda: fake)
     monkeypatch.setattr(backend, "ON_A_MAC", True)
-    monkeypatch.setattr(backend, "COMPUTE_UNITS", tuple(u.name for u in ComputeUnit))
+    units = tuple(u.name for u in ComputeUnit)
+    monkeypatch.setattr(backend, "COMPUTE_UNITS", units)
+    monkeypatch.setattr(backend, "DEVICES", (*units, backend.EVALUATOR))
+    monkeypatch.setattr(backend, "CACHES", units)
     return fake
 
 
@@ -948,6 +1002,18 @@ def test_a_mac_runs_core_ml_unless_told_otherwise(clip: Path, mac: FakeCoreML) -
     assert mac.units[0] == ComputeUnit[backend.COMPUTE_UNITS[0]]
     assert session_error(clip, Setup(exact=True)) == 0
     assert session_error(clip, Setup(exact=True, device="ALL")) == 0
+
+
+def test_the_evaluator_keeps_nothing_in_a_cache(
+    package: Path, tmp_path: Path, mac: FakeCoreML
+) -> None:
+    cache = tmp_path / "cache"
+    setup = Setup(device=backend.EVALUATOR, cache=cache)
+    with pytest.raises(InputError, match="--cache: coreml keeps no compiled graphs on EVALUATOR"):
+        open_package(package).session("clip_l", setup)
+    assert not cache.exists()
+    open_package(package).session("clip_l", Setup(cache=cache))
+    assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).name]
 
 
 def test_elsewhere_the_evaluator_runs(

@@ -21,11 +21,11 @@ from exporter.cut import Cut
 from exporter.golden import reference_player
 from exporter.graphs import cut_graphs
 from exporter.graphs.conditioner import timestep_sinusoids
+from exporter.measures import relative_error
 from exporter.quantize import QuantizedProgram, Weights, unquantized
 from exporter.runtime.loop import Image, Request, from_pixels, generate
 from exporter.runtime.manifest import Schedule
 from exporter.trace import Constant, Program, bind, run, trace
-from exporter.verify import relative_error
 from tests.conftest import SHAPES, SIGMAS
 
 PROMPT = "two red circles left of a blue square"

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from exporter.cut import Cut
 from exporter.formats import load_scheme
-from exporter.graphs import clip, conditioner, denoiser, t5, vae
+from exporter.graphs import Graph, clip, conditioner, denoiser, t5, vae
 from exporter.quantize import quantize
 from exporter.recipe import read_recipe
+from exporter.synth import FLASH
 from exporter.trace import Program, Stored, trace
 from tests.conftest import ROOT
-
-TRANSFORMER = denoiser.TransformerConfig(
-    layers=24,
-    heads=24,
-    head_width=64,
-    channels=16,
-    patch=2,
-    context_width=4096,
-    pooled_width=2048,
-    table_side=384,
-    dual_layers=tuple(range(13)),
-    qk_norm=True,
-)
-CLIP_L = clip.ClipConfig(768, 3072, 12, 12, "quick_gelu", 768, 77, 49408, 2, 1e-5)
-CLIP_G = clip.ClipConfig(1280, 5120, 32, 20, "gelu", 1280, 77, 49408, 2, 1e-5)
-T5 = t5.T5Config(4096, 10240, 64, 64, 24, 32128, 32, 128, 1e-6)
-VAE = vae.VaeConfig((128, 256, 512, 512), 16, 2, 32, 1.5305, 0.0609, True)
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +22,21 @@ def cut() -> Cut:
     return read_recipe(Path(ROOT / "recipes" / "sd3.5-flash.toml")).cut
 
 
+def mmdit(cut: Cut) -> tuple[Graph, Graph]:
+    return (
+        denoiser.cut(FLASH.transformer, cut),
+        conditioner.cut(FLASH.transformer, FLASH.clip_l, FLASH.clip_g, cut),
+    )
+
+
 def parameters(program: Program) -> dict[str, int]:
-    counts = {}
-    for source in program.tensors.values():
-        if isinstance(source, Stored):
-            size = 1
-            for side in source.shape:
-                size *= side
-            counts[source.name] = size
-    return counts
+    sources = (s for s in program.tensors.values() if isinstance(s, Stored))
+    return {s.name: math.prod(s.shape) for s in sources}
 
 
 def test_mmdit_is_split_without_a_weight_lost(cut: Cut) -> None:
     """Published count: 2,243,171,520 weights, of which 762.5 M are adaLN inside the blocks."""
-    core = trace(denoiser.cut(TRANSFORMER, cut))
-    once = trace(conditioner.cut(TRANSFORMER, CLIP_L, CLIP_G, cut))
+    core, once = (trace(graph) for graph in mmdit(cut))
     per_step, per_prompt = parameters(core), parameters(once)
     table = per_step.pop("pos_embed.pos_embed")
     assert table == (512 // 16) ** 2 * 1536  # cropped from 384 x 384 x 1536
@@ -67,10 +52,7 @@ def test_mmdit_is_split_without_a_weight_lost(cut: Cut) -> None:
 def test_int4_mmdit_is_small(cut: Cut) -> None:
     """Codes and scales of both MMDiT graphs: under 1.3 GB."""
     total = 0
-    for graph in (
-        denoiser.cut(TRANSFORMER, cut),
-        conditioner.cut(TRANSFORMER, CLIP_L, CLIP_G, cut),
-    ):
+    for graph in mmdit(cut):
         program = quantize(trace(graph), load_scheme("int4").format_of)
         assert program.adjusted == ()  # every width is a multiple of the group
         stored = {s.of.name: s.of for s in program.tensors.values() if hasattr(s, "of")}
@@ -81,16 +63,13 @@ def test_int4_mmdit_is_small(cut: Cut) -> None:
 @pytest.mark.parametrize(
     ("graph", "expected"),
     [
-        (clip.cut("clip_l", "text_encoder", CLIP_L), 123_650_304),
-        (clip.cut("clip_g", "text_encoder_2", CLIP_G), 694_659_840),
-        (t5.cut(T5, 256), 4_762_310_656),
-        (vae.cut_decoder(VAE, Cut((1.0, 0.0), 512, 512)), 49_545_475),
-        (vae.cut_encoder(VAE, Cut((1.0, 0.0), 512, 512)), 34_274_208),
+        (clip.cut("clip_l", "text_encoder", FLASH.clip_l), 123_650_304),
+        (clip.cut("clip_g", "text_encoder_2", FLASH.clip_g), 694_659_840),
+        (t5.cut(FLASH.t5, 256), 4_762_310_656),
+        (vae.cut_decoder(FLASH.vae, Cut((1.0, 0.0), 512, 512)), 49_545_475),
+        (vae.cut_encoder(FLASH.vae, Cut((1.0, 0.0), 512, 512)), 34_274_208),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_parameter_counts(graph: object, expected: int) -> None:
-    from exporter.graphs import Graph
-
-    assert isinstance(graph, Graph)
+def test_parameter_counts(graph: Graph, expected: int) -> None:
     assert sum(parameters(trace(graph)).values()) == expected

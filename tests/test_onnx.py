@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -13,9 +14,8 @@ from exporter.backends import onnx as backend
 from exporter.checkpoint import Checkpoint
 from exporter.graphs import cut_graphs
 from exporter.quantize import QuantizedProgram, Weights, quantize
-from exporter.recipe import Recipe
 from exporter.trace import Program, trace
-from tests.conftest import SMALL
+from tests.conftest import SMALL, scheme_of
 
 NOTHING = Order({}, lambda graph: [])
 
@@ -26,34 +26,41 @@ def denoiser(tiny: Checkpoint) -> Program:
 
 
 def emitted(
-    program: Program, tiny: Checkpoint, recipe: Recipe, scheme: str, folder: Path
+    program: Program, tiny: Checkpoint, folder: Path, scheme: str, symmetric: bool = True
 ) -> tuple[QuantizedProgram, Emitted]:
-    quantized = quantize(program, recipe.scheme(scheme).format_of)
+    quantized = quantize(program, scheme_of(scheme, symmetric).format_of)
     return quantized, backend.emit(quantized, Weights(tiny).read, folder, NOTHING)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+SYMMETRIC = [("int8", True), ("int4", True), ("int4", False), ("int2", True), ("int2", False)]
+
+
+@pytest.mark.parametrize(("scheme", "symmetric"), SYMMETRIC)
 def test_onnxruntime_runs_matmulnbits(
-    denoiser: Program, tiny: Checkpoint, tiny_recipe: Recipe, tmp_path: Path, scheme: str
+    denoiser: Program, tiny: Checkpoint, tmp_path: Path, scheme: str, symmetric: bool
 ) -> None:
     """After onnxruntime's own optimization every linear layer is a MatMulNBits."""
-    quantized, files = emitted(denoiser, tiny, tiny_recipe, scheme, tmp_path)
+    quantized, files = emitted(denoiser, tiny, tmp_path, scheme, symmetric)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(str(files.entry), options, providers=["CPUExecutionProvider"])
-    kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    kinds = [n.op_type for n in nodes]
     linear = sum(str(n.target) == "aten.linear.default" for n in quantized.nodes())
     assert kinds.count("MatMulNBits") == linear > 40
-    assert "MatMul" not in kinds and "Gemm" not in kinds
+    assert not {"MatMul", "Gemm", "Cast"} & set(kinds)
+    assert kinds.count("DequantizeLinear") == kinds.count("Conv") == 1  # the patch embedding
+    bits = Counter(a.i for n in nodes for a in n.attribute if a.name == "bits")
+    assert bits[int(scheme[3])] >= 41
     assert kinds.count("MultiHeadAttention") == 5  # three joint and two dual
     assert kinds.count("SimplifiedLayerNormalization") == 16
 
 
 def test_files_hold_no_traces_of_this_machine(
-    denoiser: Program, tiny: Checkpoint, tiny_recipe: Recipe, tmp_path: Path
+    denoiser: Program, tiny: Checkpoint, tmp_path: Path
 ) -> None:
-    _, files = emitted(denoiser, tiny, tiny_recipe, "int4", tmp_path)
+    _, files = emitted(denoiser, tiny, tmp_path, "int4")
     text = files.entry.read_bytes()
     for word in (
         b"/work",
@@ -68,17 +75,27 @@ def test_files_hold_no_traces_of_this_machine(
         assert word not in text, word
 
 
-def test_int4_weights_are_packed(
-    denoiser: Program, tiny: Checkpoint, tiny_recipe: Recipe, tmp_path: Path
+@pytest.mark.parametrize(("scheme", "symmetric"), SYMMETRIC[1:])
+def test_weights_are_packed(
+    denoiser: Program, tiny: Checkpoint, tmp_path: Path, scheme: str, symmetric: bool
 ) -> None:
-    """Two codes to a byte: the data file is what the formats say, to page alignment."""
-    quantized, files = emitted(denoiser, tiny, tiny_recipe, "int4", tmp_path)
+    """Two or four codes to a byte, scales in fp16: what the formats say, to page alignment."""
+    quantized, files = emitted(denoiser, tiny, tmp_path, scheme, symmetric)
     shapes = {s.of.name: s.of.shape for s in quantized.tensors.values() if hasattr(s, "of")}
     expected = sum(quantized.formats[n].stored_bytes(shape) for n, shape in shapes.items())
     model = onnx.load(files.entry, load_external_data=False)
     stored = 0
     for tensor in model.graph.initializer:
-        if any(k in tensor.name for k in ("_values", "_scale")):
+        if any(k in tensor.name for k in ("_values", "_scale", "_zero_point")):
             length = {e.key: e.value for e in tensor.external_data}.get("length")
             stored += int(length) if length else len(tensor.raw_data)
     assert stored == expected
+
+
+@pytest.mark.parametrize(("scheme", "opset"), [("int8", 21), ("int4", 21), ("int2", 25)])
+def test_a_graph_asks_for_no_newer_opset_than_its_weights_do(
+    denoiser: Program, tiny: Checkpoint, tmp_path: Path, scheme: str, opset: int
+) -> None:
+    _, files = emitted(denoiser, tiny, tmp_path, scheme)
+    model = onnx.load(files.entry, load_external_data=False)
+    assert {o.domain: o.version for o in model.opset_import} == {"": opset, "com.microsoft": 1}

@@ -38,7 +38,7 @@ from exporter.recipe import Recipe
 from exporter.runtime.text import PromptCut
 from exporter.tokenizers import TokenizerFile, tokenizer_files
 from exporter.trace import Constant, Program, Stored, trace
-from tests.conftest import ROOT, SMALL, needs
+from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of
 
 backend = backends.load("openvino")
 if backends.missing(needs("openvino")):
@@ -68,14 +68,8 @@ class Case:
         return found
 
 
-def random_inputs(program: Program) -> Inputs:
-    rng = np.random.default_rng(3)
-    return {
-        p.name: rng.integers(0, 200, p.shape, np.int32)
-        if p.dtype == "int32"
-        else rng.standard_normal(p.shape, np.float32)
-        for p in program.inputs
-    }
+def inputs_of(program: Program) -> Inputs:
+    return {name: value.numpy() for name, value in random_inputs(program).items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +81,12 @@ def programs(tiny: Checkpoint) -> dict[str, Program]:
 def cases(
     programs: dict[str, Program], tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Case]:
-    """Every graph as int8 and int4, and the denoiser as int8-w8a8, by scheme and graph."""
+    """Every graph as int8 and int4, the denoiser as int2 and int8-w8a8, by scheme and graph."""
     found, weights = {}, Weights(tiny)
-    wanted = [(s, g) for s in ("int8", "int4") for g in programs] + [("int8-w8a8", "denoiser")]
-    for scheme, graph in wanted:
-        program = quantize(programs[graph], load_scheme(scheme).format_of)
-        folder, inputs = tmp_path_factory.mktemp("graph"), random_inputs(program)
+    wanted = [(s, g) for s in ("int8", "int4") for g in programs]
+    for scheme, graph in [*wanted, ("int2", "denoiser"), ("int8-w8a8", "denoiser")]:
+        program = quantize(programs[graph], scheme_of(scheme).format_of)
+        folder, inputs = tmp_path_factory.mktemp("graph"), inputs_of(program)
         order = Order({}, lambda _, given=inputs: [given])  # type: ignore[misc]
         emitted = backend.emit(program, weights.read, folder, order)
         found[scheme, graph] = Case(program, emitted, inputs)
@@ -158,7 +152,10 @@ def linear_formats(program: QuantizedProgram) -> Counter[str]:
     return count
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+PRECISIONS = {"int8": "i8", "int4": "i4", "int2": "u2"}
+
+
+@pytest.mark.parametrize("scheme", PRECISIONS)
 def test_weights_stay_compressed_while_the_denoiser_runs(
     cases: dict[tuple[str, str], Case], scheme: str
 ) -> None:
@@ -166,7 +163,7 @@ def test_weights_stay_compressed_while_the_denoiser_runs(
     case = cases[scheme, "denoiser"]
     found, expected = running(case.emitted.entry), linear_formats(case.program)
     assert expected.total() == found.kinds["FullyConnected"] == 42
-    for name, precision in (("int8", "i8"), ("int4", "i4")):
+    for name, precision in PRECISIONS.items():
         kept = found.count(kind="FullyConnected", weight_from="Const", weight=precision)
         assert kept == expected[name], name
     assert expected[scheme] >= 41 and "MatMul" not in found.kinds
@@ -219,15 +216,15 @@ class RandomWeights:
         return part
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", PRECISIONS)
 def test_full_widths_run_compressed_too(tmp_path: Path, scheme: str) -> None:
     """One block of SD3.5 Medium's widths."""
     config = denoiser.TransformerConfig(1, 24, 64, 16, 2, 4096, 2048, 384, (), True)
     graph = denoiser.cut(config, Cut((1.0, 0.0), 64, 64, t5=False, t5_tokens=256))
-    program = quantize(trace(graph), load_scheme(scheme).format_of)
+    program = quantize(trace(graph), scheme_of(scheme).format_of)
     emitted = backend.emit(program, RandomWeights().read, tmp_path, Order({}, lambda _: []))
     found, expected = running(emitted.entry), linear_formats(program)
-    for name, precision in (("int8", "i8"), ("int4", "i4")):
+    for name, precision in PRECISIONS.items():
         kept = found.count(kind="FullyConnected", weight_from="Const", weight=precision)
         assert kept == expected[name], name
     assert expected[scheme] > 0 and found.kinds["RMS"] == 4 and found.attentions == 1
@@ -258,14 +255,21 @@ def test_t5_is_scaled_down_where_fp16_computes(cases: dict[tuple[str, str], Case
         assert case.emitted.session.get("ACTIVATIONS_SCALE_FACTOR") == factor
 
 
-def test_int4_weights_are_packed(cases: dict[tuple[str, str], Case]) -> None:
-    """Two codes to a byte: the data file is what the formats say."""
-    case = cases["int4", "denoiser"]
+@pytest.mark.parametrize("scheme", ["int4", "int2"])
+def test_weights_are_packed(cases: dict[tuple[str, str], Case], scheme: str) -> None:
+    """Two or four codes to a byte, scales in fp16: the data file is what the formats say."""
+    case = cases[scheme, "denoiser"]
     expected = case.program.stored_bytes()
     assert expected <= case.emitted.files[1].stat().st_size <= 1.05 * expected
+    constants = Counter(
+        o.get_element_type()
+        for o in ov.Core().read_model(case.emitted.entry).get_ordered_ops()
+        if o.get_type_name() == "Constant"
+    )
+    assert constants[ov.Type.f16] == linear_formats(case.program)[scheme]
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", PRECISIONS)
 @pytest.mark.parametrize("exact", [True, False])
 def test_npuw_computes_what_the_processor_does(
     cases: dict[tuple[str, str], Case], scheme: str, exact: bool
@@ -351,7 +355,7 @@ def test_layers_that_nncf_leaves_are_reported(
 
     monkeypatch.setattr(nncf, "quantize", leave_one)
     program = quantize(programs["denoiser"], load_scheme("int8-w8a8").format_of)
-    inputs = random_inputs(program)
+    inputs = inputs_of(program)
     order = Order({}, lambda _: [inputs])
     emitted = backend.emit(program, Weights(tiny).read, tmp_path, order)
     (left,) = emitted.adjusted
@@ -377,7 +381,7 @@ def test_calibration_asks_for_the_denoisers_samples_alone(
 
     def samples(graph: str) -> list[Mapping[str, np.ndarray]]:
         asked.append(graph)
-        return [random_inputs(programs[graph])]
+        return [inputs_of(programs[graph])]
 
     for name, program in programs.items():
         quantized = quantize(program, load_scheme("int8-w8a8").format_of)
@@ -482,6 +486,10 @@ def test_the_manifest_tells_of_calibration(packages: Path) -> None:
     manifest = json.loads((packages / "openvino-int8-w8a8" / "manifest.json").read_text())
     rounded = next(g for g in manifest["graphs"] if g["name"] == "denoiser")
     assert rounded["formats"]["w8a8"] > 100_000 and rounded["adjusted"] == []
+    (remark,) = rounded["remarks"]
+    assert remark == "inputs not rounded to 8 bits: proj_out.weight"
+    shown = CliRunner().invoke(main, ["inspect", str(packages / "openvino-int8-w8a8")])
+    assert remark in shown.output
     assert rounded["tolerance"]["graph_relative"] == 0.25
 
 
@@ -495,7 +503,7 @@ def fourstep(*arguments: object) -> tuple[int, str]:
 def test_unknown_devices_are_refused(packages: Path, tmp_path: Path) -> None:
     message = "--device: openvino has no TPU; it has CPU, GPU, NPU, NPUW"
     with pytest.raises(InputError, match=message):
-        backends.check_device("openvino", backend, "TPU")
+        backends.check_setup("openvino", Setup(device="TPU"))
     place = tmp_path / "p.png"
     found = fourstep("run", packages / "openvino-int4", "x", "--device", "TPU", "--out", place)
     assert found == (2, f"fourstep: {message}")

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantFormat
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnx import TensorProto
+from onnxruntime.quantization import matmul_nbits_quantizer
 from onnxruntime.quantization.quant_utils import quantize_data
 
 from exporter.checkpoint import Checkpoint
 from exporter.cut import Cut
 from exporter.errors import InputError
-from exporter.formats import FORMATS, Format, Rule, Scheme, fit, load_scheme, scheme_names
+from exporter.formats import (
+    FORMATS,
+    GROUP_SIZES,
+    Format,
+    Rule,
+    Scheme,
+    fit,
+    load_scheme,
+    narrowed,
+    pack,
+    scheme_names,
+)
 from exporter.graphs import cut_graphs
 from exporter.quantize import Weights, encode, quantize, roles
 from exporter.trace import Program, Stored, run, trace
 from tests.conftest import SMALL
-
-
-@pytest.fixture(autouse=True)
-def silent_oracle() -> Iterator[None]:
-    logging.disable(logging.INFO)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def weight(seed: int, rows: int = 48, columns: int = 256) -> np.ndarray:
@@ -38,44 +37,134 @@ def weight(seed: int, rows: int = 48, columns: int = 256) -> np.ndarray:
     return values
 
 
-def onnxruntime_codes(values: np.ndarray, form: Format) -> list[np.ndarray]:
-    """Codes, scales and zero points of onnxruntime's own 4-bit block quantizer, as (N, ...)."""
-    stored = np.ascontiguousarray(values.T)
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    ports = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s])
-        for n, s in zip("xy", stored.shape, strict=True)
-    ]
-    graph = helper.make_graph(
-        [node], "g", ports[:1], ports[1:], [numpy_helper.from_array(stored, "w")]
-    )
-    quantizer = MatMulNBitsQuantizer(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]),
-        block_size=form.group_size,
-        is_symmetric=form.symmetric,
-        quant_format=QuantFormat.QDQ,
-    )
-    quantizer.process()
-    model: onnx.ModelProto = quantizer.model.model
-    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    (dequantize,) = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
-    return [tensors[name].T for name in dequantize.input]
+def onnxruntime_codes(values: np.ndarray, form: Format) -> tuple[np.ndarray, ...]:
+    """Codes, scales and zero points of onnxruntime's own block quantizers, (N, ...).
+
+    Of 4 bits the one for QuantizeLinear's layout (K, N), of 2 bits that for MatMulNBits' (N, K):
+    the former aborts on 2 bits, the latter rounds its sum with the zero point.
+    """
+    (rows, columns), size, bits = values.shape, form.group_size, form.bits
+    assert size is not None
+    blocks, stored = columns // size, np.ascontiguousarray(values.T)
+    codes = np.zeros((rows, blocks, size * bits // 8), np.uint8)
+    zero_points = np.zeros((rows, -(-blocks * bits // 8)), np.uint8)
+    if bits == 2:
+        scales = np.zeros((rows, blocks), np.float32)
+        call = (codes, stored, scales, zero_points, size, rows, columns, form.symmetric)
+        matmul_nbits_quantizer.quantize_matmul_2bits(*call)
+        found, zeros = unpacked(codes, 2), unpacked(zero_points, 2)[:, :blocks]
+        return found - 2 if form.symmetric else found, scales, zeros
+    codes, zero_points = codes.reshape(-1), zero_points.reshape(-1)
+    scales = np.zeros((blocks, rows), np.float32)
+    call = (codes, stored, scales, zero_points, size, rows, columns, form.symmetric)
+    matmul_nbits_quantizer.quantize_qdq_matmul_4bits(*call)
+    found = unpacked(codes, 4).reshape(columns, rows).T
+    zeros = unpacked(zero_points, 4).reshape(-1)[: blocks * rows].reshape(blocks, rows).T
+    return (found ^ 8) - 8 if form.symmetric else found, scales.T, zeros
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_int4_codes_equal_onnxruntimes(group_size: int, symmetric: bool) -> None:
-    form = Format("int4", group_size, symmetric)
+def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Codes from bytes (N, ...), the first in the low bits, as (N, codes)."""
+    places = [packed >> (bits * i) & (2**bits - 1) for i in range(8 // bits)]
+    return np.stack(places, -1).reshape(len(packed), -1).astype(int)
+
+
+GROUPED = [
+    Format(name, size, symmetric)
+    for name in ("int4", "int2")
+    for size in GROUP_SIZES
+    for symmetric in (True, False)
+]
+
+
+@pytest.mark.parametrize("form", GROUPED, ids=str)
+def test_codes_equal_onnxruntimes(form: Format) -> None:
+    """onnxruntime does not round scales; nor do we where fp16 cannot hold one of them."""
     for seed in range(4):
-        expected = onnxruntime_codes(weight(seed), form)
-        ours = encode(torch.from_numpy(weight(seed)), form)
+        values = weight(seed)
+        values[7] *= 1e-5
+        codes, scale, zero_point = onnxruntime_codes(values, form)
+        ours = encode(torch.from_numpy(values), form)
         assert ours.scale is not None
-        np.testing.assert_array_equal(ours.values.numpy().astype(int), expected[0].astype(int))
-        np.testing.assert_array_equal(ours.scale.numpy(), expected[1])
+        np.testing.assert_array_equal(ours.values.numpy(), codes)
+        np.testing.assert_array_equal(ours.scale.numpy(), scale)
         if ours.zero_point is not None:
-            np.testing.assert_array_equal(
-                ours.zero_point.numpy().astype(int), expected[2].astype(int)
-            )
+            np.testing.assert_array_equal(ours.zero_point.numpy(), zero_point)
+
+
+@pytest.mark.parametrize("form", [f for f in GROUPED if f.symmetric], ids=str)
+def test_codes_of_rounded_scales_equal_onnxruntimes(form: Format) -> None:
+    """A weight whose extreme values stand where fp16's scales put them has the same codes."""
+    for seed in range(4):
+        values = weight(seed)
+        moved = values.reshape(len(values), -1, form.group_size or 0)
+        extreme = np.abs(moved).argmax(2, keepdims=True)
+        np.put_along_axis(moved, extreme, 1.01 * np.take_along_axis(moved, extreme, 2), 2)
+        ours = encode(torch.from_numpy(values), form)
+        assert ours.scale is not None
+        lowest = -(2 ** (form.bits - 1)) * ours.scale.numpy()
+        np.put_along_axis(moved, extreme, lowest[:, :, None], 2)
+        codes, scale, _ = onnxruntime_codes(values, form)
+        np.testing.assert_array_equal(ours.scale.numpy(), scale)
+        np.testing.assert_array_equal(ours.values.numpy(), codes)
+
+
+@pytest.mark.parametrize("form", GROUPED, ids=str)
+def test_scales_of_groups_are_fp16s_and_codes_the_nearest(form: Format) -> None:
+    for seed in range(4):
+        values = torch.from_numpy(weight(seed))
+        ours = encode(values, form)
+        assert ours.scale is not None and ours.scale.dtype == torch.float32
+        assert torch.equal(ours.scale.half().float(), ours.scale)
+        exact = torch.from_numpy(onnxruntime_codes(weight(seed), form)[1])
+        assert torch.equal(ours.scale, exact.half().float()) and not torch.equal(ours.scale, exact)
+        lowest = -(2 ** (form.bits - 1)) if form.symmetric else 0
+        allowed = torch.arange(lowest, lowest + 2**form.bits, dtype=torch.float32)
+        zero = torch.zeros_like(ours.scale) if ours.zero_point is None else ours.zero_point
+        levels = (allowed - zero[:, :, None]) * ours.scale[:, :, None]
+        groups = values.reshape(*levels.shape[:2], -1, 1)
+        codes = ours.values.reshape(groups.shape).float()
+        found = (codes - zero[:, :, None, None]) * ours.scale[:, :, None, None]
+        best = (groups - levels[:, :, None]).abs().amin(3)
+        torch.testing.assert_close((groups - found).abs()[..., 0], best, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_half"),
+    [(8 * 2.0**-14, True), (7.9 * 2.0**-14, False), (8 * 65504.0, True), (8 * 65530.0, False)],
+)
+def test_scales_outside_fp16s_normal_range_stay_float32(size: float, is_half: bool) -> None:
+    """One such scale keeps all of a weight's as they are, in whichever slab it is."""
+    values = torch.from_numpy(weight(0))
+    values[-1, 0:32] = torch.linspace(0, size, 32)
+    scale = encode(values, Format("int4", 32)).scale
+    assert scale is not None
+    assert torch.equal(scale.half().float(), scale) == is_half
+    assert scale[-1, 0] == size / -8
+    assert narrowed(scale.numpy()).dtype == (np.float16 if is_half else np.float32)
+
+
+def test_codes_are_packed_the_first_lowest() -> None:
+    assert pack(np.array([[1, 2], [-1, -8], [7, 0]], np.int8), 4).tolist() == [0x21, 0x8F, 0x07]
+    assert pack(np.array([-2, -1, 0, 1, 1], np.int8), 2).tolist() == [0b01_00_11_10, 0b01]
+    assert pack(np.array([3], np.uint8), 2).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("form", "bits_per_value"),
+    [
+        (FORMATS["int8"], 8 + 32 / 128),
+        (Format("int4", 64), 4 + 16 / 64),
+        (Format("int4", 32, False), 4 + 20 / 32),
+        (FORMATS["int2"], 2 + 16 / 64),
+        (Format("int2", 16), 2 + 16 / 16),
+        (Format("int2", 64, False), 2 + 18 / 64),
+    ],
+    ids=str,
+)
+def test_stored_bytes(form: Format, bits_per_value: float) -> None:
+    """Codes, a scale in 2 bytes for each group or in 4 for each channel, packed zero points."""
+    assert form.stored_bytes((256, 128)) == 256 * 128 * bits_per_value / 8
 
 
 def test_int8_codes_equal_onnxruntimes() -> None:
@@ -89,11 +178,19 @@ def test_int8_codes_equal_onnxruntimes() -> None:
             np.testing.assert_array_equal(ours.values[row].numpy(), np.asarray(codes))
 
 
-@pytest.mark.parametrize("form", [FORMATS["int8"], Format("int4", 32), Format("int4", 32, False)])
-def test_slabs_change_nothing(form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = encode(torch.from_numpy(weight(0)), form)
+SLABBED = [FORMATS["int8"], Format("int4", 32), Format("int4", 32, False), Format("int2", 16)]
+
+
+@pytest.mark.parametrize("form", SLABBED, ids=str)
+@pytest.mark.parametrize("smallest", [1, 1e-5])
+def test_slabs_change_nothing(
+    form: Format, smallest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.from_numpy(weight(0))
+    values[-1] *= smallest  # its scales decide on those of all rows
+    whole = encode(values, form)
     monkeypatch.setattr("exporter.quantize.SLAB_VALUES", 1000)
-    slabs = encode(torch.from_numpy(weight(0)), form)
+    slabs = encode(values, form)
     for part in ("values", "scale", "zero_point"):
         one, other = getattr(whole, part), getattr(slabs, part)
         assert (one is None and other is None) or torch.equal(one, other)
@@ -123,6 +220,7 @@ def test_non_finite_weights_are_refused() -> None:
 )
 def test_widths_that_a_group_does_not_divide(width: int, expected: str) -> None:
     assert str(fit(Format("int4", 128), (7, width))) == expected
+    assert str(fit(Format("int2", 128), (7, width))) == expected.replace("int4", "int2")
 
 
 def test_channels_that_a_palette_does_not_divide() -> None:

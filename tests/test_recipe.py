@@ -83,6 +83,19 @@ def test_the_digest_tells_what_decides_the_bytes(tmp_path: Path) -> None:
     assert one.digest("onnx") == moved.digest("onnx") != other.digest("onnx")
 
 
+def test_an_override_in_groups(tmp_path: Path) -> None:
+    text = GOOD + '[[weights.override]]\nweight = "a.*"\nformat = "int2"\n'
+    for more, expected in (
+        ("", "int2-g64"),
+        ("group_size = 16\n", "int2-g16"),
+        ("symmetric = false\n", "int2-g64-asym"),
+    ):
+        scheme = read_recipe(written(tmp_path, text + more)).scheme("int8")
+        assert str(scheme.format_of("denoiser", "a.weight", "linear")) == expected
+        for role in ("conv", "embedding"):
+            assert str(scheme.format_of("denoiser", "a.weight", role)) == "int8"
+
+
 def test_overrides(tmp_path: Path) -> None:
     text = GOOD + (
         "group_size = 32\nsymmetric = false\n"
@@ -108,7 +121,7 @@ MISTAKES = {
         GOOD.replace("int4", "int5"),
         "unknown scheme 'int5'; known: fp16, fp32, int4, int8, int8-w8a8, pal4",
     ),
-    "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 32, 64"),
+    "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 16, 32, 64"),
     "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
     "unknown layout": (GOOD + '[build]\nlayout = "comfy"', "unknown value 'comfy'; known: native"),
     "unknown mode": (
@@ -126,7 +139,7 @@ MISTAKES = {
     "no prompt": (GOOD + "[calibration]\nprompts = []", "at least one string"),
     "override format": (
         GOOD + '[[weights.override]]\nformat = "int3"',
-        "unknown format 'int3'; known: fp16, fp32, int4, int8, pal4, pal6, w8a8",
+        "unknown format 'int3'; known: fp16, fp32, int2, int4, int8, pal4, pal6, w8a8",
     ),
     "override graph": (
         GOOD + '[[weights.override]]\ngraph = "unet"\nformat = "int8"',
@@ -134,7 +147,7 @@ MISTAKES = {
     ),
     "override group": (
         GOOD + '[[weights.override]]\nformat = "int8"\ngroup_size = 64',
-        "group_size and symmetric apply to int4",
+        "group_size and symmetric apply to int4 and int2, not to int8",
     ),
     "override rounds activations": (
         GOOD + '[[weights.override]]\nformat = "w8a8"',

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.runtime.manifest import Port, Tokenizer
-from exporter.runtime.text import PromptCut, load_tokenizer
+from exporter.runtime.text import Encode, PromptCut, load_tokenizer
 from exporter.tokenizers import TokenizerFile, clip_tokenizer, tokenizer_files
 from exporter.trace import Program
 from tests.conftest import SHAPES
@@ -39,13 +39,18 @@ def tokenizer_file(checkpoint: Checkpoint, name: str) -> TokenizerFile:
     return tokenizer_files(checkpoint, {name: program})[name]
 
 
+def packaged(checkpoint: Checkpoint, name: str, folder: Path) -> Encode:
+    """That tokenizer, written into a package's folder and read from there."""
+    file = tokenizer_file(checkpoint, name)
+    (folder / "tokenizer").mkdir()
+    (folder / file.entry.path).write_text(file.text, encoding="utf-8")
+    return load_tokenizer(folder, file.entry, name)
+
+
 @pytest.mark.filterwarnings("ignore::exporter.runtime.text.PromptCut")
 @pytest.mark.parametrize("name", LENGTHS)
 def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    file = tokenizer_file(shapes, name)
-    (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
-    encode = load_tokenizer(tmp_path, file.entry, name)
+    encode = packaged(shapes, name, tmp_path)
     theirs: Any = AutoTokenizer.from_pretrained(SHAPES / FOLDERS[name])
     for prompt in PROMPTS:
         expected = theirs(prompt, padding="max_length", max_length=LENGTHS[name], truncation=True)[
@@ -56,10 +61,7 @@ def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_long_prompts_are_cut_with_a_warning(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    file = tokenizer_file(shapes, name)
-    (tmp_path / file.entry.path).write_text(file.text, encoding="utf-8")
-    encode = load_tokenizer(tmp_path, file.entry, name)
+    encode = packaged(shapes, name, tmp_path)
     prompt = "a red circle and a blue square " * 20
     theirs: Any = AutoTokenizer.from_pretrained(SHAPES / FOLDERS[name])
     expected = theirs(prompt, max_length=LENGTHS[name], truncation=True)["input_ids"]

@@ -31,7 +31,7 @@ from benchmarks.shapes_flash.teacher import (
     compile_blocks,
 )
 from benchmarks.shapes_flash.text import CLIP_TOKENS
-from benchmarks.shapes_flash.training import Meter, Plan, Run, load_weights
+from benchmarks.shapes_flash.training import Plan, Run, load_weights
 
 PROMPTS = 5000
 
@@ -114,7 +114,7 @@ def train(
     lengths = {text.at(step) for step in range(text.full_every or 1)} | {text.tokens}
     prompts = {n: Prompts.encode(teacher, tokenizers, examples, n) for n in lengths}
     student = copy.deepcopy(teacher.transformer).requires_grad_(True)
-    run, meter = Run(folder, student, plan, decay=0.99), Meter()
+    run = Run(folder, student, plan, decay=0.99)
     if plan.compile:
         compile_blocks(teacher.transformer)
         compile_blocks(student)
@@ -137,11 +137,7 @@ def train(
             losses[f"loss_{here}"] = loss
             x = (x + (there - here) * predicted).detach()
         run.update()
-        meter.add(losses)
-        if meter.due():
-            run.report(meter.take(plan.batch))
-    if not meter.empty:
-        run.report(meter.take(plan.batch))
+        run.count(losses)
 
 
 def main() -> None:

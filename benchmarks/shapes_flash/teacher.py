@@ -29,7 +29,7 @@ from benchmarks.shapes_flash.networks import (
     build_transformer,
 )
 from benchmarks.shapes_flash.text import CLIP_TOKENS
-from benchmarks.shapes_flash.training import Meter, Plan, Run
+from benchmarks.shapes_flash.training import Plan, Run
 
 EMPTY_SHARE = 0.1
 NULL_SHARE = 0.4
@@ -107,7 +107,7 @@ def train(folder: Path, plan: Plan, data: Path, tokenizers: Tokenizers, text: Te
     examples = Examples.load(data, plan.device)
     artist = Artist.build(tokenizers).to(plan.device)
     start_at_identity(artist.transformer)
-    run, meter = Run(folder, artist, plan, decay=0.998), Meter()
+    run = Run(folder, artist, plan, decay=0.998)
     if plan.compile:
         compile_blocks(artist.transformer)
     empty = tokenizers.ids([""]).to(torch.device(plan.device))
@@ -126,11 +126,7 @@ def train(folder: Path, plan: Plan, data: Path, tokenizers: Tokenizers, text: Te
         errors.mean().backward()
         run.update()
         quarters = [part.mean() for part in errors.detach().chunk(4)]
-        meter.add({"loss": errors.mean(), "loss_low": quarters[0], "loss_high": quarters[-1]})
-        if meter.due():
-            run.report(meter.take(plan.batch))
-    if not meter.empty:
-        run.report(meter.take(plan.batch))
+        run.count({"loss": errors.mean(), "loss_low": quarters[0], "loss_high": quarters[-1]})
 
 
 def main() -> None:

@@ -98,6 +98,7 @@ class Run:
     average: nn.Module = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     _started: float = field(init=False)
+    _meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ class Run:
             fused=self.plan.device == "cuda",
         )
         self._resume()
-        self._started = time.monotonic()
+        self._started, self._meter = time.monotonic(), Meter()
 
     @property
     def spent_minutes(self) -> float:
@@ -141,7 +142,10 @@ class Run:
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     def steps(self) -> Iterator[int]:
-        """Yield step numbers until the plan or this call's time ends; save now and then."""
+        """Yield step numbers until the plan or this call's time ends; save now and then.
+
+        At the end, save, and report what was counted since the last report.
+        """
         saved = time.monotonic()
         while self.progress < 1 and self.spent_minutes - self.minutes < self.plan.pause_minutes:
             yield self.step
@@ -149,6 +153,14 @@ class Run:
                 self.save()
                 saved = time.monotonic()
         self.save()
+        if not self._meter.empty:
+            self.report(self._meter.take(self.plan.batch))
+
+    def count(self, losses: dict[str, Tensor]) -> None:
+        """Add a step's losses to the means; report them when it is time."""
+        self._meter.add(losses)
+        if self._meter.due():
+            self.report(self._meter.take(self.plan.batch))
 
     def report(self, losses: dict[str, float]) -> None:
         """Append a line to the log and print it."""

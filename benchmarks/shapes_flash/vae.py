@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.shapes_flash.data import render_chunks, render_crowd, to_pixels
 from benchmarks.shapes_flash.networks import build_vae
-from benchmarks.shapes_flash.training import Meter, Plan, Run
+from benchmarks.shapes_flash.training import Plan, Run
 
 MSE_WEIGHT, KL_WEIGHT = 4.0, 5e-3
 
@@ -82,7 +82,7 @@ def train(folder: Path, plan: Plan, count: int, crowded: bool) -> None:
     images = pictures(count, plan.seed, crowded).to(plan.device)
     unseen, images = images[:100], images[100:]
     vae = build_vae().to(plan.device, memory_format=torch.channels_last)
-    run, meter = Run(folder, vae, plan), Meter()
+    run = Run(folder, vae, plan)
     for _ in run.steps():
         rows = torch.randint(len(images), (plan.batch,), device=plan.device)
         with plan.autocast():
@@ -90,11 +90,7 @@ def train(folder: Path, plan: Plan, count: int, crowded: bool) -> None:
         loss = terms["l1"] + MSE_WEIGHT * terms["mse"] + KL_WEIGHT * terms["kl"]
         loss.backward()  # type: ignore[no-untyped-call]
         run.update()
-        meter.add(terms)
-        if meter.due():
-            run.report(meter.take(plan.batch))
-    if not meter.empty:
-        run.report(meter.take(plan.batch))
+        run.count(terms)
     average = run.average
     assert isinstance(average, AutoencoderKL)
     balance(average, unseen)

@@ -8,6 +8,7 @@ A backend module has:
     RUNS_WITH: dict[str, str]            module -> distribution, to run
     OPTIONS: dict[str, tuple[str, ...]]  what a recipe's table [<backend>] may choose, default first
     DEVICES: tuple[str, ...]             where a session can run, default first
+    CACHES: tuple[str, ...]              those of them that can keep compiled graphs in a folder
     refuse(format, options) -> str | None       why a weight format cannot be expressed, or None
     emit(program, read, folder, order) -> Emitted       writes one graph into a folder
     finish(folder, tokenizers) -> tuple[Path, ...]      writes what its devices want beside graphs
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,10 +132,32 @@ def expressible_schemes(backend: ModuleType, options: Mapping[str, str]) -> list
     ]
 
 
-def check_device(name: str, backend: ModuleType, device: str | None) -> None:
-    """Raise InputError for a device that a backend does not know."""
-    if device is not None and device not in backend.DEVICES:
+def check_setup(name: str, setup: Setup) -> None:
+    """Raise InputError for a device that a backend does not know, or a cache that is of no use."""
+    backend = load(name)
+    device = setup.device or backend.DEVICES[0]
+    if device not in backend.DEVICES:
         raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.DEVICES)}")
+    if setup.cache is None:
+        return
+    if device not in backend.CACHES:
+        able = ", ".join(n for n in names() if load(n).CACHES)
+        raise InputError(
+            f"--cache: {name} keeps no compiled graphs on {device}; leave --cache out "
+            f"(backends that take it here: {able})"
+        )
+    _check_cache(setup.cache)
+
+
+def _check_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--cache {folder}: not a folder; choose another") from None
+    except OSError as error:
+        raise InputError(f"--cache {folder}: {error.strerror}; choose another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--cache {folder}: cannot be written; choose another folder")
 
 
 def missing(requires: Mapping[str, str]) -> list[str]:

@@ -127,6 +127,9 @@ class Manifest:
     layout: str
     recipe_sha256: str
     checkpoint_sha256: str
+    methods: tuple[str, ...]
+    statistics_sha256: str
+    plan_sha256: str
     tools: dict[str, str]
     schedule: Schedule
     width_px: int

@@ -31,8 +31,12 @@ class Package:
         return graph
 
     def session(self, name: str, setup: backends.Setup = DEFAULT) -> Session:
-        """Open a graph after checking its files' digests; raises CheckFailed."""
+        """Open a graph after checking its files' digests; raises CheckFailed.
+
+        Raises InputError for a setup that the package's backend does not take.
+        """
         graph = self.graph(name)
+        backends.check_setup(self.manifest.backend, setup)
         for file in graph.files:
             check_file(self.folder, file)
         backend = backends.load_to_run(self.manifest.backend)
@@ -42,10 +46,9 @@ class Package:
     def player(self, setup: backends.Setup = DEFAULT) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
 
-        Raises InputError for a device that the package's backend does not have.
+        Raises InputError for a device or a cache that the package's backend does not take.
         """
-        name = self.manifest.backend
-        backends.check_device(name, backends.load(name), setup.device)
+        backends.check_setup(self.manifest.backend, setup)
         for file in self.manifest.files:
             check_file(self.folder, file)
         entry = self.manifest

@@ -35,6 +35,7 @@ COMPUTE_UNITS: tuple[str, ...] = (
     ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE") if ON_A_MAC else ()
 )
 DEVICES = (*COMPUTE_UNITS, EVALUATOR)
+CACHES = COMPUTE_UNITS
 # Activations are rounded to fp16 at every operator (writer.py says which are not).
 TOLERANCE = Tolerance(graph_relative=5e-3, image_psnr_db=40.0)
 
@@ -50,7 +51,7 @@ def refuse(form: Format, options: Mapping[str, str]) -> str | None:
 
 def needs_ios18(form: Format) -> bool:
     """Whether a format needs iOS 18's constexpr operators."""
-    return form.name == "int4" or (form.is_palette and form.group_size is not None)
+    return form.is_grouped or (form.is_palette and form.group_size is not None)
 
 
 def emit(

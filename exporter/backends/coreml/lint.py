@@ -47,20 +47,20 @@ def lint(package: Path, graph: str) -> list[Finding]:
     model.ParseFromString((inside / "model.mlmodel").read_bytes())
     function = model.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
+    weights = inside / "weights" / "weight.bin"
     found = [
         Finding(graph, operation.type, output.name, reason)
         for operation in block.operations
         for output in operation.outputs
-        for reason in _reasons(operation, output.type.tensorType)
+        for reason in _reasons(operation, output.type.tensorType, weights)
     ]
-    weights = inside / "weights" / "weight.bin"
     size = weights.stat().st_size if weights.exists() else 0
     if size > LARGEST_GRAPH_BYTES:
         found.append(Finding(graph, "graph", "", f"{size / 1e9:.1f} GB of weights; at most 1 GB"))
     return [*found, *_wide(graph, block.operations)]
 
 
-def _reasons(operation: Any, kind: Any) -> Iterator[str]:
+def _reasons(operation: Any, kind: Any, weights: Path) -> Iterator[str]:
     dynamic = any(not d.HasField("constant") for d in kind.dimensions)
     shape = [d.constant.size for d in kind.dimensions]
     half = kind.dataType == data_types()["fp16"]
@@ -72,17 +72,17 @@ def _reasons(operation: Any, kind: Any) -> Iterator[str]:
         yield "its last axis has one value, padded to 64 bytes"
     if half and operation.type in ("sin", "cos"):
         yield "a sinusoid in fp16"
-    if operation.type == "const" and half and not np.isfinite(_immediate(operation)).all():
+    if operation.type == "const" and half and not np.isfinite(_halves(operation, weights)).all():
         yield "a constant that is not finite"
 
 
-def _immediate(operation: Any) -> np.ndarray:
-    """The fp16 values of a constant that stands in the message; none where it is in the file.
-
-    The writer refuses values beyond fp16 before they reach the weight file.
-    """
-    value = operation.attributes["val"].immediateValue.tensor
-    return np.frombuffer(value.bytes.values, dtype=np.float16)
+def _halves(operation: Any, weights: Path) -> np.ndarray:
+    """The values of an fp16 constant, which stand in the message or in the weight file."""
+    value = operation.attributes["val"]
+    if value.WhichOneof("value") == "blobFileValue":
+        stored: np.ndarray = library.blob_reader(weights).read_fp16_data(value.blobFileValue.offset)
+        return stored.view(np.float16)
+    return np.frombuffer(value.immediateValue.tensor.bytes.values, dtype=np.float16)
 
 
 def _wide(graph: str, operations: Any) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from exporter import aten
 from exporter import ops as _registers_operators  # noqa: F401
 from exporter.backends.coreml import library
 from exporter.trace import Constant
@@ -29,14 +30,6 @@ def data_types() -> dict[str, int]:
     return {key.lower().replace("float", "fp"): number for key, number in kinds.items()}
 
 
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
-
-
-def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else default
-
-
 def _type(e: Emitter, node: fx.Node) -> str:
     dtype = node.meta["val"].dtype
     return {torch.int32: "int32", torch.int64: "int32", torch.bool: "bool"}.get(dtype, e.kind)
@@ -45,80 +38,75 @@ def _type(e: Emitter, node: fx.Node) -> str:
 def _binary(kind: str) -> Translate:
     def translate(e: Emitter, n: fx.Node) -> str:
         given = {"x": e.value(n.args[0]), "y": e.value(n.args[1])}
-        return e.add(kind, given, _shape(n), _type(e, n), n.name)
+        return e.add(kind, given, aten.shape(n), _type(e, n), n.name)
 
     return translate
 
 
 def _unary(kind: str) -> Translate:
     def translate(e: Emitter, n: fx.Node) -> str:
-        return e.add(kind, {"x": e.value(n.args[0])}, _shape(n), _type(e, n), n.name)
+        return e.add(kind, {"x": e.value(n.args[0])}, aten.shape(n), _type(e, n), n.name)
 
     return translate
 
 
 def _reshape(e: Emitter, n: fx.Node) -> str:
-    given = {"x": e.value(n.args[0]), "shape": e.ints(_shape(n))}
-    return e.add("reshape", given, _shape(n), _type(e, n), n.name)
+    given = {"x": e.value(n.args[0]), "shape": e.ints(aten.shape(n))}
+    return e.add("reshape", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _moved(e: Emitter, x: str, axes: list[int], n: fx.Node) -> str:
     given = {"x": x, "perm": e.ints(axes)}
-    return e.add("transpose", given, _shape(n), _type(e, n), n.name)
+    return e.add("transpose", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _transpose(e: Emitter, n: fx.Node) -> str:
-    axes = list(range(len(_shape(n))))
-    first, second = _argument(n, 1), _argument(n, 2)
-    axes[first], axes[second] = axes[second], axes[first]
-    return _moved(e, e.value(n.args[0]), axes, n)
+    return _moved(e, e.value(n.args[0]), aten.transposed_axes(n), n)
 
 
 def _permute(e: Emitter, n: fx.Node) -> str:
-    return _moved(e, e.value(n.args[0]), list(_argument(n, 1)), n)
+    return _moved(e, e.value(n.args[0]), list(aten.argument(n, 1)), n)
 
 
 def _cat(e: Emitter, n: fx.Node) -> str:
     parts: Any = n.args[0]
     given = {
         "values": [e.value(p) for p in parts],
-        "axis": e.ints(_argument(n, 1, 0)),
+        "axis": e.ints(aten.argument(n, 1, 0)),
         "interleave": e.flag(False),
     }
-    return e.add("concat", given, _shape(n), _type(e, n), n.name)
+    return e.add("concat", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _cut_out(e: Emitter, n: fx.Node, axis: int, start: int, end: int, squeeze: bool) -> str:
-    source = _shape(n.args[0])
+    source = aten.shape(n.args[0])
     begins, ends = [0] * len(source), list(source)
     begins[axis], ends[axis] = start, end
     given = {"x": e.value(n.args[0]), "begin": e.ints(begins), "end": e.ints(ends)}
     if squeeze:
         mask = np.arange(len(source)) == axis % len(source)
         given["squeeze_mask"] = e.const(mask, "bool")
-    return e.add("slice_by_index", given, _shape(n), _type(e, n), n.name)
+    return e.add("slice_by_index", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _slice(e: Emitter, n: fx.Node) -> str:
-    axis, start, end = (_argument(n, i, 0) for i in (1, 2, 3))
-    return _cut_out(e, n, axis, start or 0, min(end, _shape(n.args[0])[axis]), False)
+    return _cut_out(e, n, *aten.slice_bounds(n), squeeze=False)
 
 
 def _select(e: Emitter, n: fx.Node) -> str:
-    axis, index = _argument(n, 1), _argument(n, 2)
-    index %= _shape(n.args[0])[axis]
-    return _cut_out(e, n, axis, index, index + 1, True)
+    axis, index = aten.argument(n, 1), aten.argument(n, 2)
+    index %= aten.shape(n.args[0])[axis]
+    return _cut_out(e, n, axis, index, index + 1, squeeze=True)
 
 
 def _split(e: Emitter, n: fx.Node) -> list[str]:
-    axis, parts = _argument(n, 2, 0), n.meta["val"]
-    sizes = [int(part.shape[axis]) for part in parts]
+    axis, sizes = aten.split_sizes(n)
     given = {
         "x": e.value(n.args[0]),
         "split_sizes": e.ints(sizes),
         "axis": e.ints(axis),
     }
-    outputs = [(f"{n.name}_{i}", tuple(part.shape)) for i, part in enumerate(parts)]
+    outputs = [(f"{n.name}_{i}", tuple(part.shape)) for i, part in enumerate(n.meta["val"])]
     return e.add_many("split", given, outputs, e.kind)
 
 
@@ -129,17 +117,14 @@ def _getitem(e: Emitter, n: fx.Node) -> str:
 
 
 def _pad(e: Emitter, n: fx.Node) -> str:
-    amounts, rank = _argument(n, 1), len(_shape(n))
-    around = [0] * (2 * rank)
-    for i in range(len(amounts) // 2):
-        around[2 * (rank - 1 - i) : 2 * (rank - i)] = amounts[2 * i : 2 * i + 2]
+    around = [amount for pair in zip(*aten.padding(n), strict=True) for amount in pair]
     given = {
         "x": e.value(n.args[0]),
         "pad": e.ints(around),
         "mode": e.text("constant"),
         "constant_val": e.value(0.0),
     }
-    return e.add("pad", given, _shape(n), _type(e, n), n.name)
+    return e.add("pad", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _gather(e: Emitter, x: str, indices: str, axis: int, n: fx.Node, kind: str) -> str:
@@ -150,7 +135,7 @@ def _gather(e: Emitter, x: str, indices: str, axis: int, n: fx.Node, kind: str) 
         "batch_dims": e.ints(0),
         "validate_indices": e.flag(False),
     }
-    return e.add("gather", given, _shape(n), kind, n.name)
+    return e.add("gather", given, aten.shape(n), kind, n.name)
 
 
 def _index_select(e: Emitter, n: fx.Node) -> str:
@@ -169,16 +154,16 @@ def _embedding(e: Emitter, n: fx.Node) -> str:
 def _argmax(e: Emitter, n: fx.Node) -> str:
     given = {
         "x": e.value(n.args[0]),
-        "axis": e.ints(_argument(n, 1)),
+        "axis": e.ints(aten.argument(n, 1)),
         "keep_dims": e.flag(False),
         "output_dtype": e.text("int32"),
     }
-    return e.add("reduce_argmax", given, _shape(n), "int32", n.name)
+    return e.add("reduce_argmax", given, aten.shape(n), "int32", n.name)
 
 
 def _equal(e: Emitter, n: fx.Node) -> str:
-    given = {"x": e.value(n.args[0]), "y": e.ints(_argument(n, 1))}
-    return e.add("equal", given, _shape(n), "bool", n.name)
+    given = {"x": e.value(n.args[0]), "y": e.ints(aten.argument(n, 1))}
+    return e.add("equal", given, aten.shape(n), "bool", n.name)
 
 
 def _cast(e: Emitter, n: fx.Node) -> str | None:
@@ -187,7 +172,7 @@ def _cast(e: Emitter, n: fx.Node) -> str | None:
         return None  # a stored weight: written where it is used
     kind = _type(e, n)
     given = {"x": e.value(source), "dtype": e.text(kind)}
-    return e.add("cast", given, _shape(n), kind, n.name)
+    return e.add("cast", given, aten.shape(n), kind, n.name)
 
 
 def _gelu(e: Emitter, n: fx.Node) -> str:
@@ -196,13 +181,13 @@ def _gelu(e: Emitter, n: fx.Node) -> str:
         "x": e.value(n.args[0]),
         "mode": e.text("TANH_APPROXIMATION" if tanh else "EXACT"),
     }
-    return e.add("gelu", given, _shape(n), e.kind, n.name)
+    return e.add("gelu", given, aten.shape(n), e.kind, n.name)
 
 
 def _layer_norm(e: Emitter, n: fx.Node) -> str:
     """Core ML wants a constant weight and bias; adaLN's are vectors of the modulation row."""
-    weight, bias, eps = (_argument(n, i) for i in (2, 3, 4))
-    shape = _shape(n)
+    weight, bias, eps = (aten.argument(n, i) for i in (2, 3, 4))
+    shape = aten.shape(n)
     given = {
         "x": e.value(n.args[0]),
         "axes": e.ints([len(shape) - 1]),
@@ -218,12 +203,12 @@ def _layer_norm(e: Emitter, n: fx.Node) -> str:
 
 def _rms_norm(e: Emitter, n: fx.Node) -> str:
     """In float32: the square of anything beyond 256 is more than fp16 holds."""
-    x, shape = e.value(n.args[0], "fp32"), _shape(n)
+    x, shape = e.value(n.args[0], "fp32"), aten.shape(n)
     last = e.ints([len(shape) - 1])
     square = e.add("square", {"x": x}, shape, "fp32", f"{n.name}_square")
     given = {"x": square, "axes": last, "keep_dims": e.flag(True)}
     mean = e.add("reduce_mean", given, (*shape[:-1], 1), "fp32", f"{n.name}_mean")
-    given = {"x": mean, "epsilon": e.value(float(_argument(n, 3)), "fp32")}
+    given = {"x": mean, "epsilon": e.value(float(aten.argument(n, 3)), "fp32")}
     root = e.add("rsqrt", given, (*shape[:-1], 1), "fp32", f"{n.name}_root")
     unit = e.add("mul", {"x": x, "y": root}, shape, "fp32", f"{n.name}_unit")
     weight = e.value(n.args[2], "fp32")
@@ -233,7 +218,7 @@ def _rms_norm(e: Emitter, n: fx.Node) -> str:
 def _group_norm(e: Emitter, n: fx.Node) -> str:
     x, groups, weight, bias = n.args[:4]
     assert isinstance(groups, int)
-    shape, kind = _shape(n), e.kind
+    shape, kind = aten.shape(n), e.kind
     flat, one = (1, groups, int(np.prod(shape)) // groups), (1, groups, 1)
     given = {"x": e.value(x), "shape": e.ints(flat)}
     y = e.add("reshape", given, flat, kind, f"{n.name}_groups")
@@ -242,7 +227,7 @@ def _group_norm(e: Emitter, n: fx.Node) -> str:
     y = e.add("sub", {"x": y, "y": mean}, flat, kind, f"{n.name}_centred")
     square = e.add("square", {"x": y}, flat, kind, f"{n.name}_square")
     variance = e.add("reduce_mean", {"x": square, **along}, one, kind, f"{n.name}_variance")
-    given = {"x": variance, "epsilon": e.value(float(_argument(n, 4, 1e-5)))}
+    given = {"x": variance, "epsilon": e.value(float(aten.argument(n, 4, 1e-5)))}
     root = e.add("rsqrt", given, one, kind, f"{n.name}_root")
     y = e.add("mul", {"x": y, "y": root}, flat, kind, f"{n.name}_unit")
     y = e.add("reshape", {"x": y, "shape": e.ints(shape)}, shape, kind, f"{n.name}_back")
@@ -257,47 +242,47 @@ def _channels(e: Emitter, vector: Any, shape: tuple[int, ...]) -> str:
 
 
 def _linear(e: Emitter, n: fx.Node) -> str:
-    weight, bias = n.args[1], _argument(n, 2)
+    weight, bias = n.args[1], aten.argument(n, 2)
     assert isinstance(weight, fx.Node)
     name, kind = e.weight(weight)
-    zeros = np.zeros(_shape(n)[-1], dtype=np.float32)  # Apple's converter always writes a bias
+    zeros = np.zeros(aten.shape(n)[-1], dtype=np.float32)  # Apple's converter always writes a bias
     given = {
         "x": e.value(n.args[0], kind),
         "weight": name,
         "bias": e.const(zeros, kind) if bias is None else e.value(bias, kind),
     }
-    return e.add("linear", given, _shape(n), kind, n.name)
+    return e.add("linear", given, aten.shape(n), kind, n.name)
 
 
 def _conv2d(e: Emitter, n: fx.Node) -> str:
-    weight, bias = n.args[1], _argument(n, 2)
-    stride, padding = _argument(n, 3, [1, 1]), _argument(n, 4, [0, 0])
+    weight = n.args[1]
+    bias, strides, (height, width) = aten.convolution(n)
     assert isinstance(weight, fx.Node)
     name, kind = e.weight(weight)
     given = {
         "x": e.value(n.args[0], kind),
         "weight": name,
-        "strides": e.ints(list(stride)),
+        "strides": e.ints(strides),
         "pad_type": e.text("custom"),
-        "pad": e.ints([padding[0], padding[0], padding[1], padding[1]]),
+        "pad": e.ints([height, height, width, width]),
         "dilations": e.ints([1, 1]),
         "groups": e.ints(1),
     }
     if bias is not None:
         given["bias"] = e.value(bias, kind)
-    return e.add("conv", given, _shape(n), kind, n.name)
+    return e.add("conv", given, aten.shape(n), kind, n.name)
 
 
 def _upsample(e: Emitter, n: fx.Node) -> str:
-    assert _shape(n)[2] == 2 * _shape(n.args[0])[2]
+    assert aten.shape(n)[2] == 2 * aten.shape(n.args[0])[2]
     two = e.const(np.float32(2), "fp32")
     given = {"x": e.value(n.args[0]), "scale_factor_height": two, "scale_factor_width": two}
-    return e.add("upsample_nearest_neighbor", given, _shape(n), e.kind, n.name)
+    return e.add("upsample_nearest_neighbor", given, aten.shape(n), e.kind, n.name)
 
 
 def _heads(e: Emitter, x: Any, heads: int, scale: float | None, name: str) -> tuple[str, int, int]:
     """(1, tokens, heads * e) -> (1, heads, tokens, e), times a factor."""
-    batch, tokens, width = _shape(x)
+    batch, tokens, width = aten.shape(x)
     split, apart = (batch, tokens, heads, width // heads), (batch, heads, tokens, width // heads)
     given = {"x": e.value(x), "shape": e.ints(split)}
     y = e.add("reshape", given, split, e.kind, f"{name}_split")
@@ -312,8 +297,8 @@ def _attention(e: Emitter, n: fx.Node) -> str:
 
     The factor goes to q before the product, so that logits stay small in fp16.
     """
-    heads, scale, bias = _argument(n, 3), float(_argument(n, 4)), _argument(n, 5)
-    width = _shape(n.args[0])[2] // heads
+    heads, scale, bias = aten.argument(n, 3), float(aten.argument(n, 4)), aten.argument(n, 5)
+    width = aten.shape(n.args[0])[2] // heads
     own = scale * width**0.5 if e.modern else scale
     own = 1.0 if abs(own - 1) < 1e-9 else own
     q, queries, _ = _heads(e, n.args[0], heads, own, f"{n.name}_q")
@@ -340,7 +325,8 @@ def _attention(e: Emitter, n: fx.Node) -> str:
     together = (1, queries, heads, out)
     given = {"x": mixed, "perm": e.ints([0, 2, 1, 3])}
     mixed = e.add("transpose", given, together, e.kind, f"{n.name}_together")
-    return e.add("reshape", {"x": mixed, "shape": e.ints(_shape(n))}, _shape(n), e.kind, n.name)
+    given = {"x": mixed, "shape": e.ints(aten.shape(n))}
+    return e.add("reshape", given, aten.shape(n), e.kind, n.name)
 
 
 def _mask(e: Emitter, bias: fx.Node) -> str:

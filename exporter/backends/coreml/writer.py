@@ -13,6 +13,10 @@ that is the only floating type of the Neural Engine.
 - a linear layer, convolution or embedding whose weight's format is fp32, or whose codes or palettes
   stand for values outside fp16's normal range, as far as they matter.
 - a graph whose weights are all fp32 (scheme fp32), entirely.
+
+Core ML dequantizes no integers of 2 bits. Such codes index a palette of four numbers, and a second
+operator scales what it gives, group by group: the chain that coremltools writes for palettes with
+scales. Their zero points are floats there, as the numbers are.
 """
 
 from __future__ import annotations
@@ -26,14 +30,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from exporter import aten
 from exporter.backends.coreml import library, ops
 from exporter.backends.coreml.library import ELEMENTS
 from exporter.errors import InputError
 from exporter.formats import Format
 from exporter.quantize import Part, QuantizedProgram
+from exporter.staging import writing
 from exporter.trace import Constant
 
 Stored = tuple[np.ndarray, str]  # a value and the type to store it as
+Parts = Mapping[str, Stored | str]  # of a compressed constant: values, or names of such constants
 
 OPSETS = {"iOS17": ("CoreML7", 8), "iOS18": ("CoreML8", 9)}
 FLOAT32_GRAPHS = ("t5", "vae_decoder", "vae_encoder")
@@ -51,11 +58,13 @@ def write_graph(
     package = folder / f"{program.name}.mlpackage"
     inside = package / "Data" / AUTHOR
     (inside / "weights").mkdir(parents=True)
-    emitter = Emitter(program, read, inside / "weights" / "weight.bin", target)
-    for node in program.nodes():
-        emitter.node(node)
-    model = emitter.model()
-    emitter.close()
+    weights = inside / "weights" / "weight.bin"
+    with writing(weights):
+        emitter = Emitter(program, read, weights, target)
+        for node in program.nodes():
+            emitter.node(node)
+        model = emitter.model()
+        emitter.close()
     (inside / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
     _write_contents(package, program.name)
     return package
@@ -107,22 +116,13 @@ class Emitter:
         self._made: dict[object, str] = {}
         self._values: dict[fx.Node, str | list[str]] = {}
         self._known: dict[str, tuple[tuple[int, ...], str]] = {}
-        free = [
-            n
-            for n in program.graph.nodes
-            if n.op == "placeholder" and n.name not in program.tensors
-        ]
-        for node, port in zip(free, program.inputs, strict=True):
+        for node, port in zip(program.feeds(), program.inputs, strict=True):
             self._known[port.name] = (port.shape, {"float32": "fp32"}.get(port.dtype, port.dtype))
             self._values[node] = port.name
 
     def node(self, node: fx.Node) -> None:
         """Translate one operator; raises InputError naming an operator that has no translation."""
-        translate = ops.TABLE.get(node.target)
-        if translate is None:
-            raise InputError(
-                f"{self.program.name}: operator {node.target} has no Core ML translation"
-            )
+        translate = aten.translation(ops.TABLE, node, self.program.name, "Core ML")
         value = translate(self, node)
         if value is not None:
             self._values[node] = value
@@ -253,29 +253,31 @@ class Emitter:
         return name
 
     def constexpr(
-        self, kind: str, shape: Sequence[int], dtype: str, name: str, given: Mapping[str, Stored]
+        self, kind: str, shape: Sequence[int], dtype: str, name: str, given: Parts
     ) -> str:
         """Append an operator that unpacks a compressed constant.
 
         Its parameters stand inline: as attributes up to iOS 17, as inputs since iOS 18.
         """
         operation = self._operation(kind, [(name, shape)], dtype)
-        for key, (value, value_type) in given.items():
-            stored = self._stored(value, value_type)
-            if self.modern:
-                operation.inputs[key].arguments.add().value.CopyFrom(stored)
+        for key, value in given.items():
+            if isinstance(value, str):
+                operation.inputs[key].arguments.add().name = value
+            elif self.modern:
+                operation.inputs[key].arguments.add().value.CopyFrom(self._stored(*value))
             else:
-                operation.attributes[key].CopyFrom(stored)
+                operation.attributes[key].CopyFrom(self._stored(*value))
         return name
 
     def _stored(self, array: np.ndarray, dtype: str) -> Any:
         """A value in the message, or in the weight file when it is long."""
         if dtype == "fp16":
             array = self._half(array)
-        packed = dtype in ("int4", "uint4", "uint6")
-        if dtype in INLINE_TYPES or (array.size <= INLINE_VALUES and not packed):
+        if dtype in INLINE_TYPES:
             return self._immediate(array, dtype)
         element = ELEMENTS[dtype]
+        if array.size <= INLINE_VALUES and element.bits >= 8:
+            return self._immediate(array, dtype)
         flat = np.ascontiguousarray(array.reshape(-1), dtype=element.array)
         flat = flat.view(np.uint16) if dtype == "fp16" else flat
         value = self._messages.Value(type=self._type(array.shape, dtype))
@@ -285,7 +287,7 @@ class Emitter:
 
     def _half(self, array: np.ndarray) -> np.ndarray:
         largest = float(np.abs(array).max(initial=0))
-        if largest > LARGEST_FP16:
+        if not largest <= LARGEST_FP16:  # nor is NaN
             raise InputError(
                 f"{self.program.name}: a value of {largest:.0f} is beyond fp16's 65504; build "
                 "scheme fp32 for Core ML"
@@ -346,7 +348,7 @@ class Emitter:
         return bool(vanishing <= 1e-3 * np.linalg.norm(steps) and largest <= LARGEST_FP16)
 
     def _compressed(self, node: fx.Node, part: Part, kind: str) -> str:
-        given: dict[str, Stored]
+        given: dict[str, Stored | str]
         form, shape = part.format, part.of.shape
         codes = self.array(node.args[0])  # type: ignore[arg-type]
         if form.name == "fp16":
@@ -371,6 +373,10 @@ class Emitter:
         signed = "" if form.symmetric else "u"
         stored = f"{signed}int{form.bits}"
         given = {"data": (codes, stored), "scale": (scales.reshape(blocks), kind)}
+        if form.bits == 2:
+            stored, least = kind, -2 if form.symmetric else 0
+            values = np.arange(least, least + 4)[None]
+            given["data"] = self._palette(f"{node.name}_codes", codes - least, values, 2, kind)
         if isinstance(zero_point, fx.Node):
             given["offset"] = (self.array(zero_point).reshape(blocks), stored)
         return self.constexpr("constexpr_blockwise_shift_scale", shape, kind, node.name, given)
@@ -378,7 +384,7 @@ class Emitter:
     def _palette(
         self, name: str, codes: np.ndarray, palette: np.ndarray, bits: int, kind: str
     ) -> str:
-        given: dict[str, Stored]
+        given: dict[str, Stored | str]
         if self.modern:
             table = palette.reshape(len(palette), *(1,) * (codes.ndim - 1), -1, 1)
             given = {"indices": (codes, f"uint{bits}"), "lut": (table, kind)}

@@ -2,6 +2,11 @@
 
 The files need ONNX opset 21 (4-bit types, blocked DequantizeLinear) and onnxruntime's
 MultiHeadAttention, whose memory does not grow with the square of the tokens.
+
+A graph with 2-bit weights needs opset 25. onnxruntime 1.31.1 makes a MatMulNBits of them too; a
+product of 1024 x 1536 x 6144 in groups of 64 or 128 took 0.5 to 0.9 of int4's time, one row half
+to 0.85 of it (``benchmarks/weight_formats.py``). Smaller groups have slower kernels: 32 took 1.0 to
+2.1 times int4's time, 16 1.7 times, and a single row in groups of 16 took 140 ms in place of 0.2.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ REQUIRES = {"torch": "torch", "onnx": "onnx"}
 RUNS_WITH = {"onnxruntime": "onnxruntime"}
 OPTIONS: dict[str, tuple[str, ...]] = {}
 DEVICES = ("CPU",)
+CACHES: tuple[str, ...] = ()
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 
 

@@ -7,8 +7,10 @@ Forms were chosen by measuring memory and time on onnxruntime's CPU provider
 - GroupNorm: reshape, InstanceNormalization, scale and shift; GroupNormalization has no kernel and
   is inlined into 29 nodes;
 - RMSNorm: the Pow, ReduceMean, Sqrt, Div, Mul form, which onnxruntime fuses into one node;
-- a linear layer: MatMul with a (K, N) weight and Add, never Gemm, which keeps 4- and 8-bit
-  weights out of their kernels.
+- a linear layer: MatMul with a (K, N) weight and Add, never Gemm, which keeps 2-, 4- and 8-bit
+  weights out of their kernels;
+- scales of groups: fp16 behind a Cast, which onnxruntime folds when it loads the graph, so that
+  the weight still becomes a MatMulNBits; a Cast behind DequantizeLinear keeps it from that.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, fx
 
+from exporter import aten
+from exporter.formats import narrowed
 from exporter.quantize import Part
 from exporter.trace import Stored
 
@@ -30,15 +34,6 @@ if TYPE_CHECKING:
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
 Translate = Callable[["Emitter", fx.Node], None]
-
-
-def _shape(node: object) -> tuple[int, ...]:
-    assert isinstance(node, fx.Node)
-    return tuple(node.meta["val"].shape)
-
-
-def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else default
 
 
 def _binary(kind: str) -> Translate:
@@ -56,14 +51,11 @@ def _unary(kind: str) -> Translate:
 
 
 def _reshape(e: Emitter, node: fx.Node) -> None:
-    e.add("Reshape", [e.value(node.args[0]), e.ints(_shape(node))], e.name(node))
+    e.add("Reshape", [e.value(node.args[0]), e.ints(aten.shape(node))], e.name(node))
 
 
 def _transpose(e: Emitter, node: fx.Node) -> None:
-    axes = list(range(len(_shape(node))))
-    first, second = node.args[1], node.args[2]
-    assert isinstance(first, int) and isinstance(second, int)
-    axes[first], axes[second] = axes[second], axes[first]
+    axes = aten.transposed_axes(node)
     e.add("Transpose", [e.value(node.args[0])], e.name(node), perm=axes)
 
 
@@ -73,22 +65,21 @@ def _permute(e: Emitter, node: fx.Node) -> None:
 
 def _cat(e: Emitter, node: fx.Node) -> None:
     parts: Any = node.args[0]
-    axis = _argument(node, 1, 0)
+    axis = aten.argument(node, 1, 0)
     e.add("Concat", [e.value(p) for p in parts], e.name(node), axis=axis)
 
 
 def _slice(e: Emitter, node: fx.Node) -> None:
-    axis, start, end = (_argument(node, i, 0) for i in (1, 2, 3))
-    end = min(end, _shape(node.args[0])[axis])
-    names = [e.ints([start or 0]), e.ints([end]), e.ints([axis])]
+    axis, start, end = aten.slice_bounds(node)
+    names = [e.ints([start]), e.ints([end]), e.ints([axis])]
     e.add("Slice", [e.value(node.args[0]), *names], e.name(node))
 
 
 def _split(e: Emitter, node: fx.Node) -> None:
-    sizes = [int(part.shape[_argument(node, 2, 0)]) for part in node.meta["val"]]
+    axis, sizes = aten.split_sizes(node)
     names = [f"{node.name}_{i}" for i in range(len(sizes))]
     inputs = [e.value(node.args[0]), e.ints(sizes)]
-    e.add_many("Split", inputs, names, axis=_argument(node, 2, 0))
+    e.add_many("Split", inputs, names, axis=axis)
 
 
 def _getitem(e: Emitter, node: fx.Node) -> None:
@@ -98,11 +89,7 @@ def _getitem(e: Emitter, node: fx.Node) -> None:
 
 
 def _pad(e: Emitter, node: fx.Node) -> None:
-    amounts: Any = node.args[1]
-    rank = len(_shape(node))
-    before, after = [0] * rank, [0] * rank
-    for i in range(len(amounts) // 2):
-        before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    before, after = aten.padding(node)
     e.add("Pad", [e.value(node.args[0]), e.ints(before + after)], e.name(node))
 
 
@@ -145,13 +132,13 @@ def _gelu(e: Emitter, node: fx.Node) -> None:
 
 
 def _layer_norm(e: Emitter, node: fx.Node) -> None:
-    weight, bias, eps = (_argument(node, i) for i in (2, 3, 4))
+    weight, bias, eps = (aten.argument(node, i) for i in (2, 3, 4))
     inputs = [e.value(a) for a in (node.args[0], weight, bias)]
     e.add("LayerNormalization", inputs, e.name(node), axis=-1, epsilon=float(eps))
 
 
 def _rms_norm(e: Emitter, node: fx.Node) -> None:
-    x, weight, eps = e.value(node.args[0]), e.value(node.args[2]), float(_argument(node, 3))
+    x, weight, eps = e.value(node.args[0]), e.value(node.args[2]), float(aten.argument(node, 3))
     square = e.add("Pow", [x, e.scalar(2.0)], f"{node.name}_square")
     mean = e.add("ReduceMean", [square, e.ints([-1])], f"{node.name}_mean", keepdims=1)
     shifted = e.add("Add", [mean, e.scalar(eps)], f"{node.name}_shifted")
@@ -161,7 +148,7 @@ def _rms_norm(e: Emitter, node: fx.Node) -> None:
 
 
 def _group_norm(e: Emitter, node: fx.Node) -> None:
-    groups, shape = node.args[1], _shape(node)
+    groups, shape = node.args[1], aten.shape(node)
     assert isinstance(groups, int)
     ones = e.tensor(f"ones_{groups}", torch.ones(groups))
     zeros = e.tensor(f"zeros_{groups}", torch.zeros(groups))
@@ -170,7 +157,7 @@ def _group_norm(e: Emitter, node: fx.Node) -> None:
         "InstanceNormalization",
         [flat, ones, zeros],
         f"{node.name}_normed",
-        epsilon=float(_argument(node, 4, 1e-5)),
+        epsilon=float(aten.argument(node, 4, 1e-5)),
     )
     back = e.add("Reshape", [normed, e.ints(shape)], f"{node.name}_back")
     weight, bias = (_per_channel(e, node.args[i], len(shape)) for i in (2, 3))
@@ -187,7 +174,7 @@ def _per_channel(e: Emitter, vector: object, rank: int) -> str:
 
 def _attention(e: Emitter, node: fx.Node) -> None:
     q, k, v, heads, scale = node.args[:5]
-    bias = _argument(node, 5)
+    bias = aten.argument(node, 5)
     inputs = [e.value(q), e.value(k), e.value(v)]
     if bias is not None:
         inputs += ["", "", e.value(bias)]
@@ -197,7 +184,7 @@ def _attention(e: Emitter, node: fx.Node) -> None:
 
 def _upsample(e: Emitter, node: fx.Node) -> None:
     scales = e.tensor("double", torch.tensor([1.0, 1.0, 2.0, 2.0]))
-    assert _shape(node)[2] == 2 * _shape(node.args[0])[2]
+    assert aten.shape(node)[2] == 2 * aten.shape(node.args[0])[2]
     e.add(
         "Resize",
         [e.value(node.args[0]), "", scales],
@@ -209,24 +196,23 @@ def _upsample(e: Emitter, node: fx.Node) -> None:
 
 
 def _conv2d(e: Emitter, node: fx.Node) -> None:
-    bias = _argument(node, 2)
-    stride, padding = _argument(node, 3, [1, 1]), _argument(node, 4, [0, 0])
+    bias, strides, padding = aten.convolution(node)
     inputs = [e.value(node.args[0]), weight(e, node.args[1])]
     if bias is not None:
         inputs.append(e.value(bias))
-    kernel = _shape(node.args[1])[2:]
+    kernel = aten.shape(node.args[1])[2:]
     e.add(
         "Conv",
         inputs,
         e.name(node),
         kernel_shape=kernel,
-        strides=list(stride),
+        strides=strides,
         pads=[*padding, *padding],
     )
 
 
 def _linear(e: Emitter, node: fx.Node) -> None:
-    bias = _argument(node, 2)
+    bias = aten.argument(node, 2)
     inputs = [e.value(node.args[0]), weight(e, node.args[1], transpose=True)]
     if bias is None:
         e.add("MatMul", inputs, e.name(node))
@@ -266,11 +252,13 @@ def weight(e: Emitter, node: object, transpose: bool = False) -> str:
 
 
 def _write_weight(e: Emitter, node: fx.Node, transpose: bool) -> str:
-    def part(source: object, suffix: str = "", bits4: bool = False) -> str:
-        assert isinstance(source, fx.Node)
+    def laid_out(source: fx.Node) -> Tensor:
         value: Tensor = e.read(e.program.tensors[source.name])
-        value = value.T if transpose and value.ndim == 2 else value
-        return e.tensor(source.name + suffix, value, bits4)
+        return value.T if transpose and value.ndim == 2 else value
+
+    def part(source: object, bits: int = 8) -> str:
+        assert isinstance(source, fx.Node)
+        return e.tensor(source.name, laid_out(source), bits)
 
     if node.op == "placeholder":
         return part(node)
@@ -280,14 +268,16 @@ def _write_weight(e: Emitter, node: fx.Node, transpose: bool) -> str:
     assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
     source = e.program.tensors[codes.name]
     assert isinstance(source, Part) and isinstance(source.of, Stored)
-    bits4 = source.format.bits == 4
-    if source.format.group_size is None:
+    if not source.format.is_grouped:
         factor = e.read(e.program.tensors[scale.name]).flatten()
-        inputs = [part(codes, bits4=bits4), e.tensor(scale.name, factor)]
+        inputs = [part(codes), e.tensor(scale.name, factor)]
         return e.add("DequantizeLinear", inputs, node.name, axis=1 if transpose else 0)
-    inputs = [part(codes, bits4=bits4), part(scale)]
+    bits, steps = source.format.bits, torch.from_numpy(narrowed(laid_out(scale).numpy()))
+    inputs = [part(codes, bits), e.tensor(scale.name, steps)]
+    if steps.dtype == torch.float16:
+        inputs[1] = e.add("Cast", inputs[1:], f"{scale.name}_wide", to=TensorProto.FLOAT)
     if zero_point is not None:
-        inputs.append(part(zero_point, bits4=bits4))
+        inputs.append(part(zero_point, bits))
     axis = 0 if transpose else 1
     return e.add("DequantizeLinear", inputs, node.name, axis=axis, block_size=block)
 

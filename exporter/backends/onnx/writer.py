@@ -16,12 +16,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
+from exporter import aten
 from exporter.backends.onnx import ops
-from exporter.errors import InputError
+from exporter.formats import pack
 from exporter.quantize import QuantizedProgram
 
-OPSET = 21
-IR_VERSION = 10
+OPSET, IR_VERSION = 21, 10
+OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS = 25, 13
 INLINE_BYTES = 1024  # small vectors stay in the graph; shapes always do: inference reads them
 ALIGN_BYTES = 4096  # a page, so that every weight can be mapped by itself
 
@@ -33,6 +34,12 @@ TYPES = {
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
+}
+PACKED_TYPES = {
+    (torch.int8, 2): TensorProto.INT2,
+    (torch.uint8, 2): TensorProto.UINT2,
+    (torch.int8, 4): TensorProto.INT4,
+    (torch.uint8, 4): TensorProto.UINT4,
 }
 
 
@@ -72,19 +79,14 @@ class Emitter:
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: dict[fx.Node, str] = {}
         self._made: dict[tuple[object, ...], str] = {}
-        inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
-        free = [n for n in inputs if n.name not in program.tensors]
-        for node, port in zip(free, program.inputs, strict=True):
+        for node, port in zip(program.feeds(), program.inputs, strict=True):
             self._names[node] = port.name
         for node, port in zip(program.results(), program.outputs, strict=True):
             self._names[node] = port.name
 
     def node(self, node: fx.Node) -> None:
         """Translate one operator; raises InputError naming an operator that has no translation."""
-        translate = ops.TABLE.get(node.target)
-        if translate is None:
-            raise InputError(f"{self.program.name}: operator {node.target} has no ONNX translation")
-        translate(self, node)
+        aten.translation(ops.TABLE, node, self.program.name, "ONNX")(self, node)
 
     def name(self, node: fx.Node) -> str:
         """The ONNX name of a node's value, writing it out first if it is a tensor."""
@@ -140,14 +142,13 @@ class Emitter:
             self._made[key] = make()
         return self._made[key]
 
-    def tensor(self, name: str, value: Tensor, bits4: bool = False) -> str:
-        """An initializer; ``bits4`` packs int8 or uint8 codes two to a byte, low nibble first."""
+    def tensor(self, name: str, value: Tensor, bits: int = 8) -> str:
+        """An initializer; int8 or uint8 codes of 2 or 4 ``bits`` are packed, the first lowest."""
         if name in self._initializers:
             return name
-        kind = TYPES[value.dtype]
-        if bits4:
-            kind = TensorProto.INT4 if value.dtype == torch.int8 else TensorProto.UINT4
-        data = (_pack4(value) if bits4 else value.contiguous().numpy()).tobytes()
+        kind = TYPES[value.dtype] if bits == 8 else PACKED_TYPES[value.dtype, bits]
+        array: np.ndarray = value.contiguous().numpy()
+        data = (array if bits == 8 else pack(array, bits)).tobytes()
         proto = onnx.TensorProto(name=name, data_type=kind, dims=list(value.shape))
         if len(data) <= INLINE_BYTES or kind == TensorProto.INT64:
             proto.raw_data = data
@@ -175,15 +176,10 @@ class Emitter:
         graph = helper.make_graph(
             self._nodes, self.program.name, inputs, outputs, list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        opset, ir_version = OPSET, IR_VERSION
+        if any(form.bits == 2 for form in self.program.formats.values()):
+            opset, ir_version = OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(
-            graph, ir_version=IR_VERSION, opset_imports=opsets, producer_name="fourstep"
+            graph, ir_version=ir_version, opset_imports=opsets, producer_name="fourstep"
         )
-
-
-def _pack4(codes: Tensor) -> np.ndarray:
-    flat = codes.contiguous().numpy().reshape(-1).astype(np.uint8) & 0x0F
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    packed: np.ndarray = flat[0::2] | (flat[1::2] << 4)
-    return packed

@@ -11,6 +11,7 @@ import torch
 from openvino import opset15 as op
 from torch import fx
 
+from exporter import aten
 from exporter import ops as _registers_operators  # noqa: F401
 
 if TYPE_CHECKING:
@@ -26,77 +27,61 @@ def ints(values: Any) -> Any:
     return op.constant(np.array(values, dtype=np.int64))
 
 
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
-
-
-def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else default
-
-
 def _binary(make: Callable[[Any, Any], Any]) -> Translate:
     return lambda e, n: make(e.value(n.args[0]), e.value(n.args[1]))
 
 
 def _reshape(e: Emitter, n: fx.Node) -> Any:
-    return op.reshape(e.value(n.args[0]), ints(_shape(n)), False)
+    return op.reshape(e.value(n.args[0]), ints(aten.shape(n)), False)
 
 
 def _transpose(e: Emitter, n: fx.Node) -> Any:
-    axes = list(range(len(_shape(n))))
-    first, second = _argument(n, 1), _argument(n, 2)
-    axes[first], axes[second] = axes[second], axes[first]
-    return op.transpose(e.value(n.args[0]), ints(axes))
+    return op.transpose(e.value(n.args[0]), ints(aten.transposed_axes(n)))
 
 
 def _cat(e: Emitter, n: fx.Node) -> Any:
     parts: Any = n.args[0]
-    return op.concat([e.value(p) for p in parts], _argument(n, 1, 0))
+    return op.concat([e.value(p) for p in parts], aten.argument(n, 1, 0))
 
 
 def _slice(e: Emitter, n: fx.Node) -> Any:
-    axis, start, end = (_argument(n, i, 0) for i in (1, 2, 3))
-    end = min(end, _shape(n.args[0])[axis])
-    bounds = (ints([start or 0]), ints([end]), ints([1]), ints([axis]))
+    axis, start, end = aten.slice_bounds(n)
+    bounds = (ints([start]), ints([end]), ints([1]), ints([axis]))
     return op.slice(e.value(n.args[0]), *bounds)
 
 
 def _split(e: Emitter, n: fx.Node) -> Any:
-    axis = _argument(n, 2, 0)
-    sizes = [int(part.shape[axis]) for part in n.meta["val"]]
+    axis, sizes = aten.split_sizes(n)
     return op.variadic_split(e.value(n.args[0]), ints(axis), ints(sizes)).outputs()
 
 
 def _pad(e: Emitter, n: fx.Node) -> Any:
-    amounts, rank = _argument(n, 1), len(_shape(n))
-    before, after = [0] * rank, [0] * rank
-    for i in range(len(amounts) // 2):
-        before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    before, after = aten.padding(n)
     zero = op.constant(np.float32(0))
     return op.pad(e.value(n.args[0]), ints(before), ints(after), "constant", zero)
 
 
 def _argmax(e: Emitter, n: fx.Node) -> Any:
     """The first of equal maxima, as torch's: a stable sort by value."""
-    axis = _argument(n, 1)
+    axis = aten.argument(n, 1)
     top = op.topk(e.value(n.args[0]), ints(1), axis, "max", "value", "i32", True)
     return op.squeeze(top.output(1), ints([axis]))
 
 
 def _group_norm(e: Emitter, n: fx.Node) -> Any:
     x, groups, weight, bias = n.args[:4]
-    eps = float(_argument(n, 4, 1e-5))
+    eps = float(aten.argument(n, 4, 1e-5))
     return op.group_normalization(e.value(x), e.value(weight), e.value(bias), groups, eps)
 
 
 def _layer_norm(e: Emitter, n: fx.Node) -> Any:
-    weight, bias, eps = (_argument(n, i) for i in (2, 3, 4))
+    weight, bias, eps = (aten.argument(n, i) for i in (2, 3, 4))
     normed = op.mvn(e.value(n.args[0]), ints([-1]), True, float(eps), "inside_sqrt")
     return op.add(op.multiply(normed, e.value(weight)), e.value(bias))
 
 
 def _rms_norm(e: Emitter, n: fx.Node) -> Any:
-    x, weight, eps = e.value(n.args[0]), e.value(n.args[2]), float(_argument(n, 3))
+    x, weight, eps = e.value(n.args[0]), e.value(n.args[2]), float(aten.argument(n, 3))
     mean = op.reduce_mean(op.power(x, op.constant(np.float32(2))), ints([-1]), True)
     root = op.sqrt(op.add(mean, op.constant(np.float32(eps))))
     return op.multiply(op.divide(x, root), weight)
@@ -105,14 +90,14 @@ def _rms_norm(e: Emitter, n: fx.Node) -> Any:
 def _linear(e: Emitter, n: fx.Node) -> Any:
     weight: Any = n.args[1]
     product = e.matmul(n.args[0], weight)
-    bias = _argument(n, 2)
+    bias = aten.argument(n, 2)
     return product if bias is None else op.add(product, e.value(bias))
 
 
 def _conv2d(e: Emitter, n: fx.Node) -> Any:
-    bias = _argument(n, 2)
-    stride, padding = list(_argument(n, 3, [1, 1])), list(_argument(n, 4, [0, 0]))
-    value = op.convolution(e.value(n.args[0]), e.value(n.args[1]), stride, padding, padding, [1, 1])
+    bias, strides, padding = aten.convolution(n)
+    x, weight = e.value(n.args[0]), e.value(n.args[1])
+    value = op.convolution(x, weight, strides, padding, padding, [1, 1])
     if bias is None:
         return value
     return op.add(value, op.reshape(e.value(bias), ints([1, -1, 1, 1]), False))
@@ -131,20 +116,20 @@ def _embedding(e: Emitter, n: fx.Node) -> Any:
 
 def _attention(e: Emitter, n: fx.Node) -> Any:
     q, k, v, heads = n.args[:4]
-    bias = _argument(n, 5)
+    bias = aten.argument(n, 5)
     parts = []
     for part in (q, k, v):
-        batch, tokens, width = _shape(part)
+        batch, tokens, width = aten.shape(part)
         split = op.reshape(e.value(part), ints([batch, tokens, heads, width // heads]), False)  # type: ignore[operator]
         parts.append(op.transpose(split, ints([0, 2, 1, 3])))
-    factor = op.constant(np.float32(_argument(n, 4)))
+    factor = op.constant(np.float32(aten.argument(n, 4)))
     mask = op.constant(np.float32(0)) if bias is None else e.value(bias)
     mixed = op.scaled_dot_product_attention(*parts, mask, factor, causal=False)
-    return op.reshape(op.transpose(mixed, ints([0, 2, 1, 3])), ints(_shape(n)), False)
+    return op.reshape(op.transpose(mixed, ints([0, 2, 1, 3])), ints(aten.shape(n)), False)
 
 
 def _upsample(e: Emitter, n: fx.Node) -> Any:
-    height, width = _shape(n)[2:]
+    height, width = aten.shape(n)[2:]
     return op.interpolate(
         e.value(n.args[0]),
         ints([height, width]),

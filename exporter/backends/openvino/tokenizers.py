@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import openvino as ov
 from tokenizers import Regex, normalizers
 from tokenizers import Tokenizer as Tokens
 
+from exporter.backends.openvino.writer import save
 from exporter.runtime.manifest import Tokenizer
 
 
@@ -25,9 +25,7 @@ def write_tokenizer(folder: Path, name: str, entry: Tokenizer) -> tuple[Path, Pa
     for i, operator in enumerate(model.get_ordered_ops()):
         operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
     model.input(0).get_tensor().set_names({"prompt"})  # the converter's holds a running number
-    file = folder / "tokenizer" / f"{name}.xml"
-    ov.save_model(model, file, compress_to_fp16=False)
-    return file, file.with_suffix(".bin")
+    return save(model, folder / "tokenizer" / f"{name}.xml")
 
 
 def _convert(file: Path, entry: Tokenizer) -> Any:

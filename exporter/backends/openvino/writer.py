@@ -1,7 +1,8 @@
 """Writes a program as OpenVINO IR.
 
 A compressed weight is a low-bit Constant, Convert, Subtract, Multiply and Reshape: the pattern
-that OpenVINO's plugins take as weight decompression and keep compressed while they run.
+that OpenVINO's plugins take as weight decompression and keep compressed while they run. OpenVINO
+has no i2: 2-bit codes from -2 to 1 are stored as u2 from 0 to 3, and 2 is subtracted.
 
 OpenVINO wants all constants at hand when it saves a model. They wait in a file that is mapped, in
 the form in which they are stored, so that memory holds one weight at a time.
@@ -20,13 +21,16 @@ import torch
 from openvino import opset15 as op
 from torch import Tensor, fx
 
+from exporter import aten
 from exporter.backends import Samples
 from exporter.backends.openvino import ops
-from exporter.errors import InputError
+from exporter.formats import Format, narrowed, pack
 from exporter.quantize import Part, QuantizedProgram
 from exporter.runtime.manifest import Adjusted
+from exporter.staging import writing
 
 LARGE_BYTES = 1 << 16
+ZERO_OF_2_BITS = np.array([2], np.int8)
 
 
 def write_graph(
@@ -60,9 +64,16 @@ def _write(
     if program.name == "t5":
         # Read by the plugins that compute in fp16; the CPU's ignores it.
         model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
-    file = folder / f"{program.name}.xml"
-    ov.save_model(model, file, compress_to_fp16=False)
-    return (file, file.with_suffix(".bin")), adjusted
+    return save(model, folder / f"{program.name}.xml"), adjusted
+
+
+def save(model: ov.Model, file: Path) -> tuple[Path, Path]:
+    """Write a model as ``.xml`` and ``.bin``; a full disk is an OSError."""
+    values = file.with_suffix(".bin")
+    constants = (o for o in model.get_ordered_ops() if o.get_type_name() == "Constant")
+    with writing(values, sum(o.get_byte_size() for o in constants)):
+        ov.save_model(model, file, compress_to_fp16=False)
+    return file, values
 
 
 class Emitter:
@@ -82,12 +93,7 @@ class Emitter:
         self._parameters = []
         self._mapped: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
         self._weights: list[tuple[Any, fx.Node]] = []
-        free = [
-            n
-            for n in program.graph.nodes
-            if n.op == "placeholder" and n.name not in program.tensors
-        ]
-        for node, port in zip(free, program.inputs, strict=True):
+        for node, port in zip(program.feeds(), program.inputs, strict=True):
             kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
             parameter = op.parameter(list(port.shape), kind, name=port.name)
             parameter.output(0).set_names({port.name})
@@ -96,11 +102,7 @@ class Emitter:
 
     def node(self, node: fx.Node) -> None:
         """Translate one operator; raises InputError naming an operator that has no translation."""
-        translate = ops.TABLE.get(node.target)
-        if translate is None:
-            raise InputError(
-                f"{self.program.name}: operator {node.target} has no OpenVINO translation"
-            )
+        translate = aten.translation(ops.TABLE, node, self.program.name, "OpenVINO")
         value = translate(self, node)
         if value is not None:
             self._values[node] = value if isinstance(value, list) else _output(value)
@@ -156,20 +158,38 @@ class Emitter:
         assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
         part = self._part(node)
         assert part is not None
-        shape, whole = part.of.shape, part.format.group_size is None
-        grouped = shape if whole else (shape[0], shape[1] // block, block)
-        factor = self._float(scale).reshape((-1, *(1,) * (len(shape) - 1)) if whole else (
-            *grouped[:2], 1))  # fmt: skip
+        shape, factor = part.of.shape, self._float(scale)
+        if part.format.is_grouped:
+            value = self._groups(codes, zero_point, narrowed(factor[..., None]), block, part.format)
+            return op.reshape(value, ops.ints(shape), False)
+        factor = factor.reshape(-1, *(1,) * (len(shape) - 1))
         if part.format.name == "w8a8" and rounded:
             # NNCF finds these codes again in the float values.
             return self._constant(self._read(codes).astype(np.float32) * factor, shape)
-        value = op.convert(self._codes(codes, grouped), "f32")
-        if isinstance(zero_point, fx.Node):
-            value = op.subtract(
-                value, op.convert(self._codes(zero_point, (*grouped[:2], 1)), "f32")
-            )
-        value = op.multiply(value, self._constant(factor, factor.shape))
-        return value if whole else op.reshape(value, ops.ints(shape), False)
+        value = op.convert(self._constant(self._read(codes), shape), "f32")
+        return op.multiply(value, self._constant(factor, factor.shape))
+
+    def _groups(
+        self, codes: fx.Node, zero_point: object, factor: np.ndarray, block: int, form: Format
+    ) -> Any:
+        """A weight as (N, K / block, block); factor: (N, K / block, 1), fp16 or float32."""
+        four = ov.Type.i4 if form.symmetric else ov.Type.u4
+        kind = ov.Type.u2 if form.bits == 2 else four
+
+        def packed(values: np.ndarray, *shape: int) -> Any:
+            return op.convert(self._constant(pack(values, form.bits), shape, kind), "f32")
+
+        zero: Any = None
+        values = self._read(codes)
+        if form.bits == 2 and form.symmetric:
+            values, zero = values + ZERO_OF_2_BITS, packed(ZERO_OF_2_BITS, 1, 1, 1)
+        elif isinstance(zero_point, fx.Node):
+            zero = packed(self._read(zero_point), *factor.shape)
+        value = packed(values, *factor.shape[:2], block)
+        if zero is not None:
+            value = op.subtract(value, zero)
+        step = self._constant(factor, factor.shape)
+        return op.multiply(value, step if factor.dtype == np.float32 else op.convert(step, "f32"))
 
     def _read(self, node: fx.Node) -> np.ndarray:
         value: np.ndarray = self.read(self.program.tensors[node.name]).contiguous().numpy()
@@ -177,19 +197,6 @@ class Emitter:
 
     def _float(self, node: fx.Node) -> np.ndarray:
         return self._read(node).astype(np.float32, copy=False)
-
-    def _codes(self, node: fx.Node, shape: tuple[int, ...]) -> Any:
-        """Codes as a Constant: i8, or i4 and u4 packed two to a byte, low nibble first."""
-        source = self.program.tensors[node.name]
-        assert isinstance(source, Part)
-        codes = self._read(node).reshape(shape)
-        if source.format.bits == 8:
-            return self._constant(codes, shape)
-        kind = ov.Type.i4 if codes.dtype == np.int8 else ov.Type.u4
-        flat = codes.reshape(-1).astype(np.uint8) & 0x0F
-        flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
-        packed = flat[0::2] | (flat[1::2] << 4)
-        return self._constant(packed, shape, kind)
 
     def _constant(
         self, array: np.ndarray, shape: tuple[int, ...], kind: ov.Type | None = None

@@ -1,0 +1,136 @@
+"""One linear layer of 1536 x 6144 in every format, as each backend emits and runs it.
+
+Best time in ms for 1024 rows and for one, with the ratio to int4 in groups of 64; bits of the file
+for a weight; and how far the result is from torch's product of the same codes, as packages run it
+(activations rounded to 8 bits where the kernel does) and with exact activations. All forms of a
+backend take turns within a round, so that a busy machine is as unfair to each.
+
+    python -m benchmarks.weight_formats [--json FILE] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import figures
+from exporter import backends
+from exporter.formats import FORMATS, Format
+from exporter.graphs import Graph, Port
+from exporter.measures import relative_error
+from exporter.quantize import Part, encode, quantize
+from exporter.trace import run, trace
+
+ROWS, INPUTS, OUTPUTS = (1024, 1), 1536, 6144
+ROUNDS, CALLS = 9, 3
+BACKENDS = ("onnx", "openvino")  # Core ML's evaluator says nothing of speed
+FIRST = FORMATS["int4"]
+FORMS = (
+    FIRST,
+    Format("int4", 32),
+    Format("int4", 64, symmetric=False),
+    *(Format("int2", size) for size in (16, 32, 64, 128)),
+    Format("int2", 64, symmetric=False),
+    FORMATS["int8"],
+    FORMATS["fp32"],
+)
+
+
+class Product(torch.nn.Module):
+    """A linear layer without bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = torch.nn.Linear(INPUTS, OUTPUTS, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.product(x)
+        return found
+
+
+def emitted(backend: Any, form: Format, rows: int, folder: Path) -> tuple[Any, Any, Any]:
+    """The layer in a format: what ``emit`` returns, inputs, and torch's outputs."""
+    with torch.device("meta"):
+        module = Product()
+    ports = Port("x", (1, rows, INPUTS)), Port("y", (1, rows, OUTPUTS))
+    program = trace(Graph("product", "transformer", module, ports[:1], ports[1:], {}))
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.02 * torch.randn(OUTPUTS, INPUTS, generator=generator)
+    parts = None if form.name == "fp32" else encode(weight, form)
+
+    def read(source: object) -> torch.Tensor:
+        found: torch.Tensor = getattr(parts, source.part) if isinstance(source, Part) else weight
+        return found
+
+    quantized = quantize(program, lambda *_: form)
+    inputs = {"x": torch.randn(ports[0].shape, generator=generator)}
+    order = backends.Order(backends.default_options(backend), lambda _: [])
+    return backend.emit(quantized, read, folder, order), inputs, run(quantized, read, inputs)["y"]
+
+
+def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """Every form on one backend."""
+    backend = backends.load(name)
+    calls: list[Callable[[], Mapping[str, np.ndarray]]] = []
+    found: list[dict[str, Any]] = []
+    for form in FORMS:
+        place = folder / f"{name}-{rows}-{form}"
+        place.mkdir()
+        files, inputs, expected = emitted(backend, form, rows, place)
+        given = {key: value.numpy() for key, value in inputs.items()}
+        exact, session = (
+            backend.session(files.entry, files.session, backends.Setup(exact=exact))
+            for exact in (True, False)
+        )
+        calls.append(functools.partial(session, given))
+        row: dict[str, Any] = {"backend": name, "rows": rows, "form": str(form), "ms": math.inf}
+        row["bits"] = 8 * sum(f.stat().st_size for f in files.files) / (INPUTS * OUTPUTS)
+        row["error"] = relative_error(session(given)["y"], expected.numpy())
+        row["exact_error"] = relative_error(exact(given)["y"], expected.numpy())
+        found.append(row)
+    for _ in range(rounds):
+        for row, call in zip(found, calls, strict=True):
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                call()
+                row["ms"] = min(row["ms"], 1e3 * (time.perf_counter() - started))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Formats of one linear layer, on this processor.")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    rows = []
+    print(
+        f"{'backend':<9} {'rows':>4} {'form':<14} {'bits':>5} {'ms':>8} {'ratio':>6} error   exact"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in BACKENDS:
+            for count in ROWS:
+                found = measure(name, count, arguments.rounds, Path(folder))
+                for row in found:
+                    row["ratio"] = row["ms"] / found[0]["ms"]
+                    print(
+                        f"{name:<9} {count:>4} {row['form']:<14} {row['bits']:>5.2f} "
+                        f"{row['ms']:>8.2f} {row['ratio']:>6.2f} {row['error']:.1e} "
+                        f"{row['exact_error']:.1e}",
+                        flush=True,
+                    )
+                rows += found
+    if arguments.json:
+        figures.write(arguments.json, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

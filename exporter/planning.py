@@ -1,0 +1,413 @@
+"""The road to a plan: checkpoint -> graphs -> trace -> calibrate -> sensitivity -> plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from exporter import backends
+from exporter.allocate import (
+    Candidate,
+    Choice,
+    Options,
+    allocate,
+    smallest,
+    total_bytes,
+    total_noise,
+)
+from exporter.candidates import DEFAULT_FORMATS, Asked, Rounding, candidates, parse_formats
+from exporter.cut import UPSTREAM
+from exporter.errors import InputError, known
+from exporter.formats import FORMATS, Format, load_scheme
+from exporter.inspect import most_weight_bytes
+from exporter.measures import snr_db
+from exporter.pipeline import KEEP_BYTES, STATISTICS, Model, calibrate, trace_model
+from exporter.plan import read_plan, scheme_of, write_plan
+from exporter.progress import Progress
+from exporter.quantize import MMDIT, Weights, methods_of, quantize, quantize_all
+from exporter.recipe import Recipe
+from exporter.sensitivity import Noise, measure
+from exporter.staging import refuse_place
+from exporter.statistics import Calibration
+from exporter.trace import activation_bytes
+
+BASE = "int8"  # the scheme of weights that a plan does not list
+MOST_TRIES = 5  # at meeting a floor
+NEAR_DB = 0.25  # above a floor that needs no further try
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a plan is to meet; one of these.
+
+    Attributes:
+        budget_bytes: that all weights may take.
+        memory_bytes: that drawing may take, as predicted; graphs are opened in turn.
+        bits_per_weight: of the MMDiT, all its tensors together; only its weights are planned.
+        floor_db: the least signal-to-noise ratio of final latents, unquantized over difference.
+    """
+
+    budget_bytes: int | None = None
+    memory_bytes: int | None = None
+    bits_per_weight: float | None = None
+    floor_db: float | None = None
+
+    @property
+    def flag(self) -> str:
+        """How a user gave it."""
+        if self.budget_bytes is not None:
+            return f"--budget {self.budget_bytes:,} bytes"
+        if self.memory_bytes is not None:
+            return f"--memory {self.memory_bytes:,} bytes"
+        if self.bits_per_weight is not None:
+            return f"--bits {self.bits_per_weight:g}"
+        return f"--floor {self.floor_db:g} dB"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan that was written.
+
+    Attributes:
+        weight_bytes: of all graphs, as the plan stores them.
+        bits_per_weight: stored bytes of the MMDiT over its weights.
+        predicted_snr_db: of the final latent, from the sensitivities.
+        measured_snr_db: of the final latents of the calibration prompts, drawn in torch.
+    """
+
+    path: Path
+    weight_bytes: int
+    bits_per_weight: float
+    predicted_snr_db: float
+    measured_snr_db: float | None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is to be decided: weights, their candidates, and by graph the bytes of all else."""
+
+    model: Model
+    asked: Mapping[tuple[str, str], Asked]
+    rest_bytes: Mapping[str, int]
+
+    def options(self, noise: Noise) -> list[list[Candidate]]:
+        return [
+            [
+                Candidate(f, f.stored_bytes(weight.source.shape), noise.get(key, {}).get(str(f), 0))
+                for f in weight.formats
+            ]
+            for key, weight in self.asked.items()
+        ]
+
+    def formats(self, choice: Choice) -> dict[str, dict[str, str]]:
+        """By graph and weight."""
+        found: dict[str, dict[str, str]] = {}
+        for (key, weight), i in zip(self.asked.items(), choice, strict=True):
+            found.setdefault(key[0], {})[key[1]] = str(weight.formats[i])
+        return found
+
+
+def plan(
+    recipe: Recipe,
+    file: Path,
+    aim: Aim,
+    formats: Sequence[str] = (),
+    graphs: Sequence[str] = (),
+    probes: int = 1,
+    drawn: bool = True,
+    earlier: Path | None = None,
+    statistics: Path | None = None,
+    progress: Progress | None = None,
+) -> Planned:
+    """Choose a format for every weight and write the plan: ``file``, and its .json beside it.
+
+    Args:
+        formats: that weights may get; those that a backend of the recipe refuses are left out.
+        graphs: whose weights are planned; the others' are stored as the base scheme says.
+        probes: random directions per prompt to measure sensitivities along.
+        drawn: measure the plan by drawing the calibration prompts with it.
+        earlier: a plan of the same model, whose sensitivities are used again.
+        statistics: folder of calibration statistics; artifacts/<recipe>/statistics.
+
+    Raises InputError for a budget or a floor that cannot be met, saying what can.
+    """
+    progress = progress or Progress()
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder; choose another -o")
+    refuse_place(file.parent, 1 << 20, "choose another -o")
+    able = _expressible(recipe, parse_formats(formats or DEFAULT_FORMATS))
+    model = trace_model(recipe, KEEP_BYTES, progress)
+    for graph in graphs:
+        if graph not in model.programs:
+            raise InputError(f"--graph: {known('graph', graph, model.programs)}")
+    default = UPSTREAM if aim.bits_per_weight is None else MMDIT
+    names = [g for g in model.programs if g in (graphs or default)]
+    problem = _problem(model, names, able)
+    budgets = _budgets(problem, aim)
+
+    methods = {
+        g: methods_of(g, able if g in names else (), recipe.calibration.methods)
+        for g in model.programs
+    }
+    measured_graphs = [g for g in model.programs if methods[g]]
+    calibration = None
+    if measured_graphs:
+        place = statistics or Path("artifacts") / recipe.name / STATISTICS
+        calibration = calibrate(model, measured_graphs, place, progress)
+    weights = Weights(model.checkpoint, keep_bytes=KEEP_BYTES, calibration=calibration)
+
+    # Sensitivity: each candidate's own rounding errors, carried to the final latent.
+    noise = (
+        _measured(problem, weights, probes, able, names, progress)
+        if earlier is None
+        else _known(problem, earlier, calibration)
+    )
+
+    # Allocate, and draw with the choice; a floor is tried again until what is drawn meets it.
+    options = problem.options(noise)
+    choice, measured = _choose(problem, options, budgets, aim, weights, drawn, progress)
+    return _write(problem, file, aim, options, choice, measured, calibration, probes)
+
+
+def _measured(
+    problem: _Problem,
+    weights: Weights,
+    probes: int,
+    formats: Sequence[Format],
+    graphs: Sequence[str],
+    progress: Progress,
+) -> Noise:
+    model = problem.model
+    methods = model.recipe.calibration.methods
+    float32 = {
+        name: quantize(
+            program, lambda *_: FORMATS["fp32"],
+            methods_of(name, formats if name in graphs else (), methods),
+        )
+        for name, program in model.programs.items()
+    }  # fmt: skip
+    return measure(
+        float32, weights.read, model.trajectories, model.schedule,
+        Rounding(problem.asked, weights),
+        model.recipe.calibration.seed, probes, progress,
+    )  # fmt: skip
+
+
+def _known(problem: _Problem, file: Path, calibration: Calibration | None) -> Noise:
+    """The sensitivities beside an earlier plan; raises InputError if they are another model's."""
+    details = read_plan(file).details
+    remedy = "leave --from out, and they are measured anew"
+    if details is None:
+        raise InputError(f"--from {file}: no {file.with_suffix('.json').name} beside it; {remedy}")
+    try:
+        raw = json.loads(details)
+        origin = (raw["checkpoint_sha256"], raw["statistics_sha256"])
+        noise = {
+            (w["graph"], w["weight"]): {c["format"]: float(c["noise"]) for c in w["candidates"]}
+            for w in raw["weights"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--from {file}: its .json is damaged ({error!r}); {remedy}") from None
+    if origin != (problem.model.checkpoint.digest, calibration.sha256 if calibration else ""):
+        raise InputError(f"--from {file}: of another checkpoint or other statistics; {remedy}")
+    for key, weight in problem.asked.items():
+        lacking = [str(f) for f in weight.formats if str(f) not in noise.get(key, {})]
+        if lacking:
+            raise InputError(
+                f"--from {file}: {key[0]} {key[1]} was not measured as {lacking[0]}; {remedy}"
+            )
+    return noise
+
+
+def _expressible(recipe: Recipe, formats: Sequence[Format]) -> list[Format]:
+    """The formats that every backend of the recipe can express; raises InputError without any."""
+    chosen = [(backends.load(n), recipe.backend(n).options, n) for n in recipe.backends]
+    refused = {f: [(n, b.refuse(f, options)) for b, options, n in chosen] for f in formats}
+    able = [f for f, reasons in refused.items() if not any(reason for _, reason in reasons)]
+    if not able:
+        (name, reason) = next((n, r) for n, r in refused[formats[0]] if r)
+        raise InputError(
+            f"--format: no format is left that every backend of the recipe can express; {name}, "
+            f"{formats[0]}: {reason}"
+        )
+    return able
+
+
+def _problem(model: Model, graphs: Sequence[str], formats: Sequence[Format]) -> _Problem:
+    asked = candidates(model.programs, graphs, formats)
+    base = replace(load_scheme(BASE), methods=model.recipe.calibration.methods)
+    rest_bytes = {}
+    for graph, program in quantize_all(model.programs, base).items():
+        own = [w.source for (g, _), w in asked.items() if g == graph]
+        planned = sum(program.formats[s.name].stored_bytes(s.shape) for s in own)
+        rest_bytes[graph] = program.stored_bytes() - planned
+    return _Problem(model, asked, rest_bytes)
+
+
+def _budgets(problem: _Problem, aim: Aim) -> dict[tuple[str, ...], int]:
+    """For each set of graphs that shares one, the bytes that its planned weights may take.
+
+    Raises InputError for one that no choice meets.
+    """
+    every = tuple(problem.rest_bytes)
+    if aim.budget_bytes is not None:
+        found = {every: aim.budget_bytes - sum(problem.rest_bytes.values())}
+    elif aim.bits_per_weight is not None:
+        sources = (s for g in MMDIT for s in problem.model.unrounded[g].stored().values())
+        values = sum(math.prod(s.shape) for s in sources)
+        rest = sum(problem.rest_bytes[graph] for graph in MMDIT)
+        found = {MMDIT: int(aim.bits_per_weight * values / 8) - rest}
+    elif aim.memory_bytes is not None:
+        programs = problem.model.programs
+        found = {
+            (graph,): most_weight_bytes(aim.memory_bytes, activation_bytes(programs[graph])) - rest
+            for graph, rest in problem.rest_bytes.items()
+        }
+    else:
+        return {}
+    for graphs, budget_bytes in found.items():
+        least = sum(
+            w.formats[0].stored_bytes(w.source.shape)
+            for (graph, _), w in problem.asked.items()
+            if graph in graphs
+        )
+        if budget_bytes < least:
+            raise InputError(
+                f"{aim.flag}: {' and '.join(graphs)} lack {(least - budget_bytes) / 1e6:,.2f} MB "
+                "even with every weight in its smallest format; ask for less, or allow a smaller "
+                "--format"
+            )
+    return found
+
+
+def _choose(
+    problem: _Problem,
+    options: Options,
+    budgets: Mapping[tuple[str, ...], int],
+    aim: Aim,
+    weights: Weights,
+    drawn: bool,
+    progress: Progress,
+) -> tuple[Choice, float | None]:
+    def draw(choice: Choice) -> float | None:
+        if not drawn:
+            return None
+        progress("draw the calibration prompts with the plan")
+        return _drawn_snr_db(problem, choice, weights)
+
+    if aim.floor_db is None:
+        choice = _within(problem, options, budgets)
+        return choice, draw(choice)
+    target_db, met, measured = aim.floor_db, None, None
+    for _ in range(MOST_TRIES):
+        try:
+            choice = smallest(options, 10 ** (-target_db / 10))
+        except InputError:
+            break
+        measured = draw(choice)
+        if measured is None:
+            return choice, None
+        if measured >= aim.floor_db and (
+            met is None or total_bytes(options, choice) < total_bytes(options, met[0])
+        ):
+            met = (choice, measured)
+        if 0 <= measured - aim.floor_db < NEAR_DB:
+            break
+        # What is drawn differs from what the sensitivities predict by a factor: take it along.
+        target_db -= measured - aim.floor_db - NEAR_DB / 2
+    if met is None:
+        best_db = _db(sum(min(c.noise for c in candidates) for candidates in options))
+        drawn_db = "" if measured is None else f", and {measured:.1f} dB was drawn"
+        raise InputError(
+            f"--floor {aim.floor_db:g} dB: not met by any choice of these formats: at best "
+            f"{best_db:.1f} dB is predicted{drawn_db}; give a lower floor, or better --format"
+        )
+    return met
+
+
+def _within(problem: _Problem, options: Options, budgets: Mapping[tuple[str, ...], int]) -> Choice:
+    chosen = [0] * len(options)
+    for graphs, budget_bytes in budgets.items():
+        own = [i for i, (graph, _) in enumerate(problem.asked) if graph in graphs]
+        found = allocate([options[i] for i in own], budget_bytes)
+        for i, candidate in zip(own, found, strict=True):
+            chosen[i] = candidate
+    return tuple(chosen)
+
+
+def _drawn_snr_db(problem: _Problem, choice: Choice, weights: Weights) -> float:
+    """Signal-to-noise ratio of the final latents, by their mean share of noise."""
+    model = problem.model
+    scheme = scheme_of("plan", BASE, model.recipe.calibration.methods, problem.formats(choice))
+    found = model.travel(quantize_all(model.programs, scheme), weights)
+    pairs = zip(found.latents, model.trajectories.latents, strict=True)
+    return _db(sum(10 ** (-snr_db(a, b) / 10) for a, b in pairs) / len(found.latents))
+
+
+def _db(noise: float) -> float:
+    return -10 * math.log10(max(noise, 1e-30))
+
+
+def _write(
+    problem: _Problem,
+    file: Path,
+    aim: Aim,
+    options: Options,
+    choice: Choice,
+    measured: float | None,
+    calibration: Calibration | None,
+    probes: int,
+) -> Planned:
+    recipe, formats = problem.model.recipe, problem.formats(choice)
+    scheme = scheme_of(file.stem, BASE, recipe.calibration.methods, formats)
+    mmdit = [quantize_all(problem.model.programs, scheme)[graph] for graph in MMDIT]
+    values = sum(sum(p.values_by_format().values()) for p in mmdit)
+    done = Planned(
+        file,
+        sum(problem.rest_bytes.values()) + total_bytes(options, choice),
+        8 * sum(p.stored_bytes() for p in mmdit) / values,
+        _db(total_noise(options, choice)),
+        measured,
+    )
+    figures = {
+        "weight_bytes": done.weight_bytes,
+        "bits_per_weight": round(done.bits_per_weight, 3),
+        "predicted_snr_db": round(done.predicted_snr_db, 2),
+        "measured_snr_db": None if measured is None else round(measured, 2),
+    }
+    origin = {
+        "recipe": recipe.name,
+        "checkpoint_sha256": problem.model.checkpoint.digest,
+        "statistics_sha256": calibration.sha256 if calibration else "",
+        "prompts": len(recipe.calibration.prompts),
+        "seed": recipe.calibration.seed,
+        "probes": probes,
+        "methods": list(recipe.calibration.methods),
+    }
+    details = {
+        "format_version": 1,
+        "scheme": scheme.name,
+        **asdict(aim),
+        **figures,
+        **origin,
+        "weights": [
+            {
+                "graph": graph,
+                "weight": name,
+                "values": math.prod(weight.source.shape),
+                "chosen": str(weight.formats[i]),
+                "candidates": [
+                    {"format": str(c.format), "bytes": c.bytes, "noise": c.noise} for c in row
+                ],
+            }
+            for ((graph, name), weight), row, i in zip(
+                problem.asked.items(), options, choice, strict=True
+            )
+        ],
+    }
+    facts = {"base": BASE, **asdict(aim), **figures, **origin}
+    write_plan(file, facts, formats, details)
+    return done

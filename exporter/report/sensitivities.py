@@ -1,0 +1,149 @@
+"""What a plan measured of each layer: ``plan.json`` of a package, as frozen data.
+
+``plan.toml`` beside it is the same choice for a person to read and edit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from exporter.errors import CheckFailed
+
+FORMAT_VERSION = 1
+T = TypeVar("T")
+BLOCK = re.compile(r"(?:^|\.)transformer_blocks\.(\d+)\.(.+)$")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A format that a weight could get.
+
+    ``noise`` is the power that rounding this weight alone adds to the final latent, as a share of
+    the latent's power.
+    """
+
+    format: str
+    bytes: int
+    noise: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight of a graph, its number of values, the chosen format and the measured ones."""
+
+    graph: str
+    weight: str
+    values: int
+    chosen: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def choice(self) -> Candidate | None:
+        """The chosen one; None when someone chose a format that was not measured."""
+        return next((c for c in self.candidates if c.format == self.chosen), None)
+
+    @property
+    def coarsest(self) -> Candidate:
+        """The candidate of the fewest bytes."""
+        return min(self.candidates, key=lambda c: (c.bytes, -c.noise))
+
+    @property
+    def block(self) -> int | None:
+        """The number of its transformer block, or None outside of them."""
+        found = BLOCK.search(self.weight)
+        return int(found[1]) if found else None
+
+    @property
+    def layer(self) -> str:
+        """Its name inside the block, without ``.weight``."""
+        found = BLOCK.search(self.weight)
+        return (found[2] if found else self.weight).removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Sensitivities:
+    """What a plan says of itself; ``None`` where it was not asked for or not measured.
+
+    Attributes:
+        budget_bytes, memory_bytes, floor_db: what was asked for: bytes of weights or of memory at
+            most, or signal-to-noise at least.
+        weight_bytes: of all graphs' weights.
+        bits_per_weight: of the MMDiT's.
+        predicted_snr_db, measured_snr_db: of the final latent, every weight in its chosen format.
+        statistics_sha256: of the calibration that the noise was measured with.
+        prompts, seed: of that calibration.
+    """
+
+    scheme: str
+    budget_bytes: int | None
+    memory_bytes: int | None
+    floor_db: float | None
+    weight_bytes: int
+    bits_per_weight: float
+    predicted_snr_db: float
+    measured_snr_db: float | None
+    checkpoint_sha256: str
+    statistics_sha256: str
+    prompts: int
+    seed: int
+    methods: tuple[str, ...]
+    weights: tuple[Layer, ...]
+
+
+def read_sensitivities(folder: Path) -> Sensitivities | None:
+    """The plan of a package, or None when it has none; raises CheckFailed when it is damaged."""
+    file = folder / "plan.json"
+    if not file.is_file():
+        return None
+    try:
+        return _plan(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CheckFailed(f"{file}: cannot be read as a plan: {reason}") from None
+
+
+def snr_db(noise: float) -> float:
+    """A share of noise power as a signal-to-noise ratio in dB; infinite without noise."""
+    return math.inf if noise <= 0 else -10 * math.log10(noise)
+
+
+def _plan(raw: Mapping[str, Any]) -> Sensitivities:
+    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"this fourstep reads format version {FORMAT_VERSION}")
+    return Sensitivities(
+        scheme=str(raw["scheme"]),
+        budget_bytes=_optional(int, raw.get("budget_bytes")),
+        memory_bytes=_optional(int, raw.get("memory_bytes")),
+        floor_db=_optional(float, raw.get("floor_db")),
+        weight_bytes=int(raw["weight_bytes"]),
+        bits_per_weight=float(raw["bits_per_weight"]),
+        predicted_snr_db=float(raw["predicted_snr_db"]),
+        measured_snr_db=_optional(float, raw["measured_snr_db"]),
+        checkpoint_sha256=str(raw["checkpoint_sha256"]),
+        statistics_sha256=str(raw["statistics_sha256"]),
+        prompts=int(raw["prompts"]),
+        seed=int(raw["seed"]),
+        methods=tuple(str(m) for m in raw["methods"]),
+        weights=tuple(_weight(w) for w in raw["weights"]),
+    )
+
+
+def _weight(raw: Mapping[str, Any]) -> Layer:
+    candidates = tuple(
+        Candidate(str(c["format"]), int(c["bytes"]), float(c["noise"])) for c in raw["candidates"]
+    )
+    if not candidates:
+        raise ValueError(f"{raw['weight']} has no candidates")
+    return Layer(
+        str(raw["graph"]), str(raw["weight"]), int(raw["values"]), str(raw["chosen"]), candidates
+    )
+
+
+def _optional(kind: type[T], value: Any) -> T | None:
+    return None if value is None else kind(value)  # type: ignore[call-arg]

@@ -1,0 +1,308 @@
+"""What rounding each weight does to the final latent, measured on the trajectory.
+
+To first order a change dW of a weight moves the final latent x by J dW. For a random v of
+independent standard normal values, <v, J dW>^2 has the mean |J dW|^2, and one backward pass through
+all steps gives <v, J dW> for every weight and every candidate precision at once, as the product of
+dW with the gradient of <v, x> (the estimator of Hutchinson 1990). So each candidate's own rounding
+errors are measured, not the size of its errors, and the cost does not grow with their number.
+
+Programs are differentiated segment by segment: only what is alive between segments is kept, and
+weights are read for one segment at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from exporter.calibrate import Inputs, Trajectories
+from exporter.runtime.loop import ENCODERS
+from exporter.runtime.manifest import Schedule
+from exporter.trace import Program, apply, last_uses
+
+SEGMENT_BYTES = 256 << 20  # of values that a segment may make
+Read = Callable[[object], Tensor]
+Visit = Callable[[object, Sequence[Tensor | None]], None]
+Back = list[dict[str, Tensor]]
+Noise = dict[tuple[str, str], dict[str, float]]
+
+
+class Changes(Protocol):
+    """What rounding would change, tensor by tensor of the programs."""
+
+    def asks(self, graph: str, source: object) -> bool:
+        """Whether a tensor changes when some weight is rounded."""
+
+    def of(self, graph: str, source: object) -> tuple[str, Mapping[str, Tensor]]:
+        """That weight's name, and the tensor's change for each of the weight's candidates."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive operators that are differentiated together."""
+
+    nodes: tuple[fx.Node, ...]
+
+
+def segments(program: Program, most_bytes: int = SEGMENT_BYTES) -> list[Segment]:
+    """Cut a program where the least is alive, so that no segment makes more than ``most_bytes``.
+
+    A single operator may; a cut never falls where a list of tensors is alive.
+    """
+    nodes, order = program.nodes(), last_uses(program.graph)
+    alive: dict[fx.Node, int] = {}
+    sizes: list[int | None] = []
+    for node in nodes:
+        alive[node] = _bytes(node)
+        for argument in node.all_input_nodes:
+            if order[argument] is node:
+                alive.pop(argument, None)
+        listed = any(not isinstance(n.meta["val"], Tensor) for n in alive)
+        sizes.append(sum(alive.values()) if not listed else None)
+    found: list[Segment] = []
+    start = 0
+    while start < len(nodes):
+        made, end = 0, start
+        while end < len(nodes) and (end == start or made + _bytes(nodes[end]) <= most_bytes):
+            made += _bytes(nodes[end])
+            end += 1
+        if end < len(nodes):
+            # The cheapest cut of the second half, so that segments do not get short.
+            able = [i for i in range(start, end) if sizes[i] is not None]
+            late = [i for i in able if i >= (start + end) // 2] or able
+            end = min(late, key=lambda i: sizes[i] or 0) + 1 if late else end
+            while sizes[end - 1] is None:
+                end += 1
+        found.append(Segment(tuple(nodes[start:end])))
+        start = end
+    return found
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return value.numel() * 4 if isinstance(value, Tensor) else 0
+
+
+def pull_back(
+    program: Program,
+    read: Read,
+    samples: Sequence[Mapping[str, Tensor]],
+    cotangents: Sequence[Mapping[str, Tensor]],
+    wanted: Callable[[object], bool],
+    visit: Visit,
+    most_bytes: int = SEGMENT_BYTES,
+) -> list[dict[str, Tensor]]:
+    """Vector-Jacobian products of a program on several samples.
+
+    Args:
+        samples: inputs by port name.
+        cotangents: gradient of a scalar by each output, by port name; one mapping per sample.
+        wanted: which tensors' gradients are asked for, by their source.
+        visit: called once for each of them, with its source and its gradient on every sample,
+            None where the sample does not hang on it.
+
+    Returns:
+        For each sample the gradient by every float input, by port name.
+    """
+    parts = segments(program, most_bytes)
+    feeds = {port.name: node for node, port in zip(program.feeds(), program.inputs, strict=True)}
+    # Forward: what each segment takes from before it is kept, for every sample.
+    env: list[dict[fx.Node, Any]] = [{n: s[name] for name, n in feeds.items()} for s in samples]
+    kept: list[list[dict[fx.Node, Any]]] = []
+    order = last_uses(program.graph)
+    for part in parts:
+        kept.append([{n: values[n] for n in _taken(part, program)} for values in env])
+        tensors = _tensors(part, program, read)
+        with torch.no_grad():
+            for values in env:
+                for node in part.nodes:
+                    values[node] = apply(node, values, tensors)
+                    for argument in node.all_input_nodes:
+                        if order[argument] is node:
+                            values.pop(argument, None)
+    # Backward.
+    found: list[dict[fx.Node, Tensor]] = [
+        {
+            node: given[port.name]
+            for node, port in zip(program.results(), program.outputs, strict=True)
+            if port.name in given
+        }
+        for given in cotangents
+    ]
+    for part, before in zip(reversed(parts), reversed(kept), strict=True):
+        tensors = _tensors(part, program, read)
+        stored = {
+            node: program.tensors[node.name]
+            for node in tensors
+            if wanted(program.tensors[node.name])
+        }
+        for node in stored:
+            tensors[node] = tensors[node].detach().requires_grad_()
+        gradients = [
+            _segment(part, values, tensors, tuple(stored), given)
+            for values, given in zip(before, found, strict=True)
+        ]
+        before.clear()
+        for node, source in stored.items():
+            visit(source, [g.pop(node, None) for g in gradients])
+    return [
+        {name: gradients[node] for name, node in feeds.items() if node in gradients}
+        for gradients in found
+    ]
+
+
+def _taken(part: Segment, program: Program) -> list[fx.Node]:
+    """The values from before a segment that it uses; not the program's tensors."""
+    own = set(part.nodes)
+    used = dict.fromkeys(a for node in part.nodes for a in node.all_input_nodes)
+    return [n for n in used if n not in own and n.name not in program.tensors]
+
+
+def _tensors(part: Segment, program: Program, read: Read) -> dict[fx.Node, Tensor]:
+    used = dict.fromkeys(a for node in part.nodes for a in node.all_input_nodes)
+    return {n: read(program.tensors[n.name]) for n in used if n.name in program.tensors}
+
+
+def _segment(
+    part: Segment,
+    before: Mapping[fx.Node, Any],
+    tensors: Mapping[fx.Node, Tensor],
+    stored: Sequence[fx.Node],
+    cotangents: dict[fx.Node, Tensor],
+) -> dict[fx.Node, Tensor]:
+    """Differentiate one segment on one sample.
+
+    Turns ``cotangents`` of its results into those of what it took, in place; returns the gradients
+    of the ``stored`` tensors.
+    """
+    leaves = {
+        n: v.detach().requires_grad_() if v.is_floating_point() else v for n, v in before.items()
+    }
+    values: dict[fx.Node, Any] = dict(leaves)
+    with torch.enable_grad():
+        for node in part.nodes:
+            values[node] = apply(node, values, tensors)
+    given = {n: cotangents.pop(n) for n in part.nodes if n in cotangents}
+    results = [n for n in given if values[n].requires_grad]  # not what constants alone make
+    asked = [*(n for n, v in leaves.items() if v.requires_grad), *stored]
+    if not results:
+        return {}
+    found = torch.autograd.grad(
+        [values[n] for n in results],
+        [leaves[n] if n in leaves else tensors[n] for n in asked],
+        [given[n] for n in results],
+        allow_unused=True,
+    )
+    gradients = {n: g for n, g in zip(asked, found, strict=True) if g is not None}
+    for node in leaves:
+        if node in gradients:
+            gradient = gradients.pop(node)
+            cotangents[node] = cotangents[node] + gradient if node in cotangents else gradient
+    return gradients
+
+
+def measure(
+    programs: Mapping[str, Program],
+    read: Read,
+    trajectories: Trajectories,
+    schedule: Schedule,
+    changes: Changes,
+    seed: int,
+    probes: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Noise:
+    """Noise power in the final latent of each change of a weight, as a share of the latent's power.
+
+    Args:
+        programs: not rounded, by graph.
+        changes: what rounding would change; see ``Changes``.
+        seed: of the probes v.
+        probes: per prompt; the estimate's standard error falls with the root of prompts * probes.
+
+    Returns:
+        By graph and weight, for each candidate, the mean of <v, J dW>^2 over prompts and probes,
+        divided by the mean of |x|^2.
+    """
+    latents = trajectories.latents
+    generator = torch.Generator().manual_seed(seed)
+    power = float(np.mean([np.sum(x.astype(np.float64) ** 2) for x in latents]))
+    total: Noise = {}
+    for probe in range(probes):
+        progress(f"sensitivity: probe {probe + 1} of {probes}")
+        cotangents = [torch.randn(latents[0].shape, generator=generator) for _ in latents]
+        for key, products in _products(
+            programs, read, trajectories, schedule, changes, cotangents
+        ).items():
+            row = total.setdefault(key, dict.fromkeys(products, 0.0))
+            for name, values in products.items():
+                row[name] += float(values.square().mean()) / power / probes
+    return total
+
+
+Products = dict[tuple[str, str], dict[str, Tensor]]
+
+
+def _products(
+    programs: Mapping[str, Program],
+    read: Read,
+    trajectories: Trajectories,
+    schedule: Schedule,
+    changes: Changes,
+    cotangents: list[Tensor],
+) -> Products:
+    """<v, J dW> of each weight and candidate, float64 by prompt."""
+    products: Products = {}
+
+    def back(graph: str, calls: Sequence[Inputs], given: Sequence[Mapping[str, Tensor]]) -> Back:
+        def visit(source: object, gradients: Sequence[Tensor | None]) -> None:
+            weight, by_format = changes.of(graph, source)
+            sums = products.setdefault((graph, weight), {})
+            for name, change in by_format.items():
+                row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
+                for index, gradient in enumerate(gradients):
+                    if gradient is not None:
+                        row[index] += torch.sum(gradient * change, dtype=torch.float64)
+
+        samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
+        asked = {s for s in programs[graph].tensors.values() if changes.asks(graph, s)}
+        return pull_back(programs[graph], read, samples, given, asked.__contains__, visit)
+
+    conditions = _through_steps(trajectories, schedule, cotangents, back)
+    below = back("conditioner", trajectories.calls["conditioner"], conditions)
+    for graph in (g for g in ENCODERS if g in trajectories.calls):
+        suffix = graph.removeprefix("clip_")
+        ports = {p.name: f"{p.name}_{suffix}" for p in programs[graph].outputs}
+        given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
+        back(graph, trajectories.calls[graph], given)
+    return products
+
+
+def _through_steps(
+    trajectories: Trajectories, schedule: Schedule, cotangents: list[Tensor], back: Any
+) -> Back:
+    """Pull the final latents' gradients back through the steps, to the conditions'."""
+    count, steps = len(cotangents), schedule.steps
+    context: list[Tensor | None] = [None] * count
+    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    for step in reversed(range(steps)):
+        sigma, following = schedule.sigmas[step : step + 2]
+        euler = schedule.mode == "euler"
+        by_velocity = following - sigma if euler else -(1 - following) * sigma
+        by_latent = 1.0 if euler else 1 - following
+        calls = [trajectories.calls["denoiser"][i * steps + step] for i in range(count)]
+        found = back("denoiser", calls, [{"velocity": by_velocity * c} for c in cotangents])
+        for i, gradients in enumerate(found):
+            cotangents[i] = by_latent * cotangents[i] + gradients["latent"]
+            earlier = context[i]
+            context[i] = gradients["context"] if earlier is None else earlier + gradients["context"]
+            rows[i].insert(0, gradients["modulation"])
+    return [
+        {"context": c, "modulation": torch.cat(r)}
+        for c, r in zip(context, rows, strict=True)
+        if c is not None
+    ]

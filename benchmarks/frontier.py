@@ -1,7 +1,7 @@
 """Plans of shapes-flash at several sizes, built for every backend: our side of ``fidelity``.
 
-Sensitivities are measured once; each size is then a plan of its own over the MMDiT's two graphs, and
-a package per backend. The ablation builds uniform int4 with each method alone.
+Sensitivities are measured once; each size is then a plan of its own over the MMDiT's two graphs,
+and a package per backend. The ablation builds uniform int4 with each method alone.
 
     python -m benchmarks.frontier FOLDER [--bits 3.5 4 4.5 ...] [--ablation]
     python -m benchmarks.fidelity --packages FOLDER/*
@@ -10,6 +10,7 @@ a package per backend. The ablation builds uniform int4 with each method alone.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def frontier(recipe: Recipe, folder: Path, sizes: list[float]) -> None:
         build(recipe, folder, BACKENDS, [str(file)], statistics=statistics)
 
 
+def ablation(recipe: Recipe, folder: Path) -> None:
+    """Uniform int4 by no method, by each alone, and by all, for one backend."""
+    for methods in ((), *((m,) for m in METHODS), METHODS):
+        name = "nearest" if not methods else methods[0] if len(methods) == 1 else "all"
+        (built,) = build(
+            with_methods(recipe, methods), folder / ".ablation", ["onnx"], ["int4"],
+            statistics=folder / "statistics",
+        )  # fmt: skip
+        shutil.rmtree(folder / f"onnx-int4-{name}", ignore_errors=True)
+        built.path.rename(folder / f"onnx-int4-{name}")
+    shutil.rmtree(folder / ".ablation")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
@@ -53,16 +67,7 @@ def main() -> None:
     recipe = read_recipe(RECIPE)
     frontier(with_methods(recipe, recipe.calibration.methods), arguments.folder, arguments.bits)
     if arguments.ablation:
-        for methods in ((), *((m,) for m in METHODS), METHODS):
-            name = "-".join(methods) if len(methods) < 2 else "all"
-            place = arguments.folder / f"int4-{name or 'nearest'}"
-            build(
-                with_methods(recipe, methods),
-                place,
-                ["onnx"],
-                ["int4"],
-                statistics=arguments.folder / "statistics",
-            )
+        ablation(recipe, arguments.folder)
 
 
 if __name__ == "__main__":

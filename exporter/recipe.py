@@ -221,7 +221,7 @@ class _Getter:
         self, section: str, key: str, options: tuple[str, ...], default: tuple[str, ...] | None
     ) -> tuple[str, ...]:
         value = self._raw.get(section, {}).get(key)
-        if value is None and default is not None:
+        if default is not None and (value is None or (value == [] and not default)):
             return default
         if value is None:
             raise InputError(f"[{section}] {key} is missing; known: {', '.join(options)}")

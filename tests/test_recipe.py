@@ -44,7 +44,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
     assert all(c.schemes == ("int4",) for c in recipe.choices)
     assert recipe.backend("coreml").options == {"target": "oldest"}
-    assert recipe.calibration.prompts == recipe.prompts
+    assert len(recipe.calibration.prompts) == 32 and recipe.calibration.methods == ()
 
 
 def test_a_backend_has_schemes_and_options_of_its_own(tmp_path: Path) -> None:

@@ -75,14 +75,16 @@ class Bench:
         remarks = [variant.remark] if variant.remark else []
         return {**start, "quantize_s": seconds, **row, "notes": remarks + notes}
 
-    def measure(self, backend: str, files: Mapping[str, Path]) -> Row:
-        """Bytes of two graphs, and what their pictures lost."""
+    def measure(self, backend: str, files: Mapping[str, Path], own: bool = False) -> Row:
+        """Bytes of two graphs, and what their pictures lost; ``own``: each in its own runtime."""
         stored: Counter[str] = Counter()
         for name in GRAPHS:
             stored.update(constant_bytes(backend, files[name]))
         with tempfile.TemporaryDirectory() as folder:
             mmdit = {
-                name: session(backend, files[name], self.files["onnx"][name], Path(folder))
+                name: session(
+                    backend, files[name], None if own else self.files["onnx"][name], Path(folder)
+                )
                 for name in GRAPHS
             }
             found = self.studio.draw(mmdit, self.prompts)
@@ -180,13 +182,13 @@ def jobs(
     for package in packages:
         manifest = open_package(package).manifest
         digests = [f.sha256 for g in manifest.graphs if g.name in GRAPHS for f in g.files]
-        measure = partial(_ours, bench, manifest.backend, graph_files(package))
+        measure = partial(_ours, bench, manifest.backend, graph_files(package), own=True)
         found[f"{OURS} {package.name}"] = (" ".join(digests), measure)
     return found
 
 
-def _ours(bench: Bench, backend: str, files: Mapping[str, Path]) -> Row:
-    return {"quantizer": OURS, **bench.measure(backend, files)}
+def _ours(bench: Bench, backend: str, files: Mapping[str, Path], own: bool = False) -> Row:
+    return {"quantizer": OURS, **bench.measure(backend, files, own)}
 
 
 def resume(file: Path | None, settings: Mapping[str, object]) -> dict[str, Row]:

@@ -16,7 +16,7 @@ from exporter.backends import Session, Setup
 from exporter.backends.coreml import library
 
 EXACT = Setup(exact=True)
-SETTINGS = {"onnx": {}, "openvino": {"INFERENCE_PRECISION_HINT": "f32"}}
+SETTINGS = {"onnx": {}, "openvino": {"INFERENCE_PRECISION_HINT": "f32"}, "coreml": {}}
 LEAST_RESEMBLANCE = 0.7  # cosine: 2-bit codes keep 0.9, other weights of that shape have 0.1
 
 # Shapes, axes and flags are not weights.
@@ -85,14 +85,15 @@ def float_values(file: Path) -> int:
     return constant_bytes("onnx", file)["float"] // 4
 
 
-def session(backend: str, file: Path, plain: Path, folder: Path) -> Session:
+def session(backend: str, file: Path, plain: Path | None, folder: Path) -> Session:
     """Run a graph with activations in float32.
 
     Args:
-        plain: the unquantized graph in ONNX, which carries the weights of a Core ML graph.
+        plain: the unquantized graph in ONNX, which carries the weights of a Core ML graph; None:
+            the graph itself, in the evaluator.
         folder: where that one may be written.
     """
-    if backend == "coreml":
+    if backend == "coreml" and plain is not None:
         backend, file = "onnx", transplant(coreml_weights(file), plain, folder)
     opened: Session = backends.load(backend).session(file, SETTINGS[backend], EXACT)
     return opened

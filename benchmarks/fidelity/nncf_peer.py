@@ -31,11 +31,10 @@ def variants() -> list[Variant]:
         ("sym", 64, ("gptq",)),
         ("sym", 64, ("scale_estimation", "gptq")),
         ("sym", 64, AWARE),
-        ("asym", 64, ("scale_estimation",)),
+        ("asym", 32, ("gptq",)),
+        ("asym", 64, ("gptq",)),
         ("asym", 64, ("scale_estimation", "gptq")),
-        ("asym", 64, AWARE),
-        ("asym", 32, AWARE),
-        ("asym", 128, AWARE),
+        ("asym", 128, ("gptq",)),
     ):
         name = f"int4-{sign} g{group} {'+'.join(SHORT.get(m, m) for m in methods)}"
         chosen: dict[str, Any] = {"group_size": group, **dict.fromkeys(methods, True)}
@@ -51,14 +50,11 @@ def variants() -> list[Variant]:
     for ratio in (0.9, 0.65, 0.5):
         found[f"int4-sym g64 ratio {ratio} {HESSIAN.lower()}"] = _mixed(HESSIAN, ratio)
     for ratio in (0.8, 0.5):
-        found[f"int4-asym g64 se+gptq ratio {ratio}"] = _mixed(
-            HESSIAN, ratio, "INT4_ASYM", scale_estimation=True, gptq=True
-        )
+        name = f"int4-asym g64 gptq ratio {ratio} {HESSIAN.lower()}"
+        found[name] = _mixed(HESSIAN, ratio, "INT4_ASYM", gptq=True)
     for mode in ("NF4", "CB4", "INT3_SYM", "INT2_SYM"):
         found[f"{mode.lower().replace('_', '-')} g64"] = compress(mode, **G64)
-    found["int3-sym g64 se+gptq"] = compress(
-        "INT3_SYM", data=True, **G64, scale_estimation=True, gptq=True
-    )
+    found["int3-sym g64 gptq"] = compress("INT3_SYM", data=True, **G64, gptq=True)
     found["adaptive codebook g64"] = compress("ADAPTIVE_CODEBOOK", data=True, **G64)
     found["mxfp4"] = compress("MXFP4")
     found["nvfp4"] = compress("NVFP4")
@@ -76,7 +72,7 @@ def _mixed(metric: str, ratio: float, mode: str = "INT4_SYM", **options: Any) ->
 def compress(
     mode: str, *, data: bool = False, metric: str | None = None, **options: Any
 ) -> Quantize:
-    """``nncf.compress_weights`` with these options and NNCF's own layers left out.
+    """``nncf.compress_weights`` with these options, and NNCF's choice of layers.
 
     NNCF does not see weights that only meet constants, those of the time embedding, and would leave
     them in float32; it gets the graph with constants folded, where their result stands instead.

@@ -1,0 +1,239 @@
+"""The folder of statistics: whole or absent, used again only where it fits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporter import pipeline
+from exporter.calibrate import Trajectories, gather, linears, travel
+from exporter.checkpoint import open_checkpoint
+from exporter.errors import InputError
+from exporter.pipeline import Model, calibrate, trace_model
+from exporter.progress import Progress
+from exporter.quantize import Weights
+from exporter.recipe import Calibration, Recipe
+from exporter.runtime.loop import Player
+from exporter.statistics import INDEX, Provenance, obtain, open_statistics
+from exporter.trace import Stored
+from tests.conftest import edit_json
+
+MMDIT = ("conditioner", "denoiser")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    few = Calibration(("a red circle", "two stars"), 5, ("feedback",))
+    cut = replace(tiny_recipe.cut, sigmas=(1.0, 0.5, 0.0))
+    return replace(tiny_recipe, cut=cut, calibration=few, prompts=())
+
+
+@pytest.fixture(scope="module")
+def model(recipe: Recipe) -> Model:
+    return trace_model(recipe, 1 << 30, Progress())
+
+
+@pytest.fixture(scope="module")
+def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of the MMDiT. Copy them before damaging them."""
+    folder = tmp_path_factory.mktemp("out") / "statistics"
+    calibrate(model, MMDIT, folder, Progress())
+    return folder
+
+
+@pytest.fixture
+def copied(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "statistics"))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """The prompts of every drawing in torch from here on."""
+    seen: list[Sequence[str]] = []
+
+    def counted(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
+        seen.append(prompts)
+        return travel(player, prompts, seed)
+
+    monkeypatch.setattr(pipeline, "travel", counted)
+    return seen
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_what_was_measured_is_read_again(model: Model, written: Path) -> None:
+    found, count = open_statistics(written), 0
+
+    def compare(weights: Sequence[Stored], inputs: object) -> None:
+        nonlocal count
+        for weight in weights:
+            layer = found.layer(weight)
+            assert layer is not None and layer.tokens == inputs.tokens  # type: ignore[attr-defined]
+            assert torch.equal(layer.mean, inputs.mean)  # type: ignore[attr-defined]
+            assert torch.equal(layer.covariance, inputs.covariance)  # type: ignore[attr-defined]
+            count += 1
+
+    for graph in MMDIT:
+        calls = model.trajectories.calls[graph]
+        gather(model.programs[graph], model.weights.read, calls, compare)
+    assert count == len(found.files) == sum(len(linears(model.programs[g])) for g in MMDIT)
+    assert found.layer(Stored("text_encoder", "x.weight", (1, 1))) is None
+    assert found.provenance.graphs == MMDIT and found.provenance.prompts == 2
+    assert found.scalings
+
+
+def test_layers_that_read_the_same_share_a_file(written: Path) -> None:
+    files = open_statistics(written).files
+    names = [f"transformer_blocks.0.attn.to_{x}.weight" for x in "qkv"]
+    assert len({files["transformer", name] for name in names}) == 1
+    assert len(set(files.values())) < len(files)
+
+
+def test_the_same_measurement_gives_the_same_files(
+    model: Model, written: Path, tmp_path: Path
+) -> None:
+    again = calibrate(replace(model), MMDIT, tmp_path / "new" / "statistics", Progress())
+    assert again.sha256 == open_statistics(written).sha256
+    assert content(tmp_path / "new" / "statistics") == content(written)
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["statistics"]
+
+
+def test_statistics_that_fit_are_used_without_the_model(
+    model: Model, copied: Path, drawn: list[Sequence[str]]
+) -> None:
+    before = content(copied)
+    for graphs in (MMDIT, ("denoiser",)):
+        found = calibrate(replace(model), graphs, copied, Progress())
+        assert set(found.provenance.graphs) == set(MMDIT)
+    assert not drawn and content(copied) == before
+
+
+def changed(recipe: Recipe, **changes: object) -> Recipe:
+    return replace(recipe, calibration=replace(recipe.calibration, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["prompts", "order", "seed", "cut", "mode", "graphs"])
+def test_statistics_of_anything_else_are_measured_anew(
+    model: Model, copied: Path, drawn: list[Sequence[str]], what: str
+) -> None:
+    recipe = model.recipe
+    other, graphs = {
+        "prompts": (changed(recipe, prompts=("a red circle", "a star")), MMDIT),
+        "order": (changed(recipe, prompts=recipe.calibration.prompts[::-1]), MMDIT),
+        "seed": (changed(recipe, seed=6), MMDIT),
+        "cut": (replace(recipe, cut=replace(recipe.cut, sigmas=(1.0, 0.6, 0.0))), MMDIT),
+        "mode": (replace(recipe, mode="renoise"), MMDIT),
+        "graphs": (recipe, ("clip_l", *MMDIT)),
+    }[what]
+    before = open_statistics(copied)
+    found = calibrate(replace(model, recipe=other), graphs, copied, Progress())
+    assert drawn == [other.calibration.prompts]
+    assert found.sha256 != before.sha256 and found.provenance.graphs == graphs
+    assert not found.provenance.covers(before.provenance) or what == "graphs"
+    assert [f.name for f in copied.parent.iterdir()] == ["statistics"]
+
+
+def test_another_checkpoint_is_measured_anew(
+    model: Model, copied: Path, tiny_copy: Path, drawn: list[Sequence[str]]
+) -> None:
+    file = tiny_copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    other = open_checkpoint(str(tiny_copy))
+    before = open_statistics(copied).provenance
+    moved = replace(model, checkpoint=other, weights=Weights(other))
+    found = calibrate(moved, MMDIT, copied, Progress())
+    assert len(drawn) == 1
+    assert found.provenance == replace(before, checkpoint_sha256=other.digest) != before
+
+
+REMEDY = "delete the folder, and the next build measures anew"
+
+
+def test_damaged_statistics_are_one_line(copied: Path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(InputError, match=message) as found:
+            open_statistics(copied)
+        line = str(found.value)
+        assert line.startswith(str(copied)) and line.endswith(REMEDY) and "\n" not in line
+
+    file, index = copied / "0000.safetensors", copied / INDEX
+    whole, text = file.read_bytes(), index.read_text()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused("0000.safetensors: is damaged")
+    file.unlink()
+    refused("not a folder of statistics .*No such file")
+    file.write_bytes(whole)
+    for damage in (text[: len(text) // 2], "[]", "{}", '{"format_version": 1}', "\x00"):
+        index.write_text(damage)
+        refused("not a folder of statistics")
+    index.write_text(text)
+    edit_json(index, format_version=7)
+    refused("statistics of format 7, this fourstep reads 1")
+    index.unlink()
+    refused("not a folder of statistics")
+
+
+def test_damaged_statistics_are_not_measured_over(model: Model, copied: Path) -> None:
+    (copied / "0000.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="0000.safetensors: is damaged; delete the folder"):
+        calibrate(model, MMDIT, copied, Progress())
+
+
+def provenance() -> Provenance:
+    return Provenance("a", "b", "c", 1, 0, MMDIT)
+
+
+def test_a_measurement_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def measure(folder: Path) -> None:
+        (folder / "0000.safetensors").write_bytes(b"x")
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"):
+        obtain(tmp_path / "new" / "statistics", provenance(), measure)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_that_fails_leaves_the_old_statistics(copied: Path) -> None:
+    before = content(copied)
+
+    def measure(folder: Path) -> None:
+        (folder / "0000.safetensors").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    message = "statistics: the disk is full; free space or choose another --statistics$"
+    with pytest.raises(InputError, match=message):
+        obtain(copied, provenance(), measure)
+    assert content(copied) == before
+    assert [f.name for f in copied.parent.iterdir()] == ["statistics"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    def measure(folder: Path) -> None:
+        raise AssertionError("measured")
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("all of it")
+    for place in (precious, precious / "thesis.txt"):
+        message = "is there and holds no statistics; choose another --statistics$"
+        with pytest.raises(InputError, match=message):
+            obtain(place, provenance(), measure)
+    assert content(tmp_path) == {"precious/thesis.txt": b"all of it"}
+
+
+def test_an_empty_folder_is_taken(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "statistics"
+    folder.mkdir()
+    calibrate(model, MMDIT, folder, Progress())
+    assert open_statistics(folder).provenance.graphs == MMDIT

@@ -25,6 +25,8 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.onnx_forms
 	$(BIN)/python -m benchmarks.openvino_forms
 	$(BIN)/python -m benchmarks.weight_formats
+	$(BIN)/python -m benchmarks.frontier artifacts/frontier --ablation
+	$(BIN)/python -m benchmarks.fidelity --packages artifacts/frontier/*-*/ --json artifacts/frontier/fidelity.json --plot artifacts/frontier/fidelity.png
 	$(BIN)/python -m benchmarks.runtime
 
 lint: .venv/ready
@@ -39,4 +41,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/demo-*.png
+	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/demo-*.png

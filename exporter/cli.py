@@ -27,6 +27,7 @@ from exporter.errors import CheckFailed, FourstepError, InputError, known, needs
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
+MOST_BITS = 32  # per weight
 MOST_DB = 200  # that a floor may ask for; float32 itself keeps less
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -205,6 +206,8 @@ def plan(
         raise InputError("give one of --budget 1.2GB, --memory 2GB, --bits 4.5 and --floor 35")
     if floor_db is not None and not 0 <= floor_db <= MOST_DB:
         raise InputError(f"--floor {floor_db:g}: decibels from 0 to {MOST_DB} are expected")
+    if bits is not None and not 0 < bits <= MOST_BITS:
+        raise InputError(f"--bits {bits:g}: more than 0 and at most {MOST_BITS} are expected")
     for graph in graphs:
         if graph not in UPSTREAM:
             raise InputError(f"--graph: {known('graph', graph, UPSTREAM)}")

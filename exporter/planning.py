@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from exporter import backends
 from exporter.allocate import (
@@ -31,11 +33,11 @@ from exporter.quantize import MMDIT, Weights, methods_of, quantize, quantize_all
 from exporter.recipe import Recipe
 from exporter.sensitivity import Noise, measure
 from exporter.staging import refuse_place
-from exporter.statistics import Calibration
+from exporter.statistics import Calibration, provenance_of
 from exporter.trace import activation_bytes
 
 BASE = "int8"  # the scheme of weights that a plan does not list
-MOST_TRIES = 5  # at meeting a floor
+MOST_TRIES = 8  # at meeting a floor
 NEAR_DB = 0.25  # above a floor that needs no further try
 
 
@@ -143,6 +145,8 @@ def plan(
     for graph in graphs:
         if graph not in model.programs:
             raise InputError(f"--graph: {known('graph', graph, model.programs)}")
+        if aim.bits_per_weight is not None and graph not in MMDIT:
+            raise InputError(f"--graph {graph}: --bits is about {' and '.join(MMDIT)} alone")
     default = UPSTREAM if aim.bits_per_weight is None else MMDIT
     names = [g for g in model.programs if g in (graphs or default)]
     problem = _problem(model, names, able)
@@ -160,16 +164,30 @@ def plan(
     weights = Weights(model.checkpoint, keep_bytes=KEEP_BYTES, calibration=calibration)
 
     # Sensitivity: each candidate's own rounding errors, carried to the final latent.
-    noise = (
-        _measured(problem, weights, probes, able, names, progress)
-        if earlier is None
-        else _known(problem, earlier, calibration)
-    )
+    origin = _origin(model, calibration)
+    if earlier is None:
+        noise = _measured(problem, weights, probes, able, names, progress)
+    else:
+        noise, probes = _known(problem, earlier, origin)
 
     # Allocate, and draw with the choice; a floor is tried again until what is drawn meets it.
     options = problem.options(noise)
     choice, measured = _choose(problem, options, budgets, aim, weights, drawn, progress)
-    return _write(problem, file, aim, options, choice, measured, calibration, probes)
+    return _write(problem, file, aim, options, choice, measured, origin | {"probes": probes})
+
+
+def _origin(model: Model, calibration: Calibration | None) -> dict[str, Any]:
+    """What sensitivities are measured on, as a plan says it."""
+    recipe, given = model.recipe, model.recipe.calibration
+    drawn = provenance_of(model.checkpoint, recipe.cut, recipe.mode, given.prompts, given.seed, ())
+    return {
+        "checkpoint_sha256": model.checkpoint.digest,
+        "statistics_sha256": calibration.sha256 if calibration else "",
+        "trajectories_sha256": hashlib.sha256(json.dumps(asdict(drawn)).encode()).hexdigest(),
+        "prompts": len(given.prompts),
+        "seed": given.seed,
+        "methods": list(given.methods),
+    }
 
 
 def _measured(
@@ -196,30 +214,42 @@ def _measured(
     )  # fmt: skip
 
 
-def _known(problem: _Problem, file: Path, calibration: Calibration | None) -> Noise:
-    """The sensitivities beside an earlier plan; raises InputError if they are another model's."""
+OTHER = {
+    "checkpoint_sha256": "another checkpoint",
+    "trajectories_sha256": "other prompts, steps or sizes",
+    "methods": "other methods",
+    "statistics_sha256": "other statistics",
+}
+
+
+def _known(problem: _Problem, file: Path, origin: Mapping[str, Any]) -> tuple[Noise, int]:
+    """The sensitivities beside an earlier plan, and how many probes they were measured along.
+
+    Raises InputError if they were measured on anything else.
+    """
     details = read_plan(file).details
     remedy = "leave --from out, and they are measured anew"
     if details is None:
         raise InputError(f"--from {file}: no {file.with_suffix('.json').name} beside it; {remedy}")
     try:
         raw = json.loads(details)
-        origin = (raw["checkpoint_sha256"], raw["statistics_sha256"])
+        other = [words for key, words in OTHER.items() if raw[key] != origin[key]]
+        probes = int(raw["probes"])
         noise = {
             (w["graph"], w["weight"]): {c["format"]: float(c["noise"]) for c in w["candidates"]}
             for w in raw["weights"]
         }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--from {file}: its .json is damaged ({error!r}); {remedy}") from None
-    if origin != (problem.model.checkpoint.digest, calibration.sha256 if calibration else ""):
-        raise InputError(f"--from {file}: of another checkpoint or other statistics; {remedy}")
+    if other:
+        raise InputError(f"--from {file}: measured on {other[0]}; {remedy}")
     for key, weight in problem.asked.items():
         lacking = [str(f) for f in weight.formats if str(f) not in noise.get(key, {})]
         if lacking:
             raise InputError(
                 f"--from {file}: {key[0]} {key[1]} was not measured as {lacking[0]}; {remedy}"
             )
-    return noise
+    return noise, probes
 
 
 def _expressible(recipe: Recipe, formats: Sequence[Format]) -> list[Format]:
@@ -276,9 +306,8 @@ def _budgets(problem: _Problem, aim: Aim) -> dict[tuple[str, ...], int]:
         )
         if budget_bytes < least:
             raise InputError(
-                f"{aim.flag}: {' and '.join(graphs)} lack {(least - budget_bytes) / 1e6:,.2f} MB "
-                "even with every weight in its smallest format; ask for less, or allow a smaller "
-                "--format"
+                f"{aim.flag}: {least - budget_bytes:,} bytes too few for {' and '.join(graphs)}, "
+                "with every weight in its smallest format; give more, or allow a smaller --format"
             )
     return found
 
@@ -292,40 +321,66 @@ def _choose(
     drawn: bool,
     progress: Progress,
 ) -> tuple[Choice, float | None]:
-    def draw(choice: Choice) -> float | None:
-        if not drawn:
-            return None
+    def draw(choice: Choice) -> float:
         progress("draw the calibration prompts with the plan")
         return _drawn_snr_db(problem, choice, weights)
 
     if aim.floor_db is None:
         choice = _within(problem, options, budgets)
-        return choice, draw(choice)
-    target_db, met, measured = aim.floor_db, None, None
-    for _ in range(MOST_TRIES):
-        try:
-            choice = smallest(options, 10 ** (-target_db / 10))
-        except InputError:
+        return choice, draw(choice) if drawn else None
+    return _above(options, aim.floor_db, draw if drawn else None)
+
+
+def _above(
+    options: Options, floor_db: float, draw: Callable[[Choice], float] | None
+) -> tuple[Choice, float | None]:
+    """The fewest bytes that are drawn at ``floor_db`` or above; without ``draw``, predicted.
+
+    What is drawn differs from what is predicted: the prediction that meets the floor is looked for,
+    first where the last difference points to, then between the nearest ones.
+    """
+    best = tuple(min(range(len(c)), key=lambda i: (c[i].noise, c[i].bytes)) for c in options)
+    least = [min(range(len(c)), key=lambda i: (c[i].bytes, c[i].noise)) for c in options]
+    best_db, least_db = (_db(total_noise(options, choice)) for choice in (best, least))
+    if draw is None:
+        if best_db < floor_db:
+            raise _too_high(floor_db, best_db)
+        return smallest(options, 10 ** (-floor_db / 10)), None
+    drawn: dict[Choice, float] = {}
+    target_db, missed_db, met_db = max(floor_db, least_db), -math.inf, math.inf
+    for tries in range(1, 4 * MOST_TRIES):
+        choice = smallest(options, 10 ** (-target_db / 10)) if target_db < best_db else best
+        if choice not in drawn and len(drawn) == MOST_TRIES:
             break
-        measured = draw(choice)
-        if measured is None:
-            return choice, None
-        if measured >= aim.floor_db and (
-            met is None or total_bytes(options, choice) < total_bytes(options, met[0])
-        ):
-            met = (choice, measured)
-        if 0 <= measured - aim.floor_db < NEAR_DB:
+        measured = drawn[choice] = drawn[choice] if choice in drawn else draw(choice)
+        away_db = floor_db + NEAR_DB / 2 - measured
+        if abs(away_db) <= NEAR_DB / 2 or (choice == best and measured < floor_db):
             break
-        # What is drawn differs from what the sensitivities predict by a factor: take it along.
-        target_db -= measured - aim.floor_db - NEAR_DB / 2
-    if met is None:
-        best_db = _db(sum(min(c.noise for c in candidates) for candidates in options))
-        drawn_db = "" if measured is None else f", and {measured:.1f} dB was drawn"
-        raise InputError(
-            f"--floor {aim.floor_db:g} dB: not met by any choice of these formats: at best "
-            f"{best_db:.1f} dB is predicted{drawn_db}; give a lower floor, or better --format"
-        )
-    return met
+        if measured < floor_db:
+            missed_db = max(missed_db, target_db)
+        else:
+            met_db = min(met_db, target_db)
+        if met_db - missed_db < NEAR_DB or met_db <= least_db:
+            break
+        between = math.isfinite(missed_db) and math.isfinite(met_db)
+        target_db = (missed_db + met_db) / 2 if between else target_db + away_db * tries
+        target_db = max(target_db, least_db)
+    if max(drawn.values()) < floor_db and best not in drawn:
+        drawn[best] = draw(best)
+    if max(drawn.values()) < floor_db:
+        raise _too_high(floor_db, max(drawn.values()))
+    choice = min(
+        (c for c, measured in drawn.items() if measured >= floor_db),
+        key=lambda c: total_bytes(options, c),
+    )
+    return choice, drawn[choice]
+
+
+def _too_high(floor_db: float, reached_db: float) -> InputError:
+    return InputError(
+        f"--floor {floor_db:g} dB: not met by any choice of these formats: the best reach "
+        f"{reached_db:.1f} dB; give a lower floor, or a better --format"
+    )
 
 
 def _within(problem: _Problem, options: Options, budgets: Mapping[tuple[str, ...], int]) -> Choice:
@@ -358,8 +413,7 @@ def _write(
     options: Options,
     choice: Choice,
     measured: float | None,
-    calibration: Calibration | None,
-    probes: int,
+    origin: Mapping[str, Any],
 ) -> Planned:
     recipe, formats = problem.model.recipe, problem.formats(choice)
     scheme = scheme_of(file.stem, BASE, recipe.calibration.methods, formats)
@@ -378,21 +432,11 @@ def _write(
         "predicted_snr_db": round(done.predicted_snr_db, 2),
         "measured_snr_db": None if measured is None else round(measured, 2),
     }
-    origin = {
-        "recipe": recipe.name,
-        "checkpoint_sha256": problem.model.checkpoint.digest,
-        "statistics_sha256": calibration.sha256 if calibration else "",
-        "prompts": len(recipe.calibration.prompts),
-        "seed": recipe.calibration.seed,
-        "probes": probes,
-        "methods": list(recipe.calibration.methods),
-    }
+    facts = {**asdict(aim), **figures, "recipe": recipe.name, **origin}
     details = {
         "format_version": 1,
         "scheme": scheme.name,
-        **asdict(aim),
-        **figures,
-        **origin,
+        **facts,
         "weights": [
             {
                 "graph": graph,
@@ -408,6 +452,5 @@ def _write(
             )
         ],
     }
-    facts = {"base": BASE, **asdict(aim), **figures, **origin}
-    write_plan(file, facts, formats, details)
+    write_plan(file, {"base": BASE, **facts}, formats, details)
     return done

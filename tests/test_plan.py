@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from exporter import backends, pipeline, planning
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.allocate import Candidate, Choice
+from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import Rule, Scheme, parse_format
+from exporter.formats import Scheme, parse_format
 from exporter.graphs import cut_graphs
 from exporter.inspect import predicted_peak_bytes
 from exporter.measures import snr_db
@@ -28,7 +30,6 @@ from exporter.runtime.manifest import Manifest
 from exporter.runtime.package import open_package
 from exporter.statistics import open_statistics
 from exporter.trace import Program, activation_bytes, trace
-from exporter.verify import verify
 from tests.conftest import SHAPES, SMALL, needs
 from tests.test_cli import fourstep, mistake
 
@@ -36,12 +37,13 @@ RECIPE = """
 [model]
 checkpoint = "{checkpoint}"
 [schedule]
-sigmas = [1.0, 0.75, 0.0]
+sigmas = {sigmas}
 [image]
 width_px = {width}
 height_px = 64
 image_to_image = false
 [text]
+t5 = {t5}
 t5_tokens = 24
 [weights]
 scheme = "int8"
@@ -60,7 +62,9 @@ GIVEN = [argument for name in FORMATS for argument in ("--format", name)]
 def recipe_file(folder: Path, checkpoint: Path, **changes: object) -> Path:
     text = {
         "checkpoint": checkpoint,
+        "sigmas": "[1.0, 0.75, 0.0]",
         "width": 64,
+        "t5": "true",
         "backends": '["onnx"]',
         "prompts": '["a red circle", "two stars"]',
         "methods": "[]",
@@ -265,21 +269,28 @@ def quantized(traced: Model, file: Path) -> dict[str, QuantizedProgram]:
     return quantize_all(traced.programs, read_plan(file).scheme)
 
 
-def extremes(traced: Model) -> tuple[int, int]:
-    """Bytes with every weight in its smallest format, and in its largest."""
-    sizes = []
-    for form in ("int2-g16", "fp16"):
-        patterns = {name: {"*": form} for name in traced.programs if name != "vae_decoder"}
-        scheme = scheme_of("all", "int8", (), patterns)
-        sizes.append(sum(p.stored_bytes() for p in quantize_all(traced.programs, scheme).values()))
-    return sizes[0], sizes[1]
+def extremes(traced: Model) -> list[dict[str, int]]:
+    """Bytes by graph with every weight in its smallest format, and in its largest."""
+    smallest = {"*": "fp16", "?*": "int8", "??*": "int2-g16"}  # the last that suits a weight
+    found = []
+    for patterns in (smallest, {"*": "fp16"}):
+        graphs = {name: patterns for name in traced.programs if name != "vae_decoder"}
+        scheme = scheme_of("all", "int8", (), graphs)
+        programs = quantize_all(traced.programs, scheme)
+        found.append({name: program.stored_bytes() for name, program in programs.items()})
+    return found
+
+
+def between(traced: Model, share: float) -> int:
+    """A budget: this share of the way from the smallest formats to the largest."""
+    low, high = (sum(sizes.values()) for sizes in extremes(traced))
+    return int(low + share * (high - low))
 
 
 @pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_a_budget_is_met_and_used(small: Path, traced: Model, tmp_path: Path, share: float) -> None:
-    low, high = extremes(traced)
-    budget = int(low + share * (high - low))
+    budget = between(traced, share)
     row = planned(small, tmp_path / "plan.toml", "--budget", budget)
     assert 0.98 * budget < row["weight_bytes"] <= budget
     found = quantized(traced, tmp_path / "plan.toml")
@@ -288,14 +299,14 @@ def test_a_budget_is_met_and_used(small: Path, traced: Model, tmp_path: Path, sh
     bits = 8 * sum(found[g].stored_bytes() for g in MMDIT) / values
     assert row["bits_per_weight"] == pytest.approx(bits)
     assert set(found["vae_decoder"].values_by_format()) == {"fp32", "int8"}
-    assert abs(row["measured_snr_db"] - row["predicted_snr_db"]) < 6
+    assert read_plan(tmp_path / "plan.toml").facts["budget_bytes"] == budget
 
 
 @pytest.mark.usefixtures("once")
 def test_the_details_say_what_the_choice_was_made_from(
     small: Path, traced: Model, tmp_path: Path
 ) -> None:
-    budget = sum(extremes(traced)) // 2
+    budget = between(traced, 0.5)
     row = planned(small, tmp_path / "plan.toml", "--budget", budget, "--no-draw")
     assert row["measured_snr_db"] is None
     details = json.loads(read_text(tmp_path / "plan.json"))
@@ -316,54 +327,129 @@ def test_the_details_say_what_the_choice_was_made_from(
 
 @pytest.mark.usefixtures("once")
 def test_a_floor_is_met_with_few_bytes(small: Path, traced: Model, tmp_path: Path) -> None:
-    low, high = extremes(traced)
-    middle = planned(small, tmp_path / "a" / "plan.toml", "--budget", (low + high) // 2)
+    first = tmp_path / "a" / "plan.toml"
+    middle = planned(small, first, "--budget", between(traced, 0.6), "--probes", 8)
     floor = middle["measured_snr_db"] - 3
-    row = planned(small, tmp_path / "b" / "plan.toml", "--floor", floor)
+    row = planned(small, tmp_path / "b" / "plan.toml", "--floor", floor, "--from", first)
     assert floor <= row["measured_snr_db"] < floor + 1.5
     assert row["weight_bytes"] < middle["weight_bytes"]
     assert read_plan(tmp_path / "b" / "plan.toml").facts["floor_db"] == floor
 
 
+CANDIDATE = [[Candidate(parse_format("int8"), 10 * i, 10.0**-i) for i in range(13)]]  # 0 to 120 dB
+
+
+@pytest.mark.parametrize("floor", [0, 12, 57.3, 99, 104])
+@pytest.mark.parametrize("slope", [0.4, 1, 2.5])
+def test_a_floor_is_found_whatever_is_drawn(floor: float, slope: float) -> None:
+    """Though drawing differs from the prediction by much, and more where there is more noise."""
+    seen = []
+
+    def draw(choice: Choice) -> float:
+        seen.append(choice)
+        return 5 + 100 * math.pow(choice[0] / 12, slope)
+
+    found, drawn = planning._above(CANDIDATE, floor, draw)
+    fewest = next(i for i in range(13) if draw((i,)) >= floor)
+    assert drawn == draw(found) >= floor and found == (fewest,)
+    assert len(seen) <= planning.MOST_TRIES + fewest + 2  # those of this test included
+
+
+def test_a_floor_below_all_formats() -> None:
+    for drawn in (0.0, 40.0, 1000.0):
+        assert planning._above(CANDIDATE, 0, lambda choice: drawn) == ((0,), drawn)  # noqa: B023
+
+
+def test_a_floor_that_nothing_reaches() -> None:
+    message = (
+        "--floor 106 dB: not met by any choice of these formats: the best reach 105.0 dB; give"
+    )
+    with pytest.raises(InputError, match=message):
+        planning._above(CANDIDATE, 106, lambda choice: 5 + 100 * choice[0] / 12)
+    assert planning._above(CANDIDATE, 119, None) == ((12,), None)
+    with pytest.raises(InputError, match="the best reach 120.0 dB"):
+        planning._above(CANDIDATE, 121, None)
+
+
 @pytest.mark.usefixtures("once")
 def test_memory_bounds_every_graph(small: Path, traced: Model, tmp_path: Path) -> None:
-    programs = {n: p for n, p in traced.programs.items() if n != "vae_decoder"}
-    sizes = {
-        form: {
-            n: p.stored_bytes()
-            for n, p in quantize_all(
-                traced.programs, scheme_of("s", "int8", (), {g: {"*": form} for g in programs})
-            ).items()
-        }
-        for form in ("int2-g16", "fp16")
-    }
+    """Each graph on its own: those that have room get their largest formats."""
 
-    def peak(name: str, stored: int) -> int:
-        return predicted_peak_bytes(stored, activation_bytes(traced.programs[name]))
+    def peaks(sizes: dict[str, int]) -> dict[str, int]:
+        programs = traced.programs
+        return {n: predicted_peak_bytes(b, activation_bytes(programs[n])) for n, b in sizes.items()}
 
-    least = max(peak(n, b) for n, b in sizes["int2-g16"].items())
-    most = max(peak(n, b) for n, b in sizes["fp16"].items())
-    memory = (least + most) // 2
+    low, high = extremes(traced)
+    memory = (max(peaks(low).values()) + max(peaks(high).values())) // 2
     planned(small, tmp_path / "plan.toml", "--memory", memory, "--no-draw")
-    found = {n: p.stored_bytes() for n, p in quantized(traced, tmp_path / "plan.toml").items()}
-    assert max(peak(n, b) for n, b in found.items()) <= memory
-    tight = [n for n, b in sizes["fp16"].items() if peak(n, b) > memory]
-    assert tight
+    programs = quantized(traced, tmp_path / "plan.toml")
+    sizes = {name: program.stored_bytes() for name, program in programs.items()}
+    found, tight = peaks(sizes), {n for n, peak in peaks(high).items() if peak > memory}
+    assert max(found.values()) <= memory and tight and tight < {*programs}
     for name in programs:
         if name in tight:
-            room = memory - peak(name, found[name])
-            assert 0 <= room < 0.02 * 1.5 * found[name]
+            assert memory - found[name] < 0.02 * 1.5 * sizes[name]
         else:
-            assert found[name] == sizes["fp16"][name]
-    message = f"--memory: {tight[0]} needs .* MB of weights more than would fit"
-    assert message.split(" needs")[0]
+            assert sizes[name] == high[name]
     result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--memory", "80MB", *GIVEN)
-    mistake(result, "--memory: ", "MB of weights more than would fit", "give more memory")
+    mistake(result, "--memory 80,000,000 bytes: ", "bytes too few for clip_l, with every weight")
+
+
+@pytest.mark.usefixtures("once")
+def test_bits_of_the_mmdit(small: Path, traced: Model, tmp_path: Path) -> None:
+    """On average over its tensors; the encoders are as the base scheme has them."""
+    row = planned(small, tmp_path / "plan.toml", "--bits", 6, "--no-draw")
+    assert 0.98 * 6 < row["bits_per_weight"] <= 6
+    found = quantized(traced, tmp_path / "plan.toml")
+    assert set(found["t5"].values_by_format()) == {"fp32", "int8"}
+    assert set(tomllib.loads(read_text(tmp_path / "plan.toml"))["formats"]) == set(MMDIT)
+    for bits, words in ((1.5, "bytes too few for conditioner and denoiser"), (33, "at most 32")):
+        result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--bits", bits, *GIVEN)
+        mistake(result, f"--bits {bits}: ", words)
+    result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--bits", 6, "--graph", "t5")
+    mistake(result, "--graph t5: --bits is about conditioner and denoiser alone")
+
+
+@pytest.mark.usefixtures("once")
+def test_sensitivities_are_used_again(
+    small: Path, traced: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without measuring, and only of the same model, trajectories and methods."""
+    first, again = tmp_path / "a" / "plan.toml", tmp_path / "b" / "plan.toml"
+    budget = between(traced, 0.5)
+    aim = ("--budget", budget, "--no-draw")
+    row = planned(small, first, *aim, "--graph", "t5", "--probes", 2)
+    monkeypatch.setattr(planning, "measure", None)
+    found = planned(small, again, *aim, "--graph", "t5", "--from", first)
+    assert found == row | {"path": str(again)}
+    assert read_text(again.with_suffix(".json")) == read_text(first.with_suffix(".json"))
+    remedy = "leave --from out, and they are measured anew"
+
+    def refused(*arguments: object, words: str, given: Path = first) -> None:
+        result = fourstep("plan", small, "-o", again, *aim, *GIVEN, "--from", given, *arguments)
+        mistake(result, f"--from {given}: ", words, remedy)
+
+    refused(words="clip_l text_model.embeddings.token_embedding.weight was not measured as int8")
+    details = json.loads(read_text(first.with_suffix(".json")))
+    damaged = tmp_path / "c.toml"
+    damaged.write_text(read_text(first))
+    refused(words="no c.json beside it", given=damaged)
+    for key, words in (
+        ("checkpoint_sha256", "measured on another checkpoint"),
+        ("trajectories_sha256", "measured on other prompts, steps or sizes"),
+        ("methods", "measured on other methods"),
+        ("statistics_sha256", "measured on other statistics"),
+    ):
+        damaged.with_suffix(".json").write_text(json.dumps(details | {key: ["x"]}))
+        refused(words=words, given=damaged)
+    del details["probes"]
+    damaged.with_suffix(".json").write_text(json.dumps(details))
+    refused(words="its .json is damaged (KeyError('probes'))", given=damaged)
 
 
 @pytest.mark.usefixtures("once")
 def test_only_the_graphs_that_are_asked_for(small: Path, traced: Model, tmp_path: Path) -> None:
-    budget = sum(extremes(traced)) // 2
+    budget = between(traced, 0.5)
     arguments = ("--budget", budget, "--graph", "denoiser", "--graph", "t5", "--no-draw")
     planned(small, tmp_path / "plan.toml", *arguments)
     assert set(tomllib.loads(read_text(tmp_path / "plan.toml"))["formats"]) == {"denoiser", "t5"}
@@ -372,13 +458,13 @@ def test_only_the_graphs_that_are_asked_for(small: Path, traced: Model, tmp_path
 @pytest.mark.usefixtures("once")
 def test_what_cannot_be_met(small: Path, traced: Model, tmp_path: Path) -> None:
     """One line that says what could be; nothing is drawn for a budget, nothing is written."""
-    low, _ = extremes(traced)
-    file = tmp_path / "plan.toml"
-    result = fourstep("plan", small, "-o", file, "--budget", low - 1, *GIVEN)
-    mistake(result, f"--budget {low - 1:,} bytes: {low:,} are needed", "a larger budget")
+    low, file = between(traced, 0), tmp_path / "plan.toml"
+    result = fourstep("plan", small, "-o", file, "--budget", low - 7, *GIVEN)
+    mistake(result, f"--budget {low - 7:,} bytes: 7 bytes too few for clip_l and", "give more, or")
     assert "sensitivity" not in result.stderr
     result = fourstep("plan", small, "-o", file, "--floor", 150, "--format", "int8", "--no-draw")
-    mistake(result, "--floor 150 dB: not met by any choice", "dB is predicted; give a lower floor")
+    words = "--floor 150 dB: not met by any choice of these formats: the best reach "
+    mistake(result, words, " dB; give a lower floor, or a better --format")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -390,13 +476,15 @@ def test_mistakes_before_anything_is_read(small: Path, tmp_path: Path) -> None:
         assert "trace" not in result.stderr and not file.parent.exists()
         return lambda *words: mistake(result, *words)
 
-    refused()("give one of --budget 1.2GB, --memory 2GB and --floor 35")
+    refused()("give one of --budget 1.2GB, --memory 2GB, --bits 4.5 and --floor")
     refused("--budget", "1GB", "--floor", 30)("give one of --budget")
     for size in ("much", "1.2.3GB", "-5MB", "5 quarts", "MB"):
         refused("--budget", size)(f"--budget '{size}': a size is expected, such as 1.2GB or 900MB")
     refused("--memory", "lots")("--memory 'lots': a size is expected")
     for floor in ("nan", "inf", "-1"):
         refused("--floor", floor)(f"--floor {floor}: decibels from 0 to 200 are expected")
+    for bits in ("nan", "inf", "0"):
+        refused("--bits", bits)(f"--bits {bits}: more than 0 and at most 32 are expected")
     refused("--floor", 30, "--graph", "unet")("--graph: unknown graph 'unet'; known: clip_g")
     refused("--floor", 30, "--graph", "vae_decoder")("--graph: unknown graph 'vae_decoder'")
     refused("--floor", 30, "--format", "int3")("unknown format 'int3'; known: fp16")
@@ -426,8 +514,7 @@ def test_prompts_that_are_not_there(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_that_the_recipe_has_not(tiny_folder: Path, tmp_path: Path) -> None:
-    small = recipe_file(tmp_path, tiny_folder)
-    small.write_text(small.read_text().replace("[text]", "[text]\nt5 = false"))
+    small = recipe_file(tmp_path, tiny_folder, t5="false")
     result = fourstep("plan", small, "-o", tmp_path / "p.toml", "--floor", 30, "--graph", "t5")
     mistake(result, "--graph: unknown graph 't5'; known: clip_g, clip_l, conditioner")
 
@@ -459,12 +546,13 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         backends=json.dumps(installed()),
         prompts='["a triangle", "two blue stars", "a circle above a red square"]',
         methods='["equalize", "scales", "feedback", "bias"]',
+        sigmas="[1.0, 0.9, 0.75, 0.5, 0.0]",
+        t5="false",
     )
-    graphs = ("--graph", "conditioner", "--graph", "denoiser")
     formats = ("--format", "int2-g32", "--format", "int4-g32", "--format", "int8")
     place, statistics = folder / "quiet.toml", folder / "statistics"
     result = fourstep(
-        "plan", file, "-o", place, "--budget", "3.6 MB", *graphs, *formats, "--statistics",
+        "plan", file, "-o", place, "--bits", 4.6, *formats, "--probes", 4, "--statistics",
         statistics, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -475,12 +563,19 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     )
 
 
+@pytest.fixture(scope="module")
+def model(plant: Plant) -> Model:
+    return trace_model(plant.recipe, 1 << 30, Progress())
+
+
 def manifest(plant: Plant, name: str) -> Manifest:
     return open_package(plant.built[f"{name}-quiet"].path).manifest
 
 
 def test_packages_are_called_as_the_plan(plant: Plant) -> None:
     assert list(plant.built) == [f"{name}-quiet" for name in installed()]
+    result = fourstep("verify", plant.built["onnx-quiet"].path)
+    assert result.exit_code == 0 and result.stdout.strip().endswith("ok")
     for name, built in plant.built.items():
         assert built.scheme == "quiet" and built.path.name == name
         assert built.report.ok and built.report.images
@@ -501,27 +596,24 @@ def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
     assert read_text(folder / "plan.toml") == plan.text
     details = json.loads(read_text(folder / "plan.json"))
     assert details == json.loads(read_text(plant.file.with_suffix(".json")))
-    assert verify(open_package(folder), Progress()).ok
 
 
 @pytest.mark.parametrize("name", backends.names())
-def test_weights_are_stored_as_planned(plant: Plant, name: str) -> None:
+def test_weights_are_stored_as_planned(plant: Plant, model: Model, name: str) -> None:
     if name not in installed():
         pytest.skip(f"{name}: pip install 'fourstep[{backends.load(name).BUILD_EXTRA}]'")
-    programs = trace_model(plant.recipe, 0, Progress()).programs
-    planned = quantize_all(programs, read_plan(plant.file).scheme)
+    planned = quantize_all(model.programs, read_plan(plant.file).scheme)
     found = manifest(plant, name)
     for graph in found.graphs:
         assert graph.formats == planned[graph.name].values_by_format()
     used = {form for g in MMDIT for form in planned[g].values_by_format()}
     assert used == {"fp32", "int8", "int4-g32", "int2-g32"}
+    assert 0.98 * 4.6 < plant.row["bits_per_weight"] <= 4.6
     assert plant.row["weight_bytes"] == sum(p.stored_bytes() for p in planned.values())
-    assert 0.98 * 3.6e6 < plant.row["weight_bytes"] <= 3.6e6
 
 
-def test_what_is_built_is_what_was_drawn(plant: Plant) -> None:
-    """The plan's figure, from the program that the packages hold; methods gain what they should."""
-    model = trace_model(plant.recipe, 1 << 30, Progress())
+def test_what_is_built_is_what_was_drawn(plant: Plant, model: Model) -> None:
+    """The plan's figure, from the programs that the packages hold; 3 dB are the methods'."""
 
     def drawn_db(scheme: Scheme) -> float:
         weights = Weights(model.checkpoint, calibration=open_statistics(plant.statistics))
@@ -531,8 +623,8 @@ def test_what_is_built_is_what_was_drawn(plant: Plant) -> None:
 
     scheme = read_plan(plant.file).scheme
     assert drawn_db(scheme) == pytest.approx(plant.row["measured_snr_db"], abs=0.01)
-    assert abs(plant.row["measured_snr_db"] - plant.row["predicted_snr_db"]) < 3
-    assert drawn_db(replace(scheme, methods=())) < plant.row["measured_snr_db"] - 2
+    assert abs(plant.row["measured_snr_db"] - plant.row["predicted_snr_db"]) < 4
+    assert drawn_db(replace(scheme, methods=())) < plant.row["measured_snr_db"] - 3
 
 
 def test_the_same_plan_gives_the_same_bytes(plant: Plant, tmp_path: Path) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends, golden, package
-from exporter.calibrate import Trajectories, travel
+from exporter.calibrate import Inputs, Trajectories, travel
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
+from exporter.formats import FORMATS
 from exporter.graphs import cut_graphs
 from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
-from exporter.quantize import QuantizedProgram, Weights, quantize_all, unquantized
+from exporter.quantize import QuantizedProgram, Weights, quantize, quantize_all, unquantized
 from exporter.recipe import Recipe
 from exporter.runtime.manifest import Schedule
 from exporter.runtime.package import open_package
@@ -69,6 +70,22 @@ class Model:
     def trajectories(self) -> Trajectories:
         """Those of the unquantized model; drawn when first asked for."""
         return self.travel(self.unrounded, self.weights)
+
+    def trajectories_as(
+        self, programs: Mapping[str, QuantizedProgram], weights: Weights
+    ) -> Trajectories:
+        """Those of the unquantized model in the units that the programs' methods give channels.
+
+        What graphs hand on to each other is in these units: equalization moves factors from the
+        ``denoiser`` to the ``conditioner``.
+        """
+        if not any("equalize" in program.methods for program in programs.values()):
+            return self.trajectories
+        float32 = {
+            name: quantize(self.programs[name], lambda *_: FORMATS["fp32"], program.methods)
+            for name, program in programs.items()
+        }
+        return self.travel(float32, weights)
 
 
 def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
@@ -170,9 +187,8 @@ def build(
             progress(f"{scheme.name}: golden pictures in torch")
         drawings = painter.draw(quantized[given])
         for name in (n for n, names in wanted.items() if given in names):
-            order = backends.Order(
-                recipe.backend(name).options, lambda graph: model.trajectories.calls[graph]
-            )
+            drawn = functools.partial(model.trajectories_as, quantized[given], weights)
+            order = backends.Order(recipe.backend(name).options, functools.partial(_calls, drawn))
             target = out / f"{name}-{scheme.name}"
             with staging(target) as folder:
                 # Emit: each backend translates the same programs, reading weights one at a time.
@@ -200,6 +216,10 @@ def build(
                 package.write_log(target, manifest, report.to_json())
             built.append(Built(target, name, scheme.name, manifest.bytes, report))
     return built
+
+
+def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
+    return drawn().calls[graph]
 
 
 def _bytes(programs: dict[str, QuantizedProgram]) -> int:

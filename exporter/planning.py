@@ -208,7 +208,7 @@ def _measured(
         for name, program in model.programs.items()
     }  # fmt: skip
     return measure(
-        float32, weights.read, model.trajectories, model.schedule,
+        float32, weights.read, model.trajectories_as(float32, weights), model.schedule,
         Rounding(problem.asked, weights),
         model.recipe.calibration.seed, probes, progress,
     )  # fmt: skip

@@ -125,7 +125,12 @@ def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
 def tiny_recipe(tiny_folder: Path) -> Recipe:
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
     return replace(
-        recipe, name="tiny", checkpoint=str(tiny_folder), cut=SMALL, prompts=("a red circle",)
+        recipe,
+        name="tiny",
+        checkpoint=str(tiny_folder),
+        cut=SMALL,
+        prompts=("a red circle",),
+        calibration=replace(recipe.calibration, methods=()),
     )
 
 

@@ -5,31 +5,32 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from exporter import backends, pipeline, planning
 from exporter.allocate import Candidate, Choice
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import Scheme, parse_format
+from exporter.formats import METHODS, Format, Scheme, parse_format
 from exporter.graphs import cut_graphs
 from exporter.inspect import predicted_peak_bytes
-from exporter.measures import snr_db
+from exporter.measures import relative_error, snr_db
 from exporter.pipeline import Built, Model, build, trace_model
 from exporter.plan import is_plan, read_plan, scheme_of, write_plan
 from exporter.progress import Progress
-from exporter.quantize import MMDIT, QuantizedProgram, Weights, quantize_all
+from exporter.quantize import MMDIT, NEAREST, QuantizedProgram, Weights, quantize, quantize_all
 from exporter.recipe import Recipe, read_recipe
 from exporter.runtime.manifest import Manifest
 from exporter.runtime.package import open_package
 from exporter.statistics import open_statistics
-from exporter.trace import Program, activation_bytes, trace
+from exporter.trace import Program, activation_bytes, run, trace
 from tests.conftest import SHAPES, SMALL, needs
 from tests.test_cli import fourstep, mistake
 
@@ -522,6 +523,9 @@ def test_a_graph_that_the_recipe_has_not(tiny_folder: Path, tmp_path: Path) -> N
 # The packages.
 
 
+PROBES = 4
+
+
 @dataclass(frozen=True)
 class Plant:
     """A plan of shapes-flash with all methods, made as a user makes it, and its packages."""
@@ -552,7 +556,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     formats = ("--format", "int2-g32", "--format", "int4-g32", "--format", "int8")
     place, statistics = folder / "quiet.toml", folder / "statistics"
     result = fourstep(
-        "plan", file, "-o", place, "--bits", 4.6, *formats, "--probes", 4, "--statistics",
+        "plan", file, "-o", place, "--bits", 4.6, *formats, "--probes", PROBES, "--statistics",
         statistics, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -612,19 +616,78 @@ def test_weights_are_stored_as_planned(plant: Plant, model: Model, name: str) ->
     assert plant.row["weight_bytes"] == sum(p.stored_bytes() for p in planned.values())
 
 
+def calibrated(plant: Plant, model: Model) -> Weights:
+    return Weights(model.checkpoint, calibration=open_statistics(plant.statistics))
+
+
 def test_what_is_built_is_what_was_drawn(plant: Plant, model: Model) -> None:
-    """The plan's figure, from the programs that the packages hold; 3 dB are the methods'."""
+    """The plan's figure, from the programs that the packages hold; 5 dB are the methods'."""
 
     def drawn_db(scheme: Scheme) -> float:
-        weights = Weights(model.checkpoint, calibration=open_statistics(plant.statistics))
-        found = model.travel(quantize_all(model.programs, scheme), weights)
-        pairs = zip(found.latents, model.trajectories.latents, strict=True)
+        programs = quantize_all(model.programs, scheme)
+        found = model.travel(programs, calibrated(plant, model)).latents
+        pairs = zip(found, model.trajectories.latents, strict=True)
         return float(-10 * np.log10(np.mean([10 ** (-snr_db(a, b) / 10) for a, b in pairs])))
 
     scheme = read_plan(plant.file).scheme
     assert drawn_db(scheme) == pytest.approx(plant.row["measured_snr_db"], abs=0.01)
     assert abs(plant.row["measured_snr_db"] - plant.row["predicted_snr_db"]) < 4
-    assert drawn_db(replace(scheme, methods=())) < plant.row["measured_snr_db"] - 3
+    assert drawn_db(replace(scheme, methods=())) < plant.row["measured_snr_db"] - 5
+
+
+@pytest.mark.parametrize(
+    ("graph", "weight", "form"),
+    [
+        ("denoiser", "pos_embed.proj.weight", "int8"),  # of no method
+        ("denoiser", "transformer_blocks.0.attn.to_v.weight", "int8"),  # scaled by rows and columns
+        ("denoiser", "transformer_blocks.2.ff.net.2.weight", "int8"),  # with one mean
+        ("conditioner", "transformer_blocks.0.norm1.linear.weight", "int4-g32"),  # with one a step
+    ],
+)
+def test_noise_with_methods_is_what_one_rounded_weight_does(
+    plant: Plant, model: Model, graph: str, weight: str, form: str
+) -> None:
+    """Along the very directions that the plan was measured along, to a tenth."""
+    rows = json.loads(read_text(plant.file.with_suffix(".json")))["weights"]
+    (row,) = (r for r in rows if (r["graph"], r["weight"]) == (graph, weight))
+    (noise,) = (c["noise"] for c in row["candidates"] if c["format"] == form)
+
+    def format_of(in_graph: str, name: str, role: str) -> Format:
+        return parse_format(form if (in_graph, name) == (graph, weight) else "fp32")
+
+    methods = {name: frozenset(METHODS) if name in MMDIT else NEAREST for name in model.programs}
+    programs = {n: quantize(p, format_of, methods[n]) for n, p in model.programs.items()}
+    found = model.travel(programs, calibrated(plant, model)).latents
+    latents = np.concatenate(model.trajectories.latents).astype(np.float64)
+    away, generator = np.concatenate(found) - latents, torch.Generator().manual_seed(1000)
+    shape = (1, *latents.shape[1:])
+    drawn = [torch.randn(shape, generator=generator) for _ in range(PROBES * len(latents))]
+    probed = torch.cat(drawn).reshape(PROBES, *latents.shape).double().numpy()
+    products = np.einsum("npchw,pchw->np", probed, away)
+    power = np.sum(latents**2) / len(latents)
+    assert noise == pytest.approx(np.mean(products**2) / power, rel=0.1)
+
+
+def test_activations_are_calibrated_in_the_units_of_the_methods(
+    plant: Plant, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the samples that a backend gets, the last steps' end in the model's own latents."""
+    seen: list[Sequence[Mapping[str, np.ndarray]]] = []
+
+    def emit(program: QuantizedProgram, read: object, folder: Path, order: backends.Order) -> None:
+        seen.append(order.samples("denoiser"))
+        raise InputError("seen enough")
+
+    monkeypatch.setattr("exporter.backends.onnx.emit", emit)
+    recipe, scheme = replace(plant.recipe, prompts=()), [str(plant.file)]
+    with pytest.raises(InputError, match="seen enough"):
+        build(recipe, tmp_path, ["onnx"], scheme, statistics=plant.statistics)
+    program = model.programs["denoiser"]
+    float32 = quantize(program, lambda *_: parse_format("fp32"), frozenset(METHODS))
+    for call, latent in zip(seen[0][3::4], model.trajectories.latents, strict=True):
+        given = {name: torch.from_numpy(value) for name, value in call.items()}
+        velocity = run(float32, calibrated(plant, model).read, given)["velocity"].numpy()
+        assert relative_error(call["latent"] - np.float32(0.5) * velocity, latent) < 1e-4
 
 
 def test_the_same_plan_gives_the_same_bytes(plant: Plant, tmp_path: Path) -> None:

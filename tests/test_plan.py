@@ -18,7 +18,7 @@ from exporter import backends, pipeline, planning
 from exporter.allocate import Candidate, Choice
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import METHODS, Format, Scheme, parse_format
+from exporter.formats import METHODS, Format, Scheme, load_scheme, parse_format
 from exporter.graphs import cut_graphs
 from exporter.inspect import predicted_peak_bytes
 from exporter.measures import relative_error, snr_db
@@ -121,7 +121,7 @@ def test_a_plan_that_was_written_is_read(programs: dict[str, Program], tmp_path:
     assert sorted(f.name for f in file.parent.iterdir()) == ["quiet.json", "quiet.toml"]
     found = chosen(programs, plan.scheme)
     assert all(found[g][w] == form for g, ws in formats.items() for w, form in ws.items())
-    base = chosen(programs, scheme_of("int4", "int4", (), {}))
+    base = chosen(programs, load_scheme("int4"))
     listed = {(g, w) for g, ws in formats.items() for w in ws}
     assert all(
         found[g][w] == f for g, ws in base.items() for w, f in ws.items() if (g, w) not in listed

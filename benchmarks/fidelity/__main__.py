@@ -204,7 +204,7 @@ def resume(file: Path | None, settings: Mapping[str, object]) -> dict[str, Row]:
 def table(rows: Mapping[str, Row]) -> str:
     """All rows as Markdown, by bytes; those that failed last."""
     lines = [
-        "| weights | bytes | bits | latent SNR dB | PSNR dB | ShapeEval | quantizing CPU s | notes |",
+        "| weights | bytes | bits | latent SNR dB | PSNR dB | ShapeEval | CPU s | notes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in sorted(rows.items(), key=lambda item: item[1].get("bytes", float("inf"))):

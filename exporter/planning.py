@@ -207,6 +207,7 @@ def _measured(
         )
         for name, program in model.programs.items()
     }  # fmt: skip
+    progress("sensitivity: along the steps of the calibration prompts")
     return measure(
         float32, weights.read, model.trajectories_as(float32, weights), model.schedule,
         Rounding(problem.asked, weights),

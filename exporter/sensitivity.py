@@ -6,12 +6,13 @@ all steps gives <v, J dW> for every weight and every candidate precision at once
 dW with the gradient of <v, x> (the estimator of Hutchinson 1990). So each candidate's own rounding
 errors are measured, not the size of its errors, and the cost does not grow with their number.
 
-Programs are differentiated segment by segment: only what is alive between segments is kept, and
-weights are read for one segment at a time.
+Programs are differentiated segment by segment: only what is alive between segments is kept, for so
+many prompts at a time as fit, and weights are read for one segment at a time.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +26,8 @@ from exporter.runtime.loop import ENCODERS
 from exporter.runtime.manifest import Schedule
 from exporter.trace import Program, apply, last_uses
 
-SEGMENT_BYTES = 256 << 20  # of values that a segment may make
+SEGMENT_BYTES = 256 << 20  # of values that a segment may make, tensors and their gradients
+KEPT_BYTES = 1 << 30  # of values between segments
 Read = Callable[[object], Tensor]
 Visit = Callable[[object, Sequence[Tensor | None]], None]
 Back = list[dict[str, Tensor]]
@@ -50,9 +52,10 @@ class Segment:
 
 
 def segments(program: Program, most_bytes: int = SEGMENT_BYTES) -> list[Segment]:
-    """Cut a program where the least is alive, so that no segment makes more than ``most_bytes``.
+    """Cut a program where the least is alive, so that no segment holds more than ``most_bytes``.
 
-    A single operator may; a cut never falls where a list of tensors is alive.
+    A segment holds the values that it makes, the tensors that it uses and their gradients. A single
+    operator may hold more; a cut never falls where a list of tensors is alive.
     """
     nodes, order = program.nodes(), last_uses(program.graph)
     alive: dict[fx.Node, int] = {}
@@ -67,9 +70,13 @@ def segments(program: Program, most_bytes: int = SEGMENT_BYTES) -> list[Segment]
     found: list[Segment] = []
     start = 0
     while start < len(nodes):
-        made, end = 0, start
-        while end < len(nodes) and (end == start or made + _bytes(nodes[end]) <= most_bytes):
-            made += _bytes(nodes[end])
+        held, end, used = 0, start, set[fx.Node]()
+        while end < len(nodes):
+            read = {n for n in nodes[end].all_input_nodes if n.name in program.tensors} - used
+            held += _bytes(nodes[end]) + 2 * sum(_bytes(n) for n in read)
+            if held > most_bytes and end > start:
+                break
+            used |= read
             end += 1
         if end < len(nodes):
             # The cheapest cut of the second half, so that segments do not get short.
@@ -81,6 +88,11 @@ def segments(program: Program, most_bytes: int = SEGMENT_BYTES) -> list[Segment]
         found.append(Segment(tuple(nodes[start:end])))
         start = end
     return found
+
+
+def kept_bytes(program: Program, most_bytes: int = SEGMENT_BYTES) -> int:
+    """Bytes between the segments of a program, for one sample."""
+    return sum(_bytes(n) for part in segments(program, most_bytes) for n in _taken(part, program))
 
 
 def _bytes(node: fx.Node) -> int:
@@ -233,15 +245,20 @@ def measure(
     power = float(np.mean([np.sum(x.astype(np.float64) ** 2) for x in latents]))
     total: Noise = {}
     for probe in range(probes):
-        progress(f"sensitivity: probe {probe + 1} of {probes}")
         cotangents = [torch.randn(latents[0].shape, generator=generator) for _ in latents]
-        for key, products in _products(
-            programs, read, trajectories, schedule, changes, cotangents
-        ).items():
+        found = _products(
+            programs, read, trajectories, schedule, changes, cotangents,
+            functools.partial(_tell, progress, f"sensitivity {probe + 1} of {probes}"),
+        )  # fmt: skip
+        for key, products in found.items():
             row = total.setdefault(key, dict.fromkeys(products, 0.0))
             for name, values in products.items():
                 row[name] += float(values.square().mean()) / power / probes
     return total
+
+
+def _tell(progress: Callable[[str], None], start: str, line: str) -> None:
+    progress(f"{start}: {line}")
 
 
 Products = dict[tuple[str, str], dict[str, Tensor]]
@@ -254,23 +271,33 @@ def _products(
     schedule: Schedule,
     changes: Changes,
     cotangents: list[Tensor],
+    progress: Callable[[str], None],
 ) -> Products:
     """<v, J dW> of each weight and candidate, float64 by prompt."""
     products: Products = {}
 
     def back(graph: str, calls: Sequence[Inputs], given: Sequence[Mapping[str, Tensor]]) -> Back:
-        def visit(source: object, gradients: Sequence[Tensor | None]) -> None:
+        def visit(start: int, source: object, gradients: Sequence[Tensor | None]) -> None:
             weight, by_format = changes.of(graph, source)
             sums = products.setdefault((graph, weight), {})
             for name, change in by_format.items():
                 row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
-                for index, gradient in enumerate(gradients):
+                for index, gradient in enumerate(gradients, start):
                     if gradient is not None:
                         row[index] += torch.sum(gradient * change, dtype=torch.float64)
 
         samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
         asked = {s for s in programs[graph].tensors.values() if changes.asks(graph, s)}
-        return pull_back(programs[graph], read, samples, given, asked.__contains__, visit)
+        side_by_side = max(1, KEPT_BYTES // max(1, kept_bytes(programs[graph])))
+        found: Back = []
+        for start in range(0, len(samples), side_by_side):
+            progress(f"{graph}, prompt {start + 1} of {len(samples)}")
+            some = slice(start, start + side_by_side)
+            found += pull_back(
+                programs[graph], read, samples[some], given[some], asked.__contains__,
+                functools.partial(visit, start),
+            )  # fmt: skip
+        return found
 
     conditions = _through_steps(trajectories, schedule, cotangents, back)
     below = back("conditioner", trajectories.calls["conditioner"], conditions)

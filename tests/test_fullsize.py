@@ -12,6 +12,7 @@ from exporter.formats import load_scheme
 from exporter.graphs import Graph, clip, conditioner, denoiser, t5, vae
 from exporter.quantize import quantize
 from exporter.recipe import read_recipe
+from exporter.sensitivity import SEGMENT_BYTES, kept_bytes, segments
 from exporter.synth import FLASH
 from exporter.trace import Program, Stored, trace
 from tests.conftest import ROOT
@@ -58,6 +59,23 @@ def test_int4_mmdit_is_small(cut: Cut) -> None:
         stored = {s.of.name: s.of for s in program.tensors.values() if hasattr(s, "of")}
         total += sum(program.formats[n].stored_bytes(s.shape) for n, s in stored.items())
     assert total < 1.3e9
+
+
+@pytest.mark.parametrize("name", ["clip_g", "conditioner", "denoiser"])
+def test_sensitivities_are_measured_in_bounded_memory(cut: Cut, name: str) -> None:
+    """Few tokens make small values beside large weights: what is held is little all the same."""
+    core, once = mmdit(cut)
+    graph = {
+        "clip_g": clip.cut("clip_g", "text_encoder_2", FLASH.clip_g), "conditioner": once,
+        "denoiser": core,
+    }[name]  # fmt: skip
+    program = trace(graph)
+    tables = [0, *(n for source, n in parameters(program).items() if "embed" in source)]
+    for part in segments(program):
+        tensors = {n for node in part.nodes for n in node.all_input_nodes}
+        read = sum(n.meta["val"].numel() for n in tensors if n.name in program.tensors)
+        assert 8 * read <= max(SEGMENT_BYTES, 8 * max(tables))
+    assert kept_bytes(program) < 1 << 30
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from exporter import sensitivity
 from exporter.candidates import Rounding, candidates, parse_formats
 from exporter.checkpoint import Checkpoint
 from exporter.graphs import Graph, Port, cut_graphs
@@ -117,6 +118,22 @@ def test_gradients_of_a_few_tensors(
     assert found.keys() == set(last)
     for source in last:
         torch.testing.assert_close(found[source][0], expected[source], rtol=1e-9, atol=1e-9)
+
+
+def held_bytes(program: Program, nodes: Sequence[fx.Node]) -> int:
+    """Of the values that some operators make, of their tensors and of those tensors' gradients."""
+    tensors = {n for node in nodes for n in node.all_input_nodes if n.name in program.tensors}
+    made = [n.meta["val"] for n in nodes if isinstance(n.meta["val"], Tensor)]
+    return 4 * (sum(v.numel() for v in made) + 2 * sum(n.meta["val"].numel() for n in tensors))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_no_segment_holds_more_than_it_may(programs: dict[str, Program], name: str) -> None:
+    """But for single operators: a narrow layer's weights can be larger than its values."""
+    program = programs[name]
+    for size in (20_000, 200_000, 1 << 20):
+        for part in segments(program, size):
+            assert len(part.nodes) == 1 or held_bytes(program, part.nodes) <= size
 
 
 class Split(torch.nn.Module):
@@ -298,6 +315,19 @@ def test_a_weight_that_nothing_hangs_on_has_no_noise(noise: Noise) -> None:
     unused = ("denoiser", f"transformer_blocks.{max(blocks)}.attn.add_q_proj.weight")
     assert set(noise[unused].values()) == {0.0}
     assert noise["denoiser", "transformer_blocks.0.attn.add_q_proj.weight"]["int4-g32"] > 0
+
+
+def test_few_prompts_at_a_time_give_the_same_noise(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, lines = noises(model, 0, 1), list[str]()
+    monkeypatch.setattr(sensitivity, "KEPT_BYTES", 1)
+    given = model.unrounded, model.weights.read, model.trajectories, model.schedule
+    one_by_one = measure(*given, Halved(model), 0, 1, lines.append)
+    assert lines[:2] == [f"sensitivity 1 of 1: denoiser, prompt {n} of 2" for n in (1, 2)]
+    assert one_by_one.keys() == together.keys()
+    for key, row in together.items():
+        assert one_by_one[key] == pytest.approx(row, rel=1e-9)
 
 
 def test_the_same_seed_gives_the_same_noise(model: Model) -> None:

@@ -62,6 +62,11 @@ class Format:
         return self.name in ("int4", "int2")
 
     @property
+    def takes_methods(self) -> bool:
+        """Whether codes can be chosen by what a layer puts out."""
+        return self.is_integer and self.name != "w8a8"
+
+    @property
     def is_palette(self) -> bool:
         return self.name.startswith("pal")
 
@@ -119,7 +124,12 @@ class Scheme:
 
     @property
     def used_methods(self) -> tuple[str, ...]:
-        """The methods, without those that harm: scaled channels do not share a palette well."""
+        """The methods, if there are codes for them, without those that harm.
+
+        Scaled channels do not share a palette well.
+        """
+        if not any(rule.format.takes_methods for rule in self.rules):
+            return ()
         palettes = any(rule.format.is_palette for rule in self.rules)
         return tuple(m for m in self.methods if not (palettes and m == "equalize"))
 

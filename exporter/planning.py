@@ -26,7 +26,7 @@ from exporter.errors import InputError, known
 from exporter.formats import FORMATS, Format, load_scheme
 from exporter.inspect import most_weight_bytes
 from exporter.measures import snr_db
-from exporter.pipeline import KEEP_BYTES, STATISTICS, Model, calibrate, trace_model
+from exporter.pipeline import STATISTICS, Model, calibrate, trace_model
 from exporter.plan import read_plan, scheme_of, write_plan
 from exporter.progress import Progress
 from exporter.quantize import MMDIT, Weights, methods_of, quantize, quantize_all
@@ -37,6 +37,7 @@ from exporter.statistics import Calibration, provenance_of
 from exporter.trace import activation_bytes
 
 BASE = "int8"  # the scheme of weights that a plan does not list
+KEEP_BYTES = 256 << 20  # of weights and of codes, so that a small model's are read once
 MOST_TRIES = 8  # at meeting a floor
 NEAR_DB = 0.25  # above a floor that needs no further try
 
@@ -153,7 +154,7 @@ def plan(
     budgets = _budgets(problem, aim)
 
     methods = {
-        g: methods_of(g, able if g in names else (), recipe.calibration.methods)
+        g: methods_of(g, able if g in names else [FORMATS[BASE]], recipe.calibration.methods)
         for g in model.programs
     }
     measured_graphs = [g for g in model.programs if methods[g]]
@@ -203,7 +204,7 @@ def _measured(
     float32 = {
         name: quantize(
             program, lambda *_: FORMATS["fp32"],
-            methods_of(name, formats if name in graphs else (), methods),
+            methods_of(name, formats if name in graphs else [FORMATS[BASE]], methods),
         )
         for name, program in model.programs.items()
     }  # fmt: skip

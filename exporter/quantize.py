@@ -282,7 +282,7 @@ class Weights:
         value = self._scaled(source.of, source.methods)
         if source.rows > 1:
             value = value.expand(source.rows, -1)
-        if source.weight is None or source.format is None or not source.format.is_integer:
+        if source.weight is None or source.format is None or not source.format.takes_methods:
             return value
         key = (source.weight, source.format, source.methods)
         if key not in self._mean_changes:
@@ -318,7 +318,7 @@ class Weights:
     def _encode(self, source: Stored, form: Format, methods: Methods) -> Encoded:
         weight = self._scaled(source, methods).float()
         inputs = self.calibration.layer(source) if self.calibration and methods else None
-        if inputs is None or not (form.is_integer and form.name != "w8a8"):
+        if inputs is None or not form.takes_methods:
             return encode(weight, form)
         if not torch.isfinite(weight).all():
             raise ValueError("has a value that is not finite")
@@ -390,7 +390,7 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
     graph, env = fx.Graph(), {}
     tensors, formats, adjusted = dict[str, object](), dict[str, Format](), []
     joins: list[tuple[fx.Node, dict[str, fx.Node], Format, int]] = []
-    kinds, biases = roles(program), _biases(program) if "bias" in methods else {}
+    kinds, biases = roles(program), _biases(program, format_of) if "bias" in methods else {}
     held = {bias.weight for bias in biases.values()}
     for node in program.graph.nodes:
         if node.op != "placeholder":
@@ -452,10 +452,16 @@ class _Bias:
     rows: int
 
 
-def _biases(program: Program) -> dict[fx.Node, _Bias]:
-    """The biases that can take over a mean change: of one linear layer each."""
+def _biases(program: Program, format_of: FormatOf) -> dict[fx.Node, _Bias]:
+    """The biases that can take over a mean change: of one linear layer each, with codes.
+
+    Or in float32, as sensitivities want it: what codes would change is asked of each row.
+    """
     found = {}
     for node, weight in linears(program).items():
+        form = fit(format_of(program.name, weight.name, "linear"), weight.shape)
+        if not form.takes_methods and form.name != "fp32":
+            continue
         bias = node.args[2] if len(node.args) > 2 else None
         of = program.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
         if isinstance(bias, fx.Node) and isinstance(of, Stored) and len(bias.users) == 1:
@@ -499,7 +505,8 @@ def methods_of(graph: str, formats: Iterable[Format], methods: Sequence[str]) ->
 
     Eight bits lose next to nothing in an encoder, and measuring its layers is as dear as drawing.
     """
-    asked = graph in MMDIT or any(form.is_grouped for form in formats)
+    taking = [form for form in formats if form.takes_methods]
+    asked = taking and (graph in MMDIT or any(form.is_grouped for form in taking))
     return frozenset(methods) if asked else NEAREST
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ from exporter.formats import (
     scheme_names,
 )
 from exporter.graphs import cut_graphs
-from exporter.quantize import Weights, encode, quantize, roles
+from exporter.quantize import Adapted, Weights, encode, quantize, quantize_all, roles
 from exporter.trace import Program, Stored, run, trace
 from tests.conftest import SMALL
 
@@ -305,6 +307,22 @@ def test_quantized_programs_run_in_torch(
     if name != "fp32":
         exact = run(plain, weights.read, inputs)["velocity"]
         assert not torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("name", scheme_names())
+def test_methods_are_for_codes(programs: dict[str, Program], name: str) -> None:
+    """What has no codes to choose needs no statistics, and its biases no rows for the steps."""
+    plain, methods = load_scheme(name), ("feedback", "bias")
+    scheme = replace(plain, methods=methods)
+    assert scheme.used_methods == (() if name in ("fp32", "fp16") else methods)
+    before, after = (quantize_all(programs, s) for s in (plain, scheme))
+    for graph, program in after.items():
+        rows = [s for s in program.tensors.values() if isinstance(s, Adapted) and s.rows > 1]
+        assert all(s.format is not None and s.format.takes_methods for s in rows)
+        grown = program.stored_bytes() - before[graph].stored_bytes()
+        assert grown == sum(4 * (s.rows - 1) * s.of.shape[0] for s in rows)
+        adaln = graph == "conditioner" and name in ("int8", "int8-w8a8", "int4")
+        assert bool(rows) == (adaln or (graph == "conditioner" and name.startswith("pal")))
 
 
 def test_damaged_weights_are_named(tiny: Checkpoint) -> None:

@@ -121,9 +121,10 @@ class QuantizedProgram(Program):
         return dict(sorted(count.items()))
 
     def stored_bytes(self) -> int:
-        """Bytes of all weights in their formats: values or codes, scales, zero points."""
+        """Bytes of all weights in their formats: values or codes, scales, zero points; constants."""
         rows = (s for s in self.tensors.values() if isinstance(s, Adapted))
-        added = sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
+        added = sum(s.value.nbytes for s in self.tensors.values() if isinstance(s, Constant))
+        added += sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
         return added + sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
 
 

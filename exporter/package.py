@@ -53,6 +53,16 @@ class Origin:
     programs: Mapping[str, QuantizedProgram]
     calibration: Calibration | None
 
+    @property
+    def statistics_sha256(self) -> str:
+        """Of the statistics that codes were chosen with; empty without any."""
+        return self.calibration.sha256 if self.calibration and self.scheme.used_methods else ""
+
+    @property
+    def plan_sha256(self) -> str:
+        """Of the plan; empty without one."""
+        return self.plan.sha256 if self.plan else ""
+
 
 def emit_graph(
     backend: ModuleType,
@@ -118,11 +128,9 @@ def fill(
         recipe_sha256=recipe.digest(backend[0]),
         checkpoint_sha256=checkpoint.digest,
         methods=origin.scheme.used_methods,
-        statistics_sha256=origin.calibration.sha256
-        if origin.calibration and origin.scheme.used_methods
-        else "",
-        plan_sha256=origin.plan.sha256 if origin.plan else "",
-        tools=_tools(backend[1]),
+        statistics_sha256=origin.statistics_sha256,
+        plan_sha256=origin.plan_sha256,
+        tools=tools_of(backend[1]),
         schedule=Schedule(recipe.mode, cut.sigmas),
         width_px=cut.width_px,
         height_px=cut.height_px,
@@ -141,16 +149,22 @@ def fill(
     return manifest
 
 
-def write_log(target: Path, manifest: Manifest, report: str) -> None:
-    """What may differ from build to build, beside the package rather than in it."""
+def log_of(target: Path) -> Path:
+    """The file of what may differ from build to build, beside the package rather than in it."""
+    return target.parent / f"{target.name}.log.json"
+
+
+def write_log(target: Path, folder: Path, manifest: Manifest, basis: str, report: str) -> None:
+    """What decided the bytes of the package in ``folder``, and what ``verify`` measured."""
     log = {
         "package": target.name,
+        "basis": basis,
+        "manifest_sha256": file_digest(folder / "manifest.json"),
         "bytes": manifest.bytes,
         "graphs": {g.name: g.bytes for g in manifest.graphs},
         "verify": json.loads(report),
     }
-    file = target.parent / f"{target.name}.log.json"
-    file.write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    log_of(target).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
@@ -190,7 +204,8 @@ def _copy_licences(source: Path, folder: Path) -> list[Path]:
     return [Path(shutil.copyfile(f, folder / f.name)) for f in found]
 
 
-def _tools(backend: ModuleType) -> dict[str, str]:
+def tools_of(backend: ModuleType) -> dict[str, str]:
+    """Versions of fourstep and of what a backend builds and runs with."""
     distributions = {*backend.REQUIRES.values(), *backend.RUNS_WITH.values()}
     versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
     return {"fourstep": __version__, **versions}

@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-from exporter import backends, golden, package
+from exporter import backends, golden, package, resume
 from exporter.calibrate import Inputs, Trajectories, travel
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
@@ -20,8 +21,15 @@ from exporter.quantize import QuantizedProgram, Weights, quantize, quantize_all,
 from exporter.recipe import Recipe
 from exporter.runtime.manifest import Schedule
 from exporter.runtime.package import open_package
-from exporter.staging import refuse_place, staging
-from exporter.statistics import Calibration, obtain, provenance_of, write_statistics
+from exporter.staging import refuse_place
+from exporter.statistics import (
+    Calibration,
+    Provenance,
+    kept,
+    obtain,
+    provenance_of,
+    write_statistics,
+)
 from exporter.tokenizers import TokenizerFile, tokenizer_files
 from exporter.trace import Program, bind, trace
 from exporter.verify import Report, check_files, verify
@@ -59,6 +67,13 @@ class Model:
     def unrounded(self) -> dict[str, QuantizedProgram]:
         """The programs with every weight in float32."""
         return {name: unquantized(program) for name, program in self.programs.items()}
+
+    def provenance(self, graphs: Sequence[str]) -> Provenance:
+        """What statistics of these graphs are measured on."""
+        given = self.recipe.calibration
+        return provenance_of(
+            self.checkpoint, self.recipe.cut, self.recipe.mode, given.prompts, given.seed, graphs
+        )
 
     def travel(self, programs: Mapping[str, QuantizedProgram], weights: Weights) -> Trajectories:
         """Draw the recipe's calibration prompts in torch, up to their final latents."""
@@ -110,11 +125,7 @@ def calibrate(
 
     The trajectories are drawn, and each graph is run on all of them, layer by layer.
     """
-    calibration = model.recipe.calibration
-    provenance = provenance_of(
-        model.checkpoint, model.recipe.cut, model.recipe.mode, calibration.prompts,
-        calibration.seed, graphs,
-    )  # fmt: skip
+    provenance = model.provenance(graphs)
 
     def measure(folder: Path) -> None:
         progress("draw the calibration prompts, unquantized, in torch")
@@ -140,6 +151,9 @@ def build(
         scheme_names: schemes, or files of plans; without any, those of the recipe.
         statistics: folder of calibration statistics, used again if they fit; ``out``/statistics.
 
+    Packages that are there and whole, of the same recipe, checkpoint and tools, are kept. A build
+    that was interrupted goes on with the graphs that it has finished.
+
     Raises InputError for what a user can mend, CheckFailed when a package does not verify; either
     way nothing half-written stays.
     """
@@ -156,7 +170,6 @@ def build(
         if schemes[one].name == schemes[other].name:
             raise InputError(f"{one} and {other} would be built into the same folder; rename one")
     model = trace_model(recipe, KEEP_BYTES if recipe.prompts else 0, progress)
-    progress.expect(_lines(len(model.programs), wanted, len(recipe.prompts)))
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     quantized = {name: quantize_all(model.programs, scheme) for name, scheme in schemes.items()}
@@ -164,43 +177,70 @@ def build(
         options = recipe.backend(name).options
         for given in names:
             backends.refuse_inexpressible(name, modules[name], options, given, quantized[given])
-    refuse_place(out, sum(_bytes(quantized[s]) for names in wanted.values() for s in names))
+
+    # Resume: packages that are whole, and just what this build would make, are kept.
+    graphs = [g for g in model.programs if any(q[g].methods for q in quantized.values())]
+    place = statistics or out / STATISTICS
+    calibration = kept(place, model.provenance(graphs)) if graphs else None
+    jobs = [
+        _Job(given, name, modules[name], out / f"{name}-{scheme.name}")
+        for given, scheme in schemes.items()
+        for name, names in wanted.items()
+        if given in names
+    ]
+
+    def origin(job: _Job) -> package.Origin:
+        given = job.scheme
+        return package.Origin(schemes[given], plans[given], quantized[given], calibration)
+
+    def basis(job: _Job) -> str:
+        return resume.basis_of(recipe, model.checkpoint, (job.backend, job.module), origin(job))
+
+    built = {job: _kept_package(job, schemes[job.scheme].name, basis(job)) for job in jobs}
+    left = [job for job in jobs if built[job] is None]
+    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)))
+    for job in jobs:
+        if job not in left:
+            progress(f"{job.target.name} is whole already")
+    needed_bytes = sum(_bytes(quantized[job.scheme]) for job in left)
+    refuse_place(out, needed_bytes - sum(resume.unfinished_bytes(job.target) for job in left))
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
-    calibration = None
-    graphs = [g for g in model.programs if any(q[g].methods for q in quantized.values())]
-    if graphs:
-        calibration = calibrate(model, graphs, statistics or out / STATISTICS, progress)
+    if calibration is None and any(schemes[job.scheme].used_methods for job in left):
+        calibration = calibrate(model, graphs, place, progress)
     weights = Weights(
         model.checkpoint, keep_bytes=KEEP_BYTES if recipe.prompts else 0, calibration=calibration
     )
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
     painter = golden.Painter(weights, model.schedule, model.tokenizers, recipe)
-    if recipe.prompts:
+    if left and recipe.prompts:
         progress("golden pictures, unquantized, in torch")
-    plain = painter.draw(model.unrounded)
+    plain = painter.draw(model.unrounded) if left else []
 
-    built = []
-    for given, scheme in schemes.items():
+    for given, same in itertools.groupby(left, key=lambda job: job.scheme):
+        scheme, programs = schemes[given], quantized[given]
         if recipe.prompts:
             progress(f"{scheme.name}: golden pictures in torch")
-        drawings = painter.draw(quantized[given])
-        for name in (n for n, names in wanted.items() if given in names):
-            drawn = functools.partial(model.trajectories_as, quantized[given], weights)
+        drawings = painter.draw(programs)
+        drawn = functools.partial(model.trajectories_as, programs, weights)
+        for job in same:
+            name, target = job.backend, job.target
             order = backends.Order(recipe.backend(name).options, functools.partial(_calls, drawn))
-            target = out / f"{name}-{scheme.name}"
-            with staging(target) as folder:
+            with resume.resuming(target, basis(job), progress) as (folder, whole):
                 # Emit: each backend translates the same programs, reading weights one at a time.
-                entries = []
-                for program in quantized[given].values():
+                for program in programs.values():
+                    if program.name in whole:
+                        progress(f"{program.name} is whole already")
+                        continue
                     progress(f"emit {program.name}")
-                    entries.append(
-                        package.emit_graph(modules[name], program, weights.read, folder, order)
+                    whole[program.name] = package.emit_graph(
+                        job.module, program, weights.read, folder, order
                     )
+                    resume.write_journal(target, basis(job), whole.values())
+                entries = [whole[graph] for graph in programs]
                 manifest = package.fill(
-                    folder, recipe, model.checkpoint, (name, modules[name]), entries,
-                    package.Origin(scheme, plans[given], quantized[given], calibration),
+                    folder, recipe, model.checkpoint, (name, job.module), entries, origin(job),
                     model.tokenizers, drawings, plain,
                 )  # fmt: skip
                 # Verify: the files, every graph against torch, whole pictures. Without golden
@@ -213,9 +253,27 @@ def build(
                     report = Report(target.name, check_files(written, progress), (), (), ())
                 if not report.ok:
                     raise CheckFailed(f"{target.name}: {'; '.join(report.failures)}")
-                package.write_log(target, manifest, report.to_json())
-            built.append(Built(target, name, scheme.name, manifest.bytes, report))
-    return built
+                package.write_log(target, folder, manifest, basis(job), report.to_json())
+            built[job] = Built(target, name, scheme.name, manifest.bytes, report)
+    return [found for found in built.values() if found is not None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A package to build: the scheme as it was given, the backend, the folder."""
+
+    scheme: str
+    backend: str
+    module: ModuleType
+    target: Path
+
+
+def _kept_package(job: _Job, scheme: str, basis: str) -> Built | None:
+    found = resume.whole_package(job.target, basis)
+    if found is None:
+        return None
+    whole, report = found
+    return Built(job.target, job.backend, scheme, whole.manifest.bytes, report)
 
 
 def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
@@ -226,10 +284,8 @@ def _bytes(programs: dict[str, QuantizedProgram]) -> int:
     return sum(p.stored_bytes() for p in programs.values())
 
 
-def _lines(graphs: int, plan: Mapping[str, Sequence[str]], pictures: int) -> int:
-    """How many progress lines a build shows."""
-    packages = sum(len(names) for names in plan.values())
-    schemes = len({scheme for names in plan.values() for scheme in names})
+def _lines(graphs: int, packages: int, left: Sequence[_Job], pictures: int) -> int:
+    """How many progress lines a build shows: one for each package that it keeps."""
     per_package = graphs + 1 + 1 + (graphs + pictures if pictures else 0)
-    drawings = 1 + schemes if pictures else 0
-    return graphs + drawings + packages * per_package
+    drawings = 1 + len({job.scheme for job in left}) if pictures and left else 0
+    return graphs + packages - len(left) + drawings + len(left) * per_package

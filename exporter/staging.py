@@ -34,19 +34,30 @@ def refuse_place(folder: Path, needed_bytes: int, remedy: str = REMEDY) -> None:
         )
 
 
+def partial_of(target: Path) -> Path:
+    """Where a folder is written before it is whole."""
+    return target.parent / f".{target.name}.partial"
+
+
 @contextmanager
-def staging(target: Path, remedy: str = REMEDY) -> Iterator[Path]:
+def staging(target: Path, remedy: str = REMEDY, journal: Path | None = None) -> Iterator[Path]:
     """A folder that becomes ``target`` when the block ends well and vanishes when it does not.
 
     An older package at ``target`` stays in place until the new one is whole. Raises InputError
     when the place cannot be written or the disk is full.
+
+    Args:
+        journal: a file where the block notes what is whole so far. While it is there, the folder
+            outlives an interruption (Ctrl-C, SIGTERM, a kill), and the next block gets it as it is.
     """
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
-    partial = target.parent / f".{target.name}.partial"
+    partial = partial_of(target)
     retired = target.parent / f".{target.name}.old"
+    interrupted = False
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if journal is None or not journal.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
         yield partial
         shutil.rmtree(retired, ignore_errors=True)
         if target.exists():
@@ -54,12 +65,18 @@ def staging(target: Path, remedy: str = REMEDY) -> Iterator[Path]:
         partial.rename(target)
     except OSError as error:
         raise _unwritable(target, error, remedy) from error
+    except (KeyboardInterrupt, SystemExit):
+        interrupted = journal is not None and journal.exists()
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
-        if not target.exists():
-            for folder in made:
-                _remove_if_empty(folder)
+        if not interrupted:
+            shutil.rmtree(partial, ignore_errors=True)
+            if journal is not None:
+                journal.unlink(missing_ok=True)
+            if not target.exists():
+                for folder in made:
+                    _remove_if_empty(folder)
 
 
 @contextmanager

@@ -174,6 +174,12 @@ def open_statistics(folder: Path) -> Calibration:
         raise InputError(f"{folder}: not a folder of statistics ({error}); {remedy}") from None
 
 
+def kept(folder: Path, provenance: Provenance) -> Calibration | None:
+    """The statistics in ``folder`` if they are of the same provenance; raises InputError."""
+    found = open_statistics(folder) if (folder / INDEX).is_file() else None
+    return found if found and found.provenance.covers(provenance) else None
+
+
 def obtain(
     folder: Path,
     provenance: Provenance,
@@ -183,11 +189,11 @@ def obtain(
 
     Raises InputError for a folder that holds anything else, which is left as it is.
     """
-    if (folder / INDEX).is_file():
-        found = open_statistics(folder)
-        if found.provenance.covers(provenance):
-            return found
-    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    known = kept(folder, provenance)
+    if known is not None:
+        return known
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / INDEX).is_file():
         raise InputError(f"{folder}: is there and holds no statistics; {REMEDY}")
     with staging(folder, REMEDY) as partial:
         measure(partial)

@@ -173,13 +173,13 @@ def read_manifest(folder: Path) -> Manifest:
             "build the package again"
         )
     try:
-        return _build(Manifest, raw)
+        return parse(Manifest, raw)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckFailed(f"{file}: damaged: {error}; build the package again") from None
 
 
-def _build(kind: type[T], raw: Any) -> T:
-    """Build a frozen dataclass from parsed JSON, checking keys and types."""
+def parse(kind: type[T], raw: Any) -> T:
+    """A frozen dataclass from parsed JSON; raises ValueError for other keys or types."""
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(raw, dict) or set(raw) != names:
@@ -201,7 +201,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, name)
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value)  # type: ignore[arg-type]
+        return parse(hint, value)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -1,0 +1,264 @@
+"""A build that is stopped goes on with what is whole, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from exporter import backends, package, pipeline, resume
+from exporter.backends import onnx as backend
+from exporter.errors import InputError
+from exporter.pipeline import Built
+from exporter.progress import Progress
+from exporter.recipe import Recipe
+from tests.conftest import needs
+from tests.test_package import digests
+
+GRAPHS = ["clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder"]
+JOURNAL, PARTIAL = ".onnx-int4.journal.json", ".onnx-int4.partial"
+Stop = Callable[[str], None]
+
+
+def build(recipe: Recipe, out: Path, name: str = "onnx") -> tuple[Path, list[str]]:
+    """Build one package; its folder, and the names of the graphs that were emitted for it."""
+    lines: list[str] = []
+    (built,) = pipeline.build(
+        recipe, out, [name], ["int4"], Progress(lambda line, *_: lines.append(line))
+    )
+    return built.path, [line.removeprefix("emit ") for line in lines if line.startswith("emit ")]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, module: object, name: str, call: int) -> None:
+    """Let a function's call of that number (from 0) stop the process, as SIGTERM does."""
+    original, calls = getattr(module, name), iter(range(10**6))
+
+    def stopping(*args: object, **options: object) -> object:
+        if next(calls) == call:
+            raise SystemExit(143)
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, name, stopping)
+
+
+@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("call", [0, 1, 4, 6])
+def test_a_stopped_build_goes_on(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
+) -> None:
+    if missing := backends.missing(needs(name)):
+        pytest.skip(f"pip install {' '.join(missing)}")
+    recipe = replace(tiny_recipe, prompts=())
+    whole, _ = build(recipe, tmp_path / "whole", name)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, backends.load(name), "emit", call)
+        build(recipe, out, name)
+    assert out.exists() == (call > 0)
+    again, emitted = build(recipe, out, name)
+    assert emitted == GRAPHS[call:]
+    assert digests(again) == digests(whole)
+    assert {f.name for f in out.iterdir()} == {f"{name}-int4", f"{name}-int4.log.json"}
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(package, "fill"), (pipeline, "verify"), (package, "write_log"), (Path, "rename")],
+)
+def test_stopped_after_the_last_graph(
+    tiny_recipe: Recipe,
+    tiny_package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: object,
+    function: str,
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, module, function, 0)
+        build(tiny_recipe, tmp_path)
+    assert {JOURNAL, PARTIAL} <= {f.name for f in tmp_path.iterdir()}
+    again, emitted = build(tiny_recipe, tmp_path)
+    assert emitted == [] and digests(again) == digests(tiny_package)
+    assert {f.name for f in tmp_path.iterdir()} == {"onnx-int4", "onnx-int4.log.json"}
+
+
+@pytest.fixture
+def stopped(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the first five graphs of a stopped build."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, backend, "emit", 5)
+        build(tiny_recipe, tmp_path)
+    return tmp_path
+
+
+def test_a_damaged_graph_is_emitted_again(
+    tiny_recipe: Recipe, tiny_package: Path, stopped: Path
+) -> None:
+    file = stopped / PARTIAL / "graphs/clip_g/clip_g.onnx.data"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    again, emitted = build(tiny_recipe, stopped)
+    assert emitted == ["clip_g", *GRAPHS[5:]] and digests(again) == digests(tiny_package)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"basis": 1, "graphs": [{}]}'])
+def test_a_damaged_journal_starts_over(
+    tiny_recipe: Recipe, tiny_package: Path, stopped: Path, text: str
+) -> None:
+    (stopped / JOURNAL).write_text(text)
+    again, emitted = build(tiny_recipe, stopped)
+    assert emitted == GRAPHS and digests(again) == digests(tiny_package)
+
+
+def test_another_recipe_starts_over(tiny_recipe: Recipe, stopped: Path) -> None:
+    _, emitted = build(replace(tiny_recipe, group_size=32), stopped)
+    assert emitted == GRAPHS
+
+
+def test_it_says_how_to_go_on(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    stop_at(monkeypatch, backend, "emit", 1)
+    with pytest.raises(SystemExit):
+        pipeline.build(
+            tiny_recipe, tmp_path, ["onnx"], ["int4"], Progress(lambda line, *_: lines.append(line))
+        )
+    assert lines[-1] == "onnx-int4: stopped; the same command goes on from here"
+
+
+def test_an_error_leaves_nothing(
+    tiny_recipe: Recipe, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backend, "emit", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        build(tiny_recipe, stopped)
+    assert list(stopped.iterdir()) == []
+
+
+def test_what_is_written_counts_as_free(
+    tiny_recipe: Recipe, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = resume.unfinished_bytes(stopped / "onnx-int4")
+    assert lacking > 100_000
+    needed = sum(
+        f.stat().st_size for f in (build(tiny_recipe, stopped / "x")[0] / "graphs").rglob("*.data")
+    )
+    free = shutil._ntuple_diskusage(10**9, 0, needed - lacking // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(InputError, match="free space or choose another --out"):
+        build(tiny_recipe, stopped / "other")
+    build(tiny_recipe, stopped)
+
+
+@pytest.fixture
+def whole(tiny_recipe: Recipe, tmp_path: Path) -> Path:
+    return build(tiny_recipe, tmp_path)[0]
+
+
+def test_a_whole_package_is_kept(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    first = pipeline.build(tiny_recipe, tmp_path, ["onnx"], ["int8", "int4"])
+    times = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
+    lines: list[str] = []
+    progress = Progress(lambda line, *_: lines.append(line))
+    again: list[Built] = pipeline.build(tiny_recipe, tmp_path, ["onnx"], ["int8", "int4"], progress)
+    assert again == first and all(b.report.images for b in again)
+    assert lines[-2:] == ["onnx-int8 is whole already", "onnx-int4 is whole already"]
+    assert progress.done == progress.expected
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == times
+
+
+def test_a_damaged_package_is_built_again(
+    tiny_recipe: Recipe, tiny_package: Path, whole: Path
+) -> None:
+    (whole / "graphs/t5/t5.onnx.data").write_bytes(b"")
+    again, emitted = build(tiny_recipe, whole.parent)
+    assert emitted == GRAPHS and digests(again) == digests(tiny_package)
+
+
+def test_a_package_of_another_recipe_is_built_again(tiny_recipe: Recipe, whole: Path) -> None:
+    _, emitted = build(replace(tiny_recipe, seed=8), whole.parent)
+    assert emitted == GRAPHS
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"basis": 1}'])
+def test_a_package_with_a_damaged_log_is_built_again(
+    tiny_recipe: Recipe, whole: Path, text: str
+) -> None:
+    (whole.parent / "onnx-int4.log.json").write_text(text)
+    assert build(tiny_recipe, whole.parent)[1] == GRAPHS
+
+
+def test_the_log_of_a_newer_package_does_not_speak_for_the_older(
+    tiny_recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the new log and the new package's move into place."""
+    newer = replace(tiny_recipe, seed=8)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, Path, "rename", 0)
+        build(newer, whole.parent)
+    again, emitted = build(newer, whole.parent)
+    assert emitted == [] and (again / "manifest.json").is_file()
+    reference, _ = build(newer, whole.parent / "reference")
+    assert digests(again) == digests(reference)
+
+
+def test_another_version_of_a_tool_builds_again(
+    tiny_recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "tools_of", lambda _: {"onnx": "0"})
+    assert build(tiny_recipe, whole.parent)[1] == GRAPHS
+
+
+RECIPE = """
+[model]
+checkpoint = "{checkpoint}"
+[schedule]
+sigmas = [1.0, 0.9, 0.75, 0.5, 0.0]
+[image]
+width_px = 64
+height_px = 64
+[text]
+t5_tokens = 8
+[weights]
+scheme = "int4"
+group_size = 32
+[golden]
+prompts = []
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed(tiny_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """The real command, killed once the journal names a few graphs, then run again."""
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(checkpoint=tiny_folder))
+    command = [sys.executable, "-m", "exporter.cli", "build", str(tmp_path / "tiny.toml")]
+    command += ["--backend", "onnx", "--out", str(tmp_path / "out")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal, end = tmp_path / "out" / JOURNAL, time.monotonic() + 120
+    while not (journal.exists() and '"t5"' in journal.read_text()):
+        assert child.poll() is None and time.monotonic() < end
+        time.sleep(0.001)
+    child.send_signal(number)
+    stderr = child.communicate()[1]
+    assert child.returncode and "Traceback" not in stderr
+    assert not (tmp_path / "out" / "onnx-int4").exists()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "t5 is whole already" in done.stderr
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "onnx-int4",
+        "onnx-int4.log.json",
+    ]
+    subprocess.run([*command[:-1], str(tmp_path / "again")], check=True, capture_output=True)
+    assert digests(tmp_path / "out/onnx-int4") == digests(tmp_path / "again/onnx-int4")

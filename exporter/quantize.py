@@ -121,7 +121,7 @@ class QuantizedProgram(Program):
         return dict(sorted(count.items()))
 
     def stored_bytes(self) -> int:
-        """Bytes of all weights in their formats: values or codes, scales, zero points; constants."""
+        """Bytes of constants and of all weights in their formats: values or codes, scales."""
         rows = (s for s in self.tensors.values() if isinstance(s, Adapted))
         added = sum(s.value.nbytes for s in self.tensors.values() if isinstance(s, Constant))
         added += sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)

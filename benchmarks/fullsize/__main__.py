@@ -1,0 +1,171 @@
+"""Lets every contestant export and draw, and prints a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from benchmarks import figures
+from benchmarks.fullsize.contestants import (
+    ENVIRONMENTS,
+    TORCH,
+    Contestant,
+    Model,
+    contestants,
+    write_recipe,
+)
+from benchmarks.memcap import Measured, measure, parse_bytes
+
+SLOWER = 1.2  # inside a limit than without one: what still counts as fitting
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+    "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
+Row = dict[str, Any]
+
+
+def environment(name: str, folder: Path) -> str:
+    """The Python of a peer's environment, made when it is not there."""
+    place = folder / "environments" / name
+    if not (place / "ready").is_file():
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        wanted, unwanted = ENVIRONMENTS[name]
+        pip = [str(place / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-q"]
+        subprocess.run([*pip, "install", TORCH], check=True)
+        subprocess.run([*pip, "install", TORCH, *wanted], check=True)
+        if unwanted:
+            subprocess.run([*pip, "uninstall", "-y", *unwanted], check=True)
+        (place / "ready").touch()
+    return str(place / "bin/python")
+
+
+def run(contestant: Contestant, limits_bytes: Sequence[int]) -> Row:
+    """Export unless the package is there, draw, and draw again inside each limit until it fits."""
+    row: Row = {}
+    if contestant.export and not contestant.package.is_dir():
+        exported = measure(contestant.export, environment=QUIET)
+        if not exported.completed:
+            shutil.rmtree(contestant.package, ignore_errors=True)
+            return {"error": f"export: {_reason(exported)}"}
+        row["export"] = _figures(exported)
+    if contestant.export:
+        row["package_bytes"] = sum(
+            f.stat().st_size for f in contestant.package.rglob("*") if f.is_file()
+        )
+    drawn = measure(contestant.draw, environment=QUIET)
+    if not drawn.completed:
+        return {**row, "error": f"draw: {_reason(drawn)}"}
+    row["draw"] = _figures(drawn)
+    row["pictures"] = json.loads(drawn.output.splitlines()[-1])
+    for limit_bytes in sorted(limits_bytes):
+        try:
+            capped = measure(contestant.draw, limit_bytes, QUIET)
+        except OSError as error:
+            row["limit"] = f"no memory cgroup can be made here: {error}"
+            break
+        if capped.completed and capped.seconds <= SLOWER * drawn.seconds:
+            row["fits_bytes"] = limit_bytes
+            break
+    return row
+
+
+def _figures(found: Measured) -> Row:
+    kept = asdict(found)
+    return {k: kept[k] for k in ("seconds", "peak_rss_bytes", "peak_anonymous_bytes")}
+
+
+def _reason(found: Measured) -> str:
+    return "killed" if found.exit_code < 0 else f"exit code {found.exit_code}"
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """All rows as Markdown."""
+    lines = [
+        "| | export s | export anonymous GiB | package MB | first picture s | next s | "
+        "of it load | text | a step | VAE | anonymous GiB | peak RSS GiB | fits in |",
+        "|" + "---|" * 13,
+    ]
+    for name, row in rows.items():
+        if "pictures" not in row:
+            lines.append(f"| {name} | {row['error']} |" + " |" * 11)
+            continue
+        first, following = row["pictures"]
+        exported = row.get("export")
+        cells = [
+            f"{exported['seconds']:.0f}" if exported else "",
+            _gib(exported["peak_anonymous_bytes"]) if exported else "",
+            f"{row['package_bytes'] / 1e6:,.0f}" if "package_bytes" in row else "",
+            f"{first['picture_s']:.1f}",
+            f"{following['picture_s']:.1f}",
+            f"{following['load_s']:.1f}",
+            f"{following['text_s']:.1f}",
+            f"{min(following['steps_s']):.2f}",
+            f"{following['vae_s']:.1f}",
+            _gib(row["draw"]["peak_anonymous_bytes"]),
+            _gib(row["draw"]["peak_rss_bytes"]),
+            f"{_gib(row['fits_bytes'])} GiB" if "fits_bytes" in row else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f}"
+
+
+def synthesize(folder: Path, preset: str, t5: bool) -> Path:
+    """The checkpoint, unless it is there."""
+    checkpoint = folder / (preset if t5 else f"{preset}-no-t5")
+    if not checkpoint.is_dir():
+        command = [sys.executable, "-m", "exporter.cli", "synth", preset, str(checkpoint)]
+        subprocess.run([*command, *(() if t5 else ("--no-t5",))], check=True)
+    return checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fourstep and its peers at full size.")
+    parser.add_argument("folder", type=Path, help="of checkpoint, packages and environments")
+    parser.add_argument("--preset", default="sd3.5-flash")
+    parser.add_argument("--t5", action="store_true", help="with T5-XXL")
+    parser.add_argument("--px", type=int, nargs="*", default=[512])
+    parser.add_argument("--steps", type=int, nargs="*", default=[4])
+    parser.add_argument("--schemes", nargs="*", default=["int4", "int8"], help="of fourstep")
+    parser.add_argument("--only", nargs="*", default=["*"], help="patterns of contestants")
+    parser.add_argument("--limits", type=parse_bytes, nargs="*", default=[], help="such as 2G 3G")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    (folder / "packages").mkdir(parents=True, exist_ok=True)
+    checkpoint = synthesize(folder, arguments.preset, arguments.t5)
+    rows: dict[str, Row] = {}
+    for px in arguments.px:
+        for steps in arguments.steps:
+            model = Model(checkpoint, px, steps, arguments.t5)
+            write_recipe(model, folder)
+            everybody = contestants(model, folder, {}, arguments.schemes)
+            chosen = [
+                c.name for c in everybody if any(fnmatchcase(c.name, p) for p in arguments.only)
+            ]
+            needed = {c.environment for c in everybody if c.name in chosen} - {""}
+            pythons = {name: environment(name, folder) for name in sorted(needed)}
+            for contestant in contestants(model, folder, pythons, arguments.schemes):
+                if contestant.name in chosen:
+                    name = f"{contestant.name}, {px} px, {steps} steps"
+                    rows[name] = run(contestant, arguments.limits)
+                    print(table({name: rows[name]}).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(rows))
+    if arguments.json:
+        figures.write(arguments.json, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Who takes part: how each exports a checkpoint, and how it draws with the result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROMPT = "a red fox reading a newspaper in a cafe, morning light"
+SEED = 7
+OPENVINO = ("openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0")
+
+# What is installed for each peer, after the CPU build of torch; then what is removed again.
+ENVIRONMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "optimum-intel": (
+        ("optimum-intel==2.2.0", "nncf==3.4.0", "diffusers==0.39.0", "transformers==5.5.4",
+         "accelerate", "sentencepiece", "protobuf", *OPENVINO),
+        ("torchvision",),  # its default build breaks transformers beside a CPU build of torch
+    ),
+    "optimum-onnx": (
+        ("optimum-onnx[onnxruntime]==0.1.0", "diffusers==0.39.0", "accelerate", "sentencepiece",
+         "protobuf"),
+        ("torchvision",),
+    ),
+}  # fmt: skip
+TORCH = "torch==2.13.0"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What everybody draws with.
+
+    Attributes:
+        checkpoint: a diffusers folder.
+        t5: whether it has a T5, and whether it is used.
+    """
+
+    checkpoint: Path
+    px: int
+    steps: int
+    t5: bool
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """S + 1 noise levels, from 1 to 0: uniform times under SD3's shift of 3."""
+        times = [1 - i / self.steps for i in range(self.steps)]
+        return (*(3 * t / (1 + 2 * t) for t in times), 0.0)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to draw.
+
+    Attributes:
+        environment: of ``ENVIRONMENTS``; empty: the one that this runs in.
+        export: the command that writes a package, or empty; ``package`` is what it writes.
+        draw: the command that draws two pictures and prints seconds as JSON.
+    """
+
+    name: str
+    environment: str
+    export: tuple[str, ...]
+    package: Path
+    draw: tuple[str, ...]
+
+
+def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> Contestant:
+    """fourstep on a backend, in a scheme."""
+    place = folder / "packages" / f"fourstep-{model.px}px-{model.steps}"
+    package = place / f"{backend}-{scheme}"
+    recipe = folder / f"fourstep-{model.px}px-{model.steps}.toml"
+    export = (
+        python, "-m", "exporter.cli", "build", str(recipe), "--backend", backend, "--scheme",
+        scheme, "--out", str(place), "--no-golden",
+    )  # fmt: skip
+    draw = (python, "-m", "benchmarks.fullsize.draw_fourstep", str(package), PROMPT, str(SEED))
+    return Contestant(f"fourstep {backend}-{scheme}", "", export, package, draw)
+
+
+def write_recipe(model: Model, folder: Path) -> Path:
+    """The recipe of ``ours``."""
+    file = folder / f"fourstep-{model.px}px-{model.steps}.toml"
+    file.write_text(
+        f"""[model]
+checkpoint = "{model.checkpoint}"
+[schedule]
+sigmas = {list(model.sigmas)}
+[image]
+width_px = {model.px}
+height_px = {model.px}
+image_to_image = false
+[text]
+t5 = {str(model.t5).lower()}
+t5_tokens = 256
+[weights]
+scheme = "int4"
+group_size = 64
+"""
+    )
+    return file
+
+
+def diffusers(model: Model, folder: Path, python: str, dtype: str) -> Contestant:
+    """The pipeline that the checkpoint is in the layout of, as it stands."""
+    draw = (
+        python, "-m", "benchmarks.fullsize.draw_diffusers", str(model.checkpoint), dtype, PROMPT,
+        str(SEED), str(model.px), *(str(s) for s in model.sigmas[:-1]),
+    )  # fmt: skip
+    return Contestant(f"diffusers {dtype}", "", (), model.checkpoint, draw)
+
+
+def genai(model: Model, folder: Path, python: str, weights: str) -> Contestant:
+    """optimum-intel's command line, then OpenVINO GenAI."""
+    package = folder / "packages" / f"optimum-intel-{weights}"
+    cli = str(Path(python).with_name("optimum-cli"))
+    groups = ("--group-size", "64", "--ratio", "1.0") if weights == "int4" else ()
+    export = (
+        cli, "export", "openvino", "--model", str(model.checkpoint), "--task", "text-to-image",
+        "--weight-format", weights, *groups, str(package),
+    )  # fmt: skip
+    draw = (
+        python, "-m", "benchmarks.fullsize.draw_genai", str(package), PROMPT, str(SEED),
+        str(model.px), str(model.steps),
+    )  # fmt: skip
+    return Contestant(f"optimum-intel, OpenVINO GenAI {weights}", "optimum-intel", export, package,
+                      draw)  # fmt: skip
+
+
+def optimum_onnx(model: Model, folder: Path, python: str) -> Contestant:
+    """optimum-onnx's command line, then its pipeline."""
+    package = folder / "packages" / "optimum-onnx"
+    cli = str(Path(python).with_name("optimum-cli"))
+    export = (
+        cli, "export", "onnx", "--model", str(model.checkpoint), "--task", "text-to-image",
+        str(package),
+    )  # fmt: skip
+    draw = (
+        python, "-m", "benchmarks.fullsize.draw_diffusers", str(package), "onnx", PROMPT,
+        str(SEED), str(model.px), *(str(s) for s in model.sigmas[:-1]),
+    )  # fmt: skip
+    return Contestant("optimum-onnx fp32", "optimum-onnx", export, package, draw)
+
+
+def contestants(
+    model: Model, folder: Path, pythons: dict[str, str], schemes: Sequence[str]
+) -> list[Contestant]:
+    """Everybody."""
+    own = sys.executable
+    found = [ours(model, folder, own, b, s) for b in ("openvino", "onnx") for s in schemes]
+    found += [diffusers(model, folder, own, dtype) for dtype in ("float32", "bfloat16")]
+    intel = pythons.get("optimum-intel", own)
+    found += [genai(model, folder, intel, weights) for weights in ("int4", "int8")]
+    return [*found, optimum_onnx(model, folder, pythons.get("optimum-onnx", own))]

@@ -125,7 +125,8 @@ def held_bytes(program: Program, nodes: Sequence[fx.Node]) -> int:
     tensors = {n for node in nodes for n in node.all_input_nodes if n.name in program.tensors}
     made = [n.meta["val"] for n in nodes if isinstance(n.meta["val"], Tensor)]
     read = [n.meta["val"] for n in tensors]
-    return 4 * sum(v.numel() for v in (*made, *read, *read))
+    numbers: list[int] = [v.numel() for v in (*made, *read, *read)]
+    return 4 * sum(numbers)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -1,0 +1,111 @@
+"""The full-size benchmark: what it runs, what it counts, what it says of who fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fullsize.__main__ import run, table
+from benchmarks.fullsize.contestants import Contestant, Model, contestants, write_recipe
+from benchmarks.fullsize.draw_fourstep import timed
+from benchmarks.fullsize.stages import stages
+from exporter.recipe import read_recipe
+
+PICTURE = {
+    "picture_s": 2.0,
+    "load_s": 0.5,
+    "text_s": 0.25,
+    "steps_s": [0.2, 0.3],
+    "vae_s": 0.75,
+    "pixels_std": 60.0,
+}
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+@pytest.fixture
+def contestant(tmp_path: Path) -> Contestant:
+    package = tmp_path / "package"
+    write = f"from pathlib import Path; p = Path({str(package)!r}); p.mkdir(); "
+    return Contestant(
+        "somebody",
+        "",
+        python(write + "(p / 'weights').write_bytes(bytes(3_000_000))"),
+        package,
+        python(f"print('hello'); print({json.dumps([PICTURE, PICTURE])!r})"),
+    )
+
+
+def test_stages_add_up() -> None:
+    found = stages(5.0, 100.0, [103.0, 105.0, 107.5, 109.5], 110.0, 50.0)
+    assert found == {
+        "picture_s": 15.0,
+        "load_s": 5.0,
+        "text_s": 1.0,
+        "steps_s": [2.0, 2.0, 2.5, 2.0],
+        "vae_s": 0.5,
+        "pixels_std": 50.0,
+    }
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_the_recipe_is_one(tmp_path: Path, steps: int) -> None:
+    model = Model(tmp_path / "checkpoint", 768, steps, t5=True)
+    recipe = read_recipe(write_recipe(model, tmp_path))
+    assert recipe.cut.sigmas == model.sigmas and len(model.sigmas) == steps + 1
+    assert (recipe.cut.width_px, recipe.cut.t5) == (768, True)
+    if steps == 4:
+        shipped = read_recipe(Path(__file__).parents[1] / "recipes/sd3.5-flash.toml")
+        assert model.sigmas == pytest.approx(shipped.cut.sigmas)
+
+
+def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> None:
+    model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
+    everybody = contestants(model, tmp_path, {"optimum-intel": "/x/bin/python"}, ["int4"])
+    assert len({c.name for c in everybody}) == len(everybody) == 7
+    write_recipe(model, tmp_path)
+    for one in everybody:
+        assert "a red fox reading a newspaper in a cafe, morning light" in one.draw
+        assert "7" in one.draw
+        words = [*one.export, *one.draw]
+        recipes = [Path(w).read_text() for w in words if w.endswith(".toml")]
+        assert any(str(model.checkpoint) in text for text in (*words, *recipes))
+    assert {c.draw[0] for c in everybody if "GenAI" in c.name} == {"/x/bin/python"}
+
+
+def test_a_row_has_all_figures(contestant: Contestant) -> None:
+    row = run(contestant, [])
+    assert row["package_bytes"] == 3_000_000 and row["pictures"] == [PICTURE, PICTURE]
+    assert row["export"]["seconds"] > 0 and row["draw"]["peak_rss_bytes"] > 1 << 20
+    line = table({"somebody": row}).splitlines()[-1]
+    assert "| 3 | 2.0 | 2.0 | 0.5 | 0.2 | 0.20 | 0.8 |" in line
+    again = run(contestant, [])
+    assert "export" not in again  # the package is there
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise SystemExit(3)", "exit code 3"), ("import os; os.abort()", "killed")],
+)
+def test_who_fails_is_a_row_too(contestant: Contestant, code: str, reason: str) -> None:
+    exported = run(replace(contestant, export=python(code)), [])
+    assert exported == {"error": f"export: {reason}"}
+    drawn = run(replace(contestant, draw=python(code)), [])
+    assert drawn["error"] == f"draw: {reason}" and drawn["package_bytes"] == 3_000_000
+    lines = table({"a": exported, "b": drawn}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_package_of_ours_is_timed(tiny_package: Path) -> None:
+    found = timed(tiny_package, "a red circle", 7)
+    assert isinstance(found["steps_s"], list) and len(found["steps_s"]) == 4
+    assert all(isinstance(found[k], float) and found[k] > 0 for k in ("load_s", "text_s", "vae_s"))  # type: ignore[operator]
+    assert found == found | {
+        "pixels_sha256": timed(tiny_package, "a red circle", 7)["pixels_sha256"]
+    }

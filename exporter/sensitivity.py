@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from exporter.calibrate import Inputs, Trajectories
+from exporter.memory import release
 from exporter.runtime.loop import ENCODERS
 from exporter.runtime.manifest import Schedule
 from exporter.trace import Program, apply, last_uses
@@ -162,6 +163,7 @@ def pull_back(
         before.clear()
         for node, source in stored.items():
             visit(source, [g.pop(node, None) for g in gradients])
+        release()
     return [
         {name: gradients[node] for name, node in feeds.items() if node in gradients}
         for gradients in found

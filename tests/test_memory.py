@@ -37,7 +37,7 @@ def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(_: object) -> object:
         return object()
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", nothing)
+    monkeypatch.setattr("ctypes.CDLL", nothing)
     memory._trim.cache_clear()
     memory.release()
     assert memory._trim() is None

@@ -123,7 +123,8 @@ class QuantizedProgram(Program):
     def stored_bytes(self) -> int:
         """Bytes of constants and of all weights in their formats: values or codes, scales."""
         rows = (s for s in self.tensors.values() if isinstance(s, Adapted))
-        added = sum(s.value.nbytes for s in self.tensors.values() if isinstance(s, Constant))
+        constants = (s.value for s in self.tensors.values() if isinstance(s, Constant))
+        added = sum(4 * value.size for value in constants)  # float32 or int32
         added += sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
         return added + sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
 

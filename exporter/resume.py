@@ -113,9 +113,9 @@ def _is_whole(folder: Path, graph: GraphEntry) -> bool:
 
 def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
     """The package at ``target`` and what was verified of it, if it has this basis and is whole."""
-    if not partial_of(target).exists():
-        journal_of(target).unlink(missing_ok=True)
     try:
+        if not partial_of(target).exists():
+            journal_of(target).unlink(missing_ok=True)
         log = json.loads(log_of(target).read_text(encoding="utf-8"))
         manifest_sha256 = file_digest(target / "manifest.json")
         if (log["basis"], log["manifest_sha256"]) != (basis, manifest_sha256):

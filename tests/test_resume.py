@@ -245,7 +245,14 @@ def test_killed(tiny_folder: Path, tmp_path: Path, number: signal.Signals) -> No
     (tmp_path / "tiny.toml").write_text(RECIPE.format(checkpoint=tiny_folder))
     command = [sys.executable, "-m", "exporter.cli", "build", str(tmp_path / "tiny.toml")]
     command += ["--backend", "onnx", "--out", str(tmp_path / "out")]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     journal, end = tmp_path / "out" / JOURNAL, time.monotonic() + 120
     while not (journal.exists() and '"t5"' in journal.read_text()):
         assert child.poll() is None and time.monotonic() < end

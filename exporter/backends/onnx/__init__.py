@@ -7,6 +7,9 @@ A graph with 2-bit weights needs opset 25. onnxruntime 1.31.1 makes a MatMulNBit
 product of 1024 x 1536 x 6144 in groups of 64 or 128 took 0.5 to 0.9 of int4's time, one row half
 to 0.85 of it (``benchmarks/weight_formats.py``). Smaller groups have slower kernels: 32 took 1.0 to
 2.1 times int4's time, 16 1.7 times, and a single row in groups of 16 took 140 ms in place of 0.2.
+
+onnxruntime's memory arena is off: with it the full-size VAE took 2,067 MB and 12.4 s for its first
+picture of 512 px, without it 983 MB and 8.9 s; a step of the denoiser took the same time.
 """
 
 from __future__ import annotations
@@ -77,6 +80,7 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
     level = "0" if setup.exact else settings.get("accuracy_level", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     try:

@@ -38,7 +38,10 @@ def contestant(tmp_path: Path) -> Contestant:
         "",
         python(write + "(p / 'weights').write_bytes(bytes(3_000_000))"),
         package,
-        python(f"print('hello'); print({json.dumps([PICTURE, PICTURE])!r})"),
+        python(
+            "import time; time.sleep(0.3); print('hello'); "  # long enough for memory to be seen
+            f"print({json.dumps([PICTURE, PICTURE])!r})"
+        ),
     )
 
 

@@ -4,7 +4,7 @@ Sensitivities are measured once; each size is then a plan of its own over the MM
 and a package per backend. The ablation builds uniform int4 with each method alone.
 
     python -m benchmarks.frontier FOLDER [--bits 3.5 4 4.5 ...] [--ablation]
-    python -m benchmarks.fidelity --packages FOLDER/*
+    python -m benchmarks.fidelity --packages FOLDER/*-*/
 """
 
 from __future__ import annotations

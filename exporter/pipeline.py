@@ -17,7 +17,14 @@ from exporter.formats import FORMATS
 from exporter.graphs import cut_graphs
 from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
-from exporter.quantize import QuantizedProgram, Weights, quantize, quantize_all, unquantized
+from exporter.quantize import (
+    Methods,
+    QuantizedProgram,
+    Weights,
+    quantize,
+    quantize_all,
+    unquantized,
+)
 from exporter.recipe import Recipe
 from exporter.runtime.manifest import Schedule
 from exporter.runtime.package import open_package
@@ -94,13 +101,17 @@ class Model:
         What graphs hand on to each other is in these units: equalization moves factors from the
         ``denoiser`` to the ``conditioner``.
         """
-        if not any("equalize" in program.methods for program in programs.values()):
+        methods = {name: program.methods for name, program in programs.items()}
+        if not any("equalize" in asked for asked in methods.values()):
             return self.trajectories
-        float32 = {
-            name: quantize(self.programs[name], lambda *_: FORMATS["fp32"], program.methods)
-            for name, program in programs.items()
+        return self.travel(self.adapted(methods), weights)
+
+    def adapted(self, methods: Mapping[str, Methods]) -> dict[str, QuantizedProgram]:
+        """The programs with every weight in float32, as some methods (by graph) leave them."""
+        return {
+            name: quantize(program, lambda *_: FORMATS["fp32"], methods[name])
+            for name, program in self.programs.items()
         }
-        return self.travel(float32, weights)
 
 
 def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:

@@ -29,11 +29,11 @@ from exporter.measures import snr_db
 from exporter.pipeline import STATISTICS, Model, calibrate, trace_model
 from exporter.plan import read_plan, scheme_of, write_plan
 from exporter.progress import Progress
-from exporter.quantize import MMDIT, Weights, methods_of, quantize, quantize_all
+from exporter.quantize import MMDIT, Methods, Weights, methods_of, quantize_all
 from exporter.recipe import Recipe
 from exporter.sensitivity import Noise, measure
 from exporter.staging import refuse_place
-from exporter.statistics import Calibration, provenance_of
+from exporter.statistics import Calibration
 from exporter.trace import activation_bytes
 
 BASE = "int8"  # the scheme of weights that a plan does not list
@@ -167,7 +167,7 @@ def plan(
     # Sensitivity: each candidate's own rounding errors, carried to the final latent.
     origin = _origin(model, calibration)
     if earlier is None:
-        noise = _measured(problem, weights, probes, able, names, progress)
+        noise = _measured(problem, weights, probes, methods, progress)
     else:
         noise, probes = _known(problem, earlier, origin)
 
@@ -179,8 +179,7 @@ def plan(
 
 def _origin(model: Model, calibration: Calibration | None) -> dict[str, Any]:
     """What sensitivities are measured on, as a plan says it."""
-    recipe, given = model.recipe, model.recipe.calibration
-    drawn = provenance_of(model.checkpoint, recipe.cut, recipe.mode, given.prompts, given.seed, ())
+    given, drawn = model.recipe.calibration, model.provenance(())
     return {
         "checkpoint_sha256": model.checkpoint.digest,
         "statistics_sha256": calibration.sha256 if calibration else "",
@@ -195,19 +194,11 @@ def _measured(
     problem: _Problem,
     weights: Weights,
     probes: int,
-    formats: Sequence[Format],
-    graphs: Sequence[str],
+    methods: Mapping[str, Methods],
     progress: Progress,
 ) -> Noise:
     model = problem.model
-    methods = model.recipe.calibration.methods
-    float32 = {
-        name: quantize(
-            program, lambda *_: FORMATS["fp32"],
-            methods_of(name, formats if name in graphs else [FORMATS[BASE]], methods),
-        )
-        for name, program in model.programs.items()
-    }  # fmt: skip
+    float32 = model.adapted(methods)
     progress("sensitivity: along the steps of the calibration prompts")
     return measure(
         float32, weights.read, model.trajectories_as(float32, weights), model.schedule,

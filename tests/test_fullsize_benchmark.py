@@ -14,6 +14,7 @@ from benchmarks.fullsize.contestants import Contestant, Model, contestants, writ
 from benchmarks.fullsize.draw_fourstep import timed
 from benchmarks.fullsize.stages import stages
 from exporter.recipe import read_recipe
+from tests.conftest import SHAPES
 
 PICTURE = {
     "picture_s": 2.0,
@@ -112,3 +113,16 @@ def test_a_package_of_ours_is_timed(tiny_package: Path) -> None:
     assert found == found | {
         "pixels_sha256": timed(tiny_package, "a red circle", 7)["pixels_sha256"]
     }
+
+
+def test_diffusers_draws_two_pictures() -> None:
+    """With the arguments that the contestant gives it, at the size of the model in the box."""
+    model = Model(SHAPES, 128, 4, t5=True)
+    (one,) = [c for c in contestants(model, SHAPES, {}, []) if c.name == "diffusers float32"]
+    found = run(one, [])
+    first, following = found["pictures"]
+    assert first["load_s"] > 0 and following["load_s"] == 0
+    assert len(first["steps_s"]) == len(following["steps_s"]) == 4
+    assert (
+        first["pixels_std"] == following["pixels_std"] > 1
+    )  # the same picture, and not one colour

@@ -120,6 +120,17 @@ def test_gradients_of_a_few_tensors(
         torch.testing.assert_close(found[source][0], expected[source], rtol=1e-9, atol=1e-9)
 
 
+def test_free_memory_goes_back_after_each_segment(
+    programs: dict[str, Program], weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, calls = programs["clip_l"], list[int]()
+    monkeypatch.setattr(sensitivity, "release", lambda: calls.append(1))
+    sample = doubled(random_inputs(program))
+    given = {p.name: torch.ones(p.shape, dtype=torch.float64) for p in program.outputs}
+    pull_back(program, weights.read, [sample], [given], lambda _: False, print, 20_000)
+    assert len(calls) == len(segments(program, 20_000)) > 3
+
+
 def held_bytes(program: Program, nodes: Sequence[fx.Node]) -> int:
     """Of the values that some operators make, of their tensors and of those tensors' gradients."""
     tensors = {n for node in nodes for n in node.all_input_nodes if n.name in program.tensors}

@@ -101,7 +101,7 @@ group_size = 64
     return file
 
 
-def diffusers(model: Model, folder: Path, python: str, dtype: str) -> Contestant:
+def diffusers(model: Model, python: str, dtype: str) -> Contestant:
     """The pipeline that the checkpoint is in the layout of, as it stands."""
     draw = (
         python, "-m", "benchmarks.fullsize.draw_diffusers", str(model.checkpoint), dtype, PROMPT,
@@ -148,7 +148,7 @@ def contestants(
     """Everybody."""
     own = sys.executable
     found = [ours(model, folder, own, b, s) for b in ("openvino", "onnx") for s in schemes]
-    found += [diffusers(model, folder, own, dtype) for dtype in ("float32", "bfloat16")]
+    found += [diffusers(model, own, dtype) for dtype in ("float32", "bfloat16")]
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, weights) for weights in ("int4", "int8")]
     return [*found, optimum_onnx(model, folder, pythons.get("optimum-onnx", own))]

@@ -101,6 +101,9 @@ def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
             continue
         if node.op == "get_attr":
             raise InputError(f"internal: {node.target} was traced as an attribute")
+        if node.target is torch.ops.aten.alias.default:  # a slice of everything
+            env[node] = env[node.args[0]]
+            continue
         env[node] = copy.node_copy(node, lambda n: env[n])
     copy.eliminate_dead_code()
     for node in copy.nodes:

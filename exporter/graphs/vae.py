@@ -1,11 +1,12 @@
 """vae_decoder and vae_encoder: diffusers' AutoencoderKL with its scale and shift inside.
 
 latent (1, 16, h, w) -> image (1, 3, 8h, 8w) in [-1, 1]; and back, as the mean of the posterior
-(diffusers draws a sample around it).
+(diffusers draws a sample around it). Large feature maps are worked on in strips of rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from exporter.checkpoint import Component
 from exporter.graphs import Cut, Graph, Port
 from exporter.graphs.denoiser import VAE_SCALE
 from exporter.graphs.layers import attend, constants_of
+from exporter.graphs.strips import Strips, convolve, double, halve, join, normalize
+from exporter.graphs.strips import cut as cut_strips
 
 EPS = 1e-6
 
@@ -55,6 +58,10 @@ def read_config(component: Component) -> VaeConfig:
     return config
 
 
+def _active(norm: nn.GroupNorm, x: Strips) -> Iterator[Tensor]:
+    return map(F.silu, normalize(norm, x))
+
+
 class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -65,17 +72,19 @@ class ResidualBlock(nn.Module):
         if inputs != outputs:
             self.conv_shortcut = nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
+    def forward(self, x: Strips) -> Strips:
+        y = convolve(self.conv1, _active(self.norm1, x))
         if hasattr(self, "conv_shortcut"):
-            x = self.conv_shortcut(x)
-        total: Tensor = x + y
-        return total
+            both = tuple(zip(y, convolve(self.conv_shortcut, x), strict=True))
+            x, hidden = tuple(b for _, b in both), tuple(a for a, _ in both)
+        else:
+            hidden = tuple(y)
+        y = convolve(self.conv2, _active(self.norm2, hidden))
+        return tuple(a + b for a, b in zip(x, y, strict=True))
 
 
 class SpatialAttention(nn.Module):
-    """Single-head attention over all positions of a feature map."""
+    """Single-head attention over all positions of a feature map, which is one strip."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -102,11 +111,11 @@ class MidBlock(nn.Module):
             self.attentions = nn.ModuleList([SpatialAttention(channels, config.groups)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
+        (x,) = self.resnets[0]((x,))
         if hasattr(self, "attentions"):
             x = self.attentions[0](x)
-        y: Tensor = self.resnets[1](x)
-        return y
+        strips: Strips = self.resnets[1]((x,))
+        return join(strips)
 
 
 class Resample(nn.Module):
@@ -117,14 +126,8 @@ class Resample(nn.Module):
         self.up = up
         self.conv = nn.Conv2d(channels, channels, 3, 1 if up else 2, padding=1 if up else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = (
-            F.interpolate(x, scale_factor=2.0, mode="nearest")
-            if self.up
-            else F.pad(x, (0, 1, 0, 1))
-        )
-        x = self.conv(x)
-        return x
+    def forward(self, x: Strips) -> Strips:
+        return tuple((double if self.up else halve)(self.conv, x))
 
 
 class Stage(nn.Module):
@@ -140,7 +143,7 @@ class Stage(nn.Module):
         if resample:
             setattr(self, resample, nn.ModuleList([Resample(outputs, resample == "upsamplers")]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Strips) -> Strips:
         for block in self.resnets:
             x = block(x)
         if self.resample:
@@ -168,11 +171,10 @@ class DecoderNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
+        strips: Strips = (self.mid_block(self.conv_in(x)),)
         for stage in self.up_blocks:
-            x = stage(x)
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return y
+            strips = stage(strips)
+        return join(tuple(convolve(self.conv_out, _active(self.conv_norm_out, strips))))
 
 
 class EncoderNet(nn.Module):
@@ -186,10 +188,12 @@ class EncoderNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        growth = -(-self.conv_in.out_channels // self.conv_in.in_channels)
+        strips = tuple(convolve(self.conv_in, cut_strips((x,), growth, VAE_SCALE)))
         for stage in self.down_blocks:
-            x = stage(x)
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+            strips = stage(strips)
+        x = self.mid_block(join(strips))
+        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return y
 
 

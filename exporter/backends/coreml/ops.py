@@ -235,6 +235,17 @@ def _group_norm(e: Emitter, n: fx.Node) -> str:
     return e.add("add", {"x": y, "y": _channels(e, bias, shape)}, shape, kind, n.name)
 
 
+def _mean(e: Emitter, n: fx.Node) -> str:
+    keep, axes = e.flag(aten.argument(n, 2, False)), e.ints(aten.argument(n, 1))
+    given = {"x": e.value(n.args[0]), "axes": axes, "keep_dims": keep}
+    return e.add("reduce_mean", given, aten.shape(n), e.kind, n.name)
+
+
+def _rsqrt(e: Emitter, n: fx.Node) -> str:
+    given = {"x": e.value(n.args[0]), "epsilon": e.value(0.0)}
+    return e.add("rsqrt", given, aten.shape(n), e.kind, n.name)
+
+
 def _channels(e: Emitter, vector: Any, shape: tuple[int, ...]) -> str:
     """A vector (C,) as (1, C, 1, 1), to broadcast over a feature map."""
     value = e.array(vector).reshape(1, -1, *(1,) * (len(shape) - 2))
@@ -351,6 +362,8 @@ TABLE: dict[Any, Translate] = {
     ATEN.layer_norm.default: _layer_norm,
     ATEN.rms_norm.default: _rms_norm,
     ATEN.group_norm.default: _group_norm,
+    ATEN.mean.dim: _mean,
+    ATEN.rsqrt.default: _rsqrt,
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,

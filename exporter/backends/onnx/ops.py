@@ -172,6 +172,16 @@ def _per_channel(e: Emitter, vector: object, rank: int) -> str:
     return e.tensor(f"{vector.name}_channels", value.reshape(-1, *(1,) * (rank - 2)))
 
 
+def _mean(e: Emitter, node: fx.Node) -> None:
+    axes, keep = e.ints(aten.argument(node, 1)), int(aten.argument(node, 2, False))
+    e.add("ReduceMean", [e.value(node.args[0]), axes], e.name(node), keepdims=keep)
+
+
+def _rsqrt(e: Emitter, node: fx.Node) -> None:
+    root = e.add("Sqrt", [e.value(node.args[0])], f"{node.name}_root")
+    e.add("Reciprocal", [root], e.name(node))
+
+
 def _attention(e: Emitter, node: fx.Node) -> None:
     q, k, v, heads, scale = node.args[:5]
     bias = aten.argument(node, 5)
@@ -293,6 +303,8 @@ TABLE: dict[Any, Translate] = {
     ATEN.layer_norm.default: _layer_norm,
     ATEN.rms_norm.default: _rms_norm,
     ATEN.group_norm.default: _group_norm,
+    ATEN.mean.dim: _mean,
+    ATEN.rsqrt.default: _rsqrt,
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,

@@ -74,6 +74,10 @@ def _group_norm(e: Emitter, n: fx.Node) -> Any:
     return op.group_normalization(e.value(x), e.value(weight), e.value(bias), groups, eps)
 
 
+def _mean(e: Emitter, n: fx.Node) -> Any:
+    return op.reduce_mean(e.value(n.args[0]), ints(n.args[1]), aten.argument(n, 2, False))
+
+
 def _layer_norm(e: Emitter, n: fx.Node) -> Any:
     weight, bias, eps = (aten.argument(n, i) for i in (2, 3, 4))
     normed = op.mvn(e.value(n.args[0]), ints([-1]), True, float(eps), "inside_sqrt")
@@ -166,6 +170,10 @@ TABLE: dict[Any, Translate] = {
     ATEN.layer_norm.default: _layer_norm,
     ATEN.rms_norm.default: _rms_norm,
     ATEN.group_norm.default: _group_norm,
+    ATEN.mean.dim: _mean,
+    ATEN.rsqrt.default: lambda e, n: op.divide(
+        op.constant(np.float32(1)), op.sqrt(e.value(n.args[0]))
+    ),
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,

@@ -9,7 +9,7 @@ number of layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def _recording(player: Player, calls: dict[str, list[Inputs]]) -> Player:
 
         return call
 
-    return Player(player.schedule, player.latent, player.tokenizers, open_session)
+    return replace(player, open=open_session)
 
 
 def linears(program: Program) -> dict[fx.Node, Stored]:

@@ -8,6 +8,16 @@ NAMES = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "va
 UPSTREAM = NAMES[:5]  # of the final latent
 
 
+def part_name(graph: str, number: int) -> str:
+    """The name of a part of a graph, counted from 1."""
+    return f"{graph}-{number}"
+
+
+def graph_of(name: str) -> str:
+    """The graph that a name is of: its own, or that of a part."""
+    return name.partition("-")[0]
+
+
 @dataclass(frozen=True)
 class Cut:
     """The choices that make every shape static.

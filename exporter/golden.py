@@ -7,7 +7,7 @@ loop is part of what is checked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,7 @@ def _recording(player: Player, calls: list[Call]) -> Player:
 
         return call
 
-    return Player(player.schedule, player.latent, player.tokenizers, open_session)
+    return replace(player, open=open_session)
 
 
 def write(

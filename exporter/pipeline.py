@@ -15,6 +15,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS
 from exporter.graphs import cut_graphs
+from exporter.parts import split
 from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
 from exporter.quantize import (
@@ -184,6 +185,7 @@ def build(
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     quantized = {name: quantize_all(model.programs, scheme) for name, scheme in schemes.items()}
+    parts = {name: _parts(programs, recipe) for name, programs in quantized.items()}
     for name, names in wanted.items():
         options = recipe.backend(name).options
         for given in names:
@@ -209,7 +211,8 @@ def build(
 
     built = {job: _kept_package(job, schemes[job.scheme].name, basis(job)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
-    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)))
+    emitted = sum(len(parts[job.scheme]) for job in left)
+    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)) + emitted)
     for job in jobs:
         if job not in left:
             progress(f"{job.target.name} is whole already")
@@ -240,7 +243,7 @@ def build(
             order = backends.Order(recipe.backend(name).options, functools.partial(_calls, drawn))
             with resume.resuming(target, basis(job), progress) as (folder, whole):
                 # Emit: each backend translates the same programs, reading weights one at a time.
-                for program in programs.values():
+                for program in parts[given]:
                     if program.name in whole:
                         progress(f"{program.name} is whole already")
                         continue
@@ -249,7 +252,7 @@ def build(
                         job.module, program, weights.read, folder, order
                     )
                     resume.write_journal(target, basis(job), whole.values())
-                entries = [whole[graph] for graph in programs]
+                entries = [whole[part.name] for part in parts[given]]
                 manifest = package.fill(
                     folder, recipe, model.checkpoint, (name, job.module), entries, origin(job),
                     model.tokenizers, drawings, plain,
@@ -291,12 +294,19 @@ def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
     return drawn().calls[graph]
 
 
+def _parts(programs: Mapping[str, QuantizedProgram], recipe: Recipe) -> list[QuantizedProgram]:
+    """What is emitted: every program, or the parts that the recipe cuts it into."""
+    counts = {"t5": recipe.t5_parts}
+    return [part for p in programs.values() for part in split(p, counts.get(p.name, 1))]
+
+
 def _bytes(programs: dict[str, QuantizedProgram]) -> int:
     return sum(p.stored_bytes() for p in programs.values())
 
 
 def _lines(graphs: int, packages: int, left: Sequence[_Job], pictures: int) -> int:
-    """How many progress lines a build shows: one for each package that it keeps."""
-    per_package = graphs + 1 + 1 + (graphs + pictures if pictures else 0)
+    """How many progress lines a build shows beside those of the graphs that it emits: one for each
+    package that it keeps."""
+    per_package = 1 + 1 + (graphs + pictures if pictures else 0)
     drawings = 1 + len({job.scheme for job in left}) if pictures and left else 0
     return graphs + packages - len(left) + drawings + len(left) * per_package

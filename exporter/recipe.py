@@ -36,7 +36,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model": ("checkpoint",),
     "schedule": ("mode", "sigmas"),
     "image": ("width_px", "height_px", "image_to_image"),
-    "text": ("t5", "t5_tokens"),
+    "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
     "build": ("backends", "layout"),
     "golden": ("prompts", "seed"),
@@ -81,6 +81,7 @@ class Recipe:
         backends: names, in order.
         choices: of every known backend, its schemes and options.
         layout: ``native``.
+        t5_parts: into how many consecutive graphs T5 is cut, for devices that cannot hold it.
         prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
     """
@@ -95,6 +96,7 @@ class Recipe:
     backends: tuple[str, ...]
     choices: tuple[BackendChoice, ...]
     layout: str
+    t5_parts: int
     prompts: tuple[str, ...]
     seed: int
     calibration: Calibration
@@ -145,6 +147,9 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
             raise InputError(f"[{section}] must be a table")
         _refuse_unknown(f"key in [{section}]", table, keys)
     get = _Getter(raw)
+    t5_parts = get.integer("text", "t5_parts", 1, 64, 1)
+    if t5_parts > 1 and not get.value("text", "t5", bool, True):
+        raise InputError(f"[text] t5_parts = {t5_parts}: needs t5 = true")
     prompts = _prompts(
         "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
     )
@@ -166,6 +171,7 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         backends=get.names("build", "backends", backends.names(), default=backends.names()),
         choices=tuple(_choice(get, name) for name in backends.names()),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
+        t5_parts=t5_parts,
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=Calibration(

@@ -6,7 +6,7 @@ Needs no torch: the golden tensors are the quantized program's own inputs and ou
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 
 from exporter import backends
 from exporter.backends import Setup
+from exporter.cut import graph_of
 from exporter.errors import CheckFailed
 from exporter.measures import finite, psnr_db, relative_error, snr_db
-from exporter.runtime.loop import Image, Request, generate
+from exporter.runtime.loop import Image, Player, Ports, Request, generate, run
 from exporter.runtime.manifest import Golden
 from exporter.runtime.package import DEFAULT, Package, check_file
 
@@ -84,8 +85,9 @@ def verify(
     manifest = package.manifest
     backends.check_setup(manifest.backend, setup)
     files = check_files(package, progress)
-    graphs = tuple(_graph_parity(package, g.name, progress, setup) for g in manifest.graphs)
-    images = tuple(_image_parity(package, g, progress, setup) for g in manifest.golden)
+    players = {exact: package.player(replace(setup, exact=exact)) for exact in (True, False)}
+    graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
+    images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden)
     return Report(
         package.folder.name, files, graphs, images, tuple(_failures(package, graphs, images))
     )
@@ -104,7 +106,7 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
 def _failures(
     package: Package, graphs: tuple[GraphParity, ...], images: tuple[ImageParity, ...]
 ) -> list[str]:
-    tolerances = {g.name: g.tolerance for g in package.manifest.graphs}
+    tolerances = {graph_of(g.name): g.tolerance for g in package.manifest.graphs}
     least_db = min(t.image_psnr_db for t in tolerances.values())
     found = [
         f"{g.graph}: relative error {g.exact:.1e}, allowed {tolerances[g.graph].graph_relative:.1e}"
@@ -121,24 +123,24 @@ def _failures(
     return found
 
 
-def _graph_parity(package: Package, name: str, progress: Progress, setup: Setup) -> GraphParity:
+Players = Mapping[bool, Player]  # by whether they compute exactly
+
+
+def _graph_parity(package: Package, players: Players, name: str, progress: Progress) -> GraphParity:
     calls = [c for golden in package.manifest.golden for c in golden_calls(package, golden, name)]
     if not calls:
-        package.session(name, setup)
+        for part in package.manifest.parts(name):
+            players[False].open(part.name)
         progress(f"{name}: opens; no golden outputs to compare with")
         return GraphParity(name, 0, 0.0, 0.0)
     worst = {True: 0.0, False: 0.0}
-    for exact in worst:
-        session = package.session(name, replace(setup, exact=exact))
-        for inputs, expected in calls:
-            outputs = session(inputs)
+    for exact, player in players.items():
+        found = run(player, name, [inputs for inputs, _ in calls])
+        for outputs, (_, expected) in zip(found, calls, strict=True):
             errors = [relative_error(outputs[p], value) for p, value in expected.items()]
             worst[exact] = max(worst[exact], *errors)
     progress(f"{name}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
     return GraphParity(name, len(calls), worst[True], worst[False])
-
-
-Ports = dict[str, np.ndarray]
 
 
 def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Ports, Ports]]:
@@ -154,13 +156,12 @@ def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Por
 
 
 def _image_parity(
-    package: Package, golden: Golden, progress: Progress, setup: Setup
+    package: Package, players: Players, golden: Golden, progress: Progress
 ) -> ImageParity:
     expected = read_pixels(package.folder / golden.image)
     plain = read_pixels(package.folder / golden.unquantized)
     plain_latent = load_file(package.folder / golden.tensors)["unquantized_latent"]
-    exact = _drawn(package, golden, replace(setup, exact=True))
-    as_run = _drawn(package, golden, replace(setup, exact=False))
+    exact, as_run = _drawn(players[True], golden), _drawn(players[False], golden)
     result = ImageParity(
         golden.prompt,
         golden.seed,
@@ -176,8 +177,8 @@ def _image_parity(
     return result
 
 
-def _drawn(package: Package, golden: Golden, setup: Setup) -> Image:
-    events = generate(package.player(setup), [Request(golden.prompt, golden.seed)])
+def _drawn(player: Player, golden: Golden) -> Image:
+    events = generate(player, [Request(golden.prompt, golden.seed)])
     (image,) = [e for e in events if isinstance(e, Image)]
     return image
 

@@ -96,7 +96,7 @@ def _sign(index: int) -> str:
 
 def graph_bytes(report: Report) -> str:
     """A stacked bar per package: bytes of each graph."""
-    found = {g.name for e in report.packages for g in e.manifest.graphs}
+    found = {name for e in report.packages for name in e.manifest.names}
     names = [n for n in GRAPHS if n in found] + sorted(found - set(GRAPHS))
     rows = [
         Row(e.name, tuple(_graph_bytes(e, n) / 1e6 for n in names), _total(e))
@@ -117,8 +117,7 @@ AS_TABLE = "These figures as a table"
 
 
 def _graph_bytes(entry: Entry, name: str) -> int:
-    graph = entry.manifest.graph(name)
-    return graph.bytes if graph else 0
+    return sum(part.bytes for part in entry.manifest.parts(name))
 
 
 def _total(entry: Entry) -> str:

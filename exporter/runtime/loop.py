@@ -13,7 +13,7 @@ after it, so the peak is the largest graph and not the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from exporter.runtime.noise import TorchNoise
 from exporter.runtime.preview import Preview
 from exporter.runtime.text import Encode
 
-Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Ports = dict[str, np.ndarray]
+Session = Callable[[Mapping[str, np.ndarray]], Ports]
 ENCODERS = ("clip_l", "clip_g", "t5")
 
 
@@ -37,6 +38,7 @@ class Player:
         tokenizers: one for each text encoder that is there.
         open: opens a graph by name.
         preview: turns a latent into a small picture, or None.
+        parts: of graphs that are cut into consecutive parts, the parts' names in order.
     """
 
     schedule: Schedule
@@ -44,6 +46,7 @@ class Player:
     tokenizers: Mapping[str, Encode]
     open: Callable[[str], Session]
     preview: Preview | None = None
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,20 +132,28 @@ def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, No
         yield Image(index, request, to_pixels(image), latent)
 
 
-def condition(player: Player, prompts: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+def condition(player: Player, prompts: Sequence[str]) -> dict[str, Ports]:
     """Context (1, N, D) and modulation (S, M) of each distinct prompt."""
-    inputs: dict[str, dict[str, np.ndarray]] = {p: {} for p in prompts}
+    inputs: dict[str, Ports] = {p: {} for p in prompts}
     for name in ENCODERS:
         if name not in player.tokenizers:
             continue
         suffix = name.removeprefix("clip_")
-        encoder = player.open(name)
-        for prompt, found in inputs.items():
-            out = encoder({"ids": player.tokenizers[name](prompt)})
+        ids = [{"ids": player.tokenizers[name](prompt)} for prompt in inputs]
+        for found, out in zip(inputs.values(), run(player, name, ids), strict=True):
             found.update({f"{port}_{suffix}": value for port, value in out.items()})
-        del encoder
     conditioner = player.open("conditioner")
     return {prompt: conditioner(found) for prompt, found in inputs.items()}
+
+
+def run(player: Player, name: str, calls: Sequence[Ports]) -> list[Ports]:
+    """A graph's outputs for several inputs. Each of its parts is opened once and released."""
+    found = list(calls)
+    for part in player.parts.get(name, (name,)):
+        session = player.open(part)
+        found = [session(inputs) for inputs in found]
+        del session
+    return found
 
 
 def advance(

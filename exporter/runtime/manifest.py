@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from exporter.cut import graph_of
 from exporter.errors import CheckFailed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 T = TypeVar("T")
 
 
@@ -148,6 +149,15 @@ class Manifest:
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""
         return next((g for g in self.graphs if g.name == name), None)
+
+    def parts(self, name: str) -> tuple[GraphEntry, ...]:
+        """The parts of a graph in the order in which they run: itself, unless it is cut."""
+        return tuple(g for g in self.graphs if graph_of(g.name) == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The graphs, in the order in which they run; one that is cut counts once."""
+        return tuple(dict.fromkeys(graph_of(g.name) for g in self.graphs))
 
     @property
     def bytes(self) -> int:

@@ -64,6 +64,7 @@ class Package:
             {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
             lambda name: self.session(name, setup),
             preview.read(self.folder / entry.preview) if entry.preview else None,
+            {name: [part.name for part in entry.parts(name)] for name in entry.names},
         )
 
 

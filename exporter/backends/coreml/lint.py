@@ -20,6 +20,7 @@ import numpy as np
 from exporter.backends.coreml import library
 from exporter.backends.coreml.ops import data_types
 from exporter.backends.coreml.writer import FLOAT32_GRAPHS
+from exporter.cut import graph_of
 
 LARGEST_RANK = 5
 LARGEST_GRAPH_BYTES = 1_000_000_000
@@ -98,7 +99,7 @@ def _wide(graph: str, operations: Any) -> Iterator[Finding]:
     half = any(
         o.type.tensorType.dataType == data_types()["fp16"] for p in operations for o in p.outputs
     )
-    asked = not half and graph not in FLOAT32_GRAPHS
+    asked = not half and graph_of(graph) not in FLOAT32_GRAPHS
     why = "as its weights' format asks" if asked else "where fp16 would overflow or lose too much"
     if count:
         listed = ", ".join(f"{n} {kind}" for kind, n in sorted(count.items()))

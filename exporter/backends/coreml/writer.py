@@ -33,6 +33,7 @@ from torch import Tensor, fx
 from exporter import aten
 from exporter.backends.coreml import library, ops
 from exporter.backends.coreml.library import ELEMENTS
+from exporter.cut import graph_of
 from exporter.errors import InputError
 from exporter.formats import Format
 from exporter.quantize import Part, QuantizedProgram
@@ -107,7 +108,7 @@ class Emitter:
     ) -> None:
         self.program = program
         whole = all(form.name == "fp32" for form in program.formats.values())
-        self.kind = "fp32" if whole or program.name in FLOAT32_GRAPHS else "fp16"
+        self.kind = "fp32" if whole or graph_of(program.name) in FLOAT32_GRAPHS else "fp16"
         self.modern = target == "iOS18"
         self._read, self._target = read, target
         self._messages, self._types = library.program_messages(), ops.data_types()

@@ -22,6 +22,7 @@ import numpy as np
 
 from exporter.backends import Emitted, Order, Session, Setup
 from exporter.errors import CheckFailed
+from exporter.memory import returning
 from exporter.runtime.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
     level = "0" if setup.exact else settings.get("accuracy_level", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     try:
-        opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
+        with returning():
+            opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, some bare
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckFailed(f"{entry}: onnxruntime cannot open it: {reason}") from None

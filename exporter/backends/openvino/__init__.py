@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.backends import Emitted, Order, Session, Setup
+from exporter.cut import graph_of
 from exporter.errors import CheckFailed
 from exporter.runtime.manifest import Tokenizer, Tolerance
 
@@ -74,7 +75,7 @@ def emit(
     # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range: on a
     # GPU that is told to use it, this factor scales them down inside.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    if program.name == "t5":
+    if graph_of(program.name) == "t5":
         settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
     rounded = any(form.name == "w8a8" for form in program.formats.values())
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -474,42 +474,55 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
             click.echo(f"    {remark}")
 
 
-def _inspect_checkpoint(place: str, recipe: Path | None, as_json: bool) -> None:
+def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> None:
     _require_build()
+    from dataclasses import asdict
+
     from exporter.checkpoint import open_checkpoint
-    from exporter.inspect import default_cut, inspect_checkpoint, predicted_peak_bytes
+    from exporter.formats import load_scheme, scheme_names
+    from exporter.inspect import default_cut, sizes, traced
     from exporter.recipe import read_recipe
 
     checkpoint = open_checkpoint(place)
-    cut = read_recipe(recipe).cut if recipe else default_cut(checkpoint)
-    sizes = inspect_checkpoint(checkpoint, cut)
-    schemes = list(sizes[0].bytes)
-    peaks = {
-        s: max(predicted_peak_bytes(g.bytes[s], g.activation_bytes) for g in sizes) for s in schemes
-    }
+    recipe = read_recipe(recipe_file) if recipe_file else None
+    cut = recipe.cut if recipe else default_cut(checkpoint)
+    scheme_of = recipe.scheme if recipe else load_scheme
+    found = sizes(
+        traced(checkpoint, cut),
+        recipe.backends if recipe else backends.names(),
+        {name: scheme_of(name) for name in scheme_names()},
+        recipe.t5_parts if recipe else 1,
+    )
     if as_json:
-        rows = [
-            {
-                "graph": g.graph,
-                "parameters": g.parameters,
-                "bytes": g.bytes,
-                "activation_bytes": g.activation_bytes,
-            }
-            for g in sizes
-        ]
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
-        click.echo(json.dumps({**shape, "graphs": rows, "predicted_peak_bytes": peaks}, indent=1))
+        click.echo(json.dumps({**shape, "graphs": [asdict(size) for size in found]}, indent=1))
         return
     click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
-    width = max(10, *(len(name) for name in schemes))
-    click.echo(f"{'graph':<12} {'parameters':>14} " + " ".join(f"{s:>{width}}" for s in schemes))
-    for g in sizes:
-        row = " ".join(f"{_megabytes(g.bytes[s]):>{width}}" for s in schemes)
-        click.echo(f"{g.graph:<12} {g.parameters:>14,} {row}")
-    totals = " ".join(f"{_megabytes(sum(g.bytes[s] for g in sizes)):>{width}}" for s in schemes)
-    click.echo(f"{'all':<12} {sum(g.parameters for g in sizes):>14,} {totals}")
-    row = " ".join(f"{_megabytes(peaks[s]):>{width}}" for s in schemes)
-    click.echo(f"{'predicted peak memory':<27} {row}")
+    for backend in dict.fromkeys(size.backend for size in found):
+        own = [size for size in found if size.backend == backend]
+        for title, what, total in (
+            ("files", "bytes", sum),
+            ("peak memory to build", "build_bytes", max),
+            ("peak memory to run", "run_bytes", max),
+        ):
+            cells = {(s.graph, s.scheme): getattr(s, what) for s in own}
+            _table(f"{backend}: {title}", cells, total)
+
+
+def _table(
+    title: str, cells: Mapping[tuple[str, str], int], total: Callable[[Iterable[int]], int]
+) -> None:
+    """Megabytes by row and column, and a last row with the total of each column."""
+    rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
+    click.echo(f"\n{title}, MB")
+    width = max(10, *(len(name) for name in columns))
+    click.echo(f"{'':<14} " + " ".join(f"{name:>{width}}" for name in columns))
+    lines = {row: [cells[row, column] for column in columns] for row in rows}
+    lines["all" if total is sum else "at most"] = [
+        total(cells[row, column] for row in rows) for column in columns
+    ]
+    for name, values in lines.items():
+        click.echo(f"{name:<14} " + " ".join(f"{v / 1e6:>{width},.1f}" for v in values))
 
 
 @main.command()
@@ -566,7 +579,8 @@ def report(
 def synth(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) -> None:
     """Write a full-size checkpoint of random weights to DIR, to measure memory and speed with.
 
-    PRESET is sd3.5-flash, or sd3.5-flash-mini: the same widths with two layers.
+    PRESET is sd3.5-flash; sd3.5-flash-half has 12 of the transformer's 24 layers, and
+    sd3.5-flash-mini two of each network's.
     """
     _require_build()
     from exporter.synth import find_preset, synthesize

@@ -1,46 +1,88 @@
-"""What a checkpoint would become: parameters, bytes per scheme and memory, before building."""
+"""What a checkpoint would become, before building: bytes of files, memory to build and to run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from exporter import backends
 from exporter.checkpoint import Checkpoint
 from exporter.cut import Cut
-from exporter.formats import load_scheme, scheme_names
+from exporter.errors import InputError
+from exporter.formats import Format, Scheme
 from exporter.graphs import cut_graphs
-from exporter.quantize import Weights, quantize
-from exporter.runtime.manifest import GraphEntry
-from exporter.trace import activation_bytes, bind, trace
+from exporter.parts import split
+from exporter.predict import build_bytes, file_bytes, run_bytes
+from exporter.quantize import QuantizedProgram, Weights, quantize_all
+from exporter.trace import Program, bind, trace
 
-PROCESS_BYTES = 80_000_000  # Python, numpy and a runtime before any graph is opened
+MOST_PARTS = 16  # of T5, that a refusal proposes
 
 
 @dataclass(frozen=True)
 class GraphSize:
-    """One graph of a checkpoint: weight values, bytes per scheme, largest live activations."""
+    """One graph in a scheme on a backend.
 
+    Attributes:
+        parameters: weight values.
+        bytes: of its files.
+        build_bytes, run_bytes: peak anonymous memory.
+    """
+
+    backend: str
+    scheme: str
     graph: str
     parameters: int
-    bytes: dict[str, int]
-    activation_bytes: int
+    bytes: int
+    build_bytes: int
+    run_bytes: int
 
 
-def inspect_checkpoint(checkpoint: Checkpoint, cut: Cut) -> list[GraphSize]:
-    """Trace every graph without reading a weight, and add up what each scheme would store."""
-    weights, sizes = Weights(checkpoint), []
+def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
+    """Every graph, without reading a weight; raises InputError."""
+    weights, programs = Weights(checkpoint), {}
     for graph in cut_graphs(checkpoint, cut):
-        program = trace(graph)
-        bind(program, weights.shape)
-        quantized = {n: quantize(program, load_scheme(n).format_of) for n in scheme_names()}
-        sizes.append(
-            GraphSize(
-                graph.name,
-                sum(quantized["fp32"].values_by_format().values()),
-                {name: found.stored_bytes() for name, found in quantized.items()},
-                activation_bytes(program),
-            )
-        )
-    return sizes
+        programs[graph.name] = trace(graph)
+        bind(programs[graph.name], weights.shape)
+    return programs
+
+
+def sizes(
+    programs: Mapping[str, Program],
+    backend_names: Sequence[str],
+    schemes: Mapping[str, Scheme],
+    t5_parts: int = 1,
+) -> list[GraphSize]:
+    """Predictions for all graphs in all schemes that a backend can express."""
+    found = []
+    for scheme_name, scheme in schemes.items():
+        quantized = quantize_all(programs, scheme)
+        for name in backend_names:
+            backend = backends.load(name)
+            options, formats = backends.default_options(backend), _formats(quantized)
+            if any(backend.refuse(form, options) for form in formats):
+                continue
+            for program in quantized.values():
+                parts = split(program, t5_parts if program.name == "t5" else 1)
+                found += [_size(part, name, scheme_name) for part in parts]
+    return found
+
+
+def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
+    return {form for program in programs.values() for form in program.formats.values()}
+
+
+def _size(program: QuantizedProgram, backend: str, scheme: str) -> GraphSize:
+    memory = backends.load(backend).MEMORY
+    return GraphSize(
+        backend,
+        scheme,
+        program.name,
+        sum(program.values_by_format().values()),
+        file_bytes(program, memory),
+        build_bytes(program, memory),
+        run_bytes(program, memory),
+    )
 
 
 def default_cut(checkpoint: Checkpoint) -> Cut:
@@ -49,17 +91,58 @@ def default_cut(checkpoint: Checkpoint) -> Cut:
     return Cut((1.0, 0.9, 0.75, 0.5, 0.0), size, size, t5=checkpoint.has_t5)
 
 
-def predicted_peak_bytes(weight_bytes: int, activations: int) -> int:
-    """Predicted resident memory while a graph runs: the process, the weights once and half again
-    (a runtime packs copies of them), and the activations."""
-    return PROCESS_BYTES + weight_bytes * 3 // 2 + activations
+def refuse_too_large(
+    limit_bytes: int,
+    backend: str,
+    scheme: str,
+    parts: Sequence[QuantizedProgram],
+    others: Callable[[], Mapping[str, Mapping[str, QuantizedProgram]]],
+) -> None:
+    """Raise InputError if a graph would not run in a device's memory, naming what would.
+
+    Args:
+        parts: what would be emitted.
+        others: the programs of each scheme that the backend can express; asked for at need.
+    """
+    memory = backends.load(backend).MEMORY
+    needed = {part.name: run_bytes(part, memory) for part in parts}
+    worst = max(needed, key=lambda name: needed[name])
+    if needed[worst] <= limit_bytes:
+        return
+    raise InputError(
+        f"{backend}-{scheme} is predicted to take {needed[worst]:,} bytes ({worst}), more than "
+        f"device_memory_bytes = {limit_bytes:,}; {_remedy(limit_bytes, backend, others())}"
+    )
 
 
-def most_weight_bytes(memory_bytes: int, activations: int) -> int:
-    """The most bytes of weights with which a graph is predicted to run in so much memory."""
-    return (memory_bytes - PROCESS_BYTES - activations) * 2 // 3
+def _remedy(
+    limit_bytes: int, backend: str, others: Mapping[str, Mapping[str, QuantizedProgram]]
+) -> str:
+    memory = backends.load(backend).MEMORY
+    peaks: dict[str, int] = {}
+    for scheme, programs in others.items():
+        count = _parts_that_fit(programs, memory, limit_bytes)
+        name = f"{scheme} with t5_parts = {count}" if count > 1 else scheme
+        parts = (
+            part for p in programs.values() for part in split(p, count if p.name == "t5" else 1)
+        )
+        peaks[name] = max(run_bytes(part, memory) for part in parts)
+    able = [f"{name} ({peak:,})" for name, peak in peaks.items() if peak <= limit_bytes]
+    if able:
+        return f"what would fit: {', '.join(able)}"
+    least = min(peaks, key=lambda name: peaks[name])
+    return f"nothing fits; the least is {least} ({peaks[least]:,}); make the picture smaller"
 
 
-def package_peak_bytes(graphs: tuple[GraphEntry, ...]) -> int:
-    """Graphs are opened in turn, so the peak is the largest, not the sum."""
-    return max(predicted_peak_bytes(g.bytes, g.activation_bytes) for g in graphs)
+def _parts_that_fit(
+    programs: Mapping[str, QuantizedProgram], memory: backends.Memory, limit_bytes: int
+) -> int:
+    """The fewest parts of T5 that each fit, or 1 when there is no T5 or no number is enough."""
+    for count in range(1, MOST_PARTS + 1 if "t5" in programs else 1):
+        try:
+            parts = split(programs["t5"], count)
+        except InputError:
+            break
+        if max(run_bytes(part, memory) for part in parts) <= limit_bytes:
+            return count
+    return 1

@@ -17,9 +17,9 @@ from exporter.backends import Emitted, Order
 from exporter.checkpoint import Checkpoint, file_digest
 from exporter.formats import Scheme
 from exporter.golden import Drawing
-from exporter.inspect import package_peak_bytes
 from exporter.plan import Plan
 from exporter.quantize import QuantizedProgram
+from exporter.predict import run_bytes
 from exporter.recipe import Recipe
 from exporter.runtime import preview
 from exporter.runtime.manifest import (
@@ -84,6 +84,7 @@ def emit_graph(
         formats=program.values_by_format(),
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
+        run_bytes=run_bytes(program, backend.MEMORY),
         tolerance=emitted.tolerance,
         session=emitted.session,
         remarks=emitted.remarks,
@@ -143,7 +144,7 @@ def fill(
         preview="preview.json" if plain else "",
         files=_describe(folder, files),
         licence=licences[0].name if licences else "",
-        predicted_peak_bytes=package_peak_bytes(tuple(graphs)),
+        predicted_peak_bytes=max(graph.run_bytes for graph in graphs),
     )
     (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
     return manifest

@@ -15,6 +15,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS
 from exporter.graphs import cut_graphs
+from exporter.inspect import refuse_too_large
 from exporter.parts import split
 from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
@@ -191,6 +192,13 @@ def build(
         for given in names:
             backends.refuse_inexpressible(name, modules[name], options, given, quantized[given])
 
+    if recipe.device_memory_bytes is not None:
+        for name, given in ((name, given) for name, names in wanted.items() for given in names):
+            refuse_too_large(
+                recipe.device_memory_bytes, name, schemes[given].name, parts[given],
+                functools.partial(_expressible, model, name),
+            )  # fmt: skip
+
     # Resume: packages that are whole, and just what this build would make, are kept.
     graphs = [g for g in model.programs if any(q[g].methods for q in quantized.values())]
     place = statistics or out / STATISTICS
@@ -298,6 +306,13 @@ def _parts(programs: Mapping[str, QuantizedProgram], recipe: Recipe) -> list[Qua
     """What is emitted: every program, or the parts that the recipe cuts it into."""
     counts = {"t5": recipe.t5_parts}
     return [part for p in programs.values() for part in split(p, counts.get(p.name, 1))]
+
+
+def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedProgram]]:
+    """The programs in every shipped scheme that a backend can express."""
+    options = model.recipe.backend(backend).options
+    able = backends.expressible_schemes(backends.load(backend), options)
+    return {name: quantize_all(model.programs, model.recipe.scheme(name)) for name in able}
 
 
 def _bytes(programs: dict[str, QuantizedProgram]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,16 @@ from exporter.candidates import DEFAULT_FORMATS, Asked, Rounding, candidates, pa
 from exporter.cut import UPSTREAM
 from exporter.errors import InputError, known
 from exporter.formats import FORMATS, Format, load_scheme
-from exporter.inspect import most_weight_bytes
 from exporter.measures import snr_db
 from exporter.pipeline import STATISTICS, Model, calibrate, trace_model
 from exporter.plan import read_plan, scheme_of, write_plan
+from exporter.predict import fixed_bytes
 from exporter.progress import Progress
-from exporter.quantize import MMDIT, Methods, Weights, methods_of, quantize_all
+from exporter.quantize import MMDIT, Methods, QuantizedProgram, Weights, methods_of, quantize_all
 from exporter.recipe import Recipe
 from exporter.sensitivity import Noise, measure
 from exporter.staging import refuse_place
 from exporter.statistics import Calibration
-from exporter.trace import activation_bytes
 
 BASE = "int8"  # the scheme of weights that a plan does not list
 KEEP_BYTES = 256 << 20  # of weights and of codes, so that a small model's are read once
@@ -284,9 +283,12 @@ def _budgets(problem: _Problem, aim: Aim) -> dict[tuple[str, ...], int]:
         rest = sum(problem.rest_bytes[graph] for graph in MMDIT)
         found = {MMDIT: int(aim.bits_per_weight * values / 8) - rest}
     elif aim.memory_bytes is not None:
-        programs = problem.model.programs
+        programs = problem.model.unrounded
+        memories = [backends.load(name).MEMORY for name in problem.model.recipe.backends]
+        able = {form.name for weight in problem.asked.values() for form in weight.formats}
         found = {
-            (graph,): most_weight_bytes(aim.memory_bytes, activation_bytes(programs[graph])) - rest
+            (graph,): min(_room(programs[graph], m, aim.memory_bytes, able) for m in memories)
+            - rest
             for graph, rest in problem.rest_bytes.items()
         }
     else:
@@ -303,6 +305,15 @@ def _budgets(problem: _Problem, aim: Aim) -> dict[tuple[str, ...], int]:
                 "with every weight in its smallest format; give more, or allow a smaller --format"
             )
     return found
+
+
+def _room(
+    program: QuantizedProgram, memory: backends.Memory, memory_bytes: int, formats: Collection[str]
+) -> int:
+    """Bytes of weights with which a graph is predicted to run in so much memory, whatever their
+    formats."""
+    held = max(memory.held.get(f"linear {name}", 1.0) for name in formats)
+    return int((memory_bytes - fixed_bytes(program, memory)) / max(held, 1.0))
 
 
 def _choose(

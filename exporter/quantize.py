@@ -20,6 +20,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.codes import best_codes
 from exporter.errors import InputError
 from exporter.formats import FORMATS, Format, Scheme, fit
+from exporter.memory import release
 from exporter.ops import dequantize, look_up
 from exporter.palettes import palettize
 from exporter.runtime.manifest import Adjusted
@@ -27,6 +28,7 @@ from exporter.statistics import Calibration
 from exporter.trace import Constant, Program, Stored
 
 ATEN = torch.ops.aten
+LARGE_VALUES = 1 << 18
 SLAB_VALUES = 1 << 19  # 2 MB of float32: what a core's cache holds
 HALF_NORMALS = (2.0**-14, 65504.0)  # the smallest and the largest of fp16's normal numbers
 ALMOST_HALF = torch.tensor(0.49999997)  # the float32 before 0.5
@@ -307,6 +309,8 @@ class Weights:
                 where = f"{source.component}: tensor '{source.name}'"
                 raise InputError(f"{where} {error}; it cannot be stored as {form}") from None
             self._last = (key, encoded)
+            if torch.Size(source.shape).numel() >= LARGE_VALUES:
+                release()  # what a backend made of the weight before, and what encoding took
             if methods:
                 self._mean_changes[key] = encoded.mean_change if "bias" in methods else None
         return self._last[1]

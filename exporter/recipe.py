@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "image": ("width_px", "height_px", "image_to_image"),
     "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
-    "build": ("backends", "layout"),
+    "build": ("backends", "layout", "device_memory_bytes"),
     "golden": ("prompts", "seed"),
     "calibration": ("prompts", "seed", "methods"),
 }
@@ -81,6 +81,7 @@ class Recipe:
         backends: names, in order.
         choices: of every known backend, its schemes and options.
         layout: ``native``.
+        device_memory_bytes: a build whose graphs are predicted to take more is refused; None: any.
         t5_parts: into how many consecutive graphs T5 is cut, for devices that cannot hold it.
         prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
@@ -96,6 +97,7 @@ class Recipe:
     backends: tuple[str, ...]
     choices: tuple[BackendChoice, ...]
     layout: str
+    device_memory_bytes: int | None
     t5_parts: int
     prompts: tuple[str, ...]
     seed: int
@@ -171,6 +173,7 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         backends=get.names("build", "backends", backends.names(), default=backends.names()),
         choices=tuple(_choice(get, name) for name in backends.names()),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
+        device_memory_bytes=get.optional_integer("build", "device_memory_bytes", 1, 1 << 50),
         t5_parts=t5_parts,
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
@@ -216,6 +219,9 @@ class _Getter:
         if not low <= value <= high:
             raise InputError(f"[{section}] {key} = {value}: must be from {low} to {high}")
         return int(value)
+
+    def optional_integer(self, section: str, key: str, low: int, high: int) -> int | None:
+        return self.integer(section, key, low, high) if key in self._raw.get(section, {}) else None
 
     def choice(self, section: str, key: str, options: tuple[str, ...], default: str) -> str:
         value = self.value(section, key, str, default)

@@ -113,6 +113,9 @@ FLASH = Preset(
 )
 PRESETS: Mapping[str, Preset] = {
     "sd3.5-flash": FLASH,
+    "sd3.5-flash-half": replace(  # what doubling the transformer's depth costs
+        FLASH, transformer=replace(FLASH.transformer, layers=12, dual_layers=tuple(range(7)))
+    ),
     "sd3.5-flash-mini": Preset(  # the same widths, as few layers as the graphs can have
         replace(FLASH.transformer, layers=2, dual_layers=(0,)),
         replace(FLASH.clip_l, layers=2),

@@ -271,11 +271,15 @@ def test_inspect_package(tiny_package: Path) -> None:
 def test_inspect_checkpoint(tiny_folder: Path) -> None:
     result = fourstep("inspect", tiny_folder)
     assert result.exit_code == 0
-    assert "predicted peak memory" in result.stdout
-    found = json.loads(fourstep("inspect", tiny_folder, "--json").stdout)
-    sizes = {g["graph"]: g["bytes"] for g in found["graphs"]}
-    assert sizes["denoiser"]["fp32"] > 3 * sizes["denoiser"]["int8"] > 4 * sizes["denoiser"]["int4"]
-    assert sizes["t5"]["int4"] == sizes["t5"]["int8"]
+    for title in ("onnx: files, MB", "openvino: peak memory to run, MB", "coreml: peak memory to"):
+        assert title in result.stdout
+    found = json.loads(fourstep("inspect", tiny_folder, "--json").stdout)["graphs"]
+    sizes = {(g["graph"], g["scheme"]): g["bytes"] for g in found if g["backend"] == "coreml"}
+    large, middle, small = (sizes["denoiser", scheme] for scheme in ("fp32", "int8", "int4"))
+    assert large > 3 * middle > 4 * small
+    assert sizes["t5", "int4"] == sizes["t5", "int8"]
+    assert {g["backend"] for g in found if g["scheme"] == "pal4"} == {"coreml"}
+    assert all(g["run_bytes"] > 0 and g["build_bytes"] > 0 for g in found)
     mistake(fourstep("inspect", tiny_folder / "vae"), "model_index.json is missing")
 
 

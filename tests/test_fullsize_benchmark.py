@@ -72,7 +72,7 @@ def test_the_recipe_is_one(tmp_path: Path, steps: int) -> None:
 def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> None:
     model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
     everybody = contestants(model, tmp_path, {"optimum-intel": "/x/bin/python"}, ["int4"])
-    assert len({c.name for c in everybody}) == len(everybody) == 7
+    assert len({c.name for c in everybody}) == len(everybody) == 8
     write_recipe(model, tmp_path)
     for one in everybody:
         assert "a red fox reading a newspaper in a cafe, morning light" in one.draw

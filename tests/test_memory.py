@@ -68,6 +68,6 @@ def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     memory._option.cache_clear()
     with memory.returning():
         memory.release()
-    assert memory._trim() is memory._option() is None
+    assert memory._trim() is None and memory._option() is None
     memory._trim.cache_clear()
     memory._option.cache_clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PROMPT = "a red fox reading a newspaper in a cafe, morning light"
@@ -56,6 +56,7 @@ class Contestant:
         environment: of ``ENVIRONMENTS``; empty: the one that this runs in.
         export: the command that writes a package, or empty; ``package`` is what it writes.
         draw: the command that draws two pictures and prints seconds as JSON.
+        warm: a command to run once before anything is measured, or empty.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Contestant:
     export: tuple[str, ...]
     package: Path
     draw: tuple[str, ...]
+    warm: tuple[str, ...] = ()
 
 
 def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> Contestant:
@@ -76,6 +78,13 @@ def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> 
     )  # fmt: skip
     draw = (python, "-m", "benchmarks.fullsize.draw_fourstep", str(package), PROMPT, str(SEED))
     return Contestant(f"fourstep {backend}-{scheme}", "", export, package, draw)
+
+
+def cached(contestant: Contestant, folder: Path) -> Contestant:
+    """The same with a folder for what the runtime compiles, which is full when it is measured."""
+    place = folder / "packages" / f"cache-{contestant.package.parent.name}"
+    draw = (*contestant.draw, str(place))
+    return replace(contestant, name=f"{contestant.name}, cached", draw=draw, warm=draw)
 
 
 def write_recipe(model: Model, folder: Path) -> Path:
@@ -148,6 +157,7 @@ def contestants(
     """Everybody."""
     own = sys.executable
     found = [ours(model, folder, own, b, s) for b in ("openvino", "onnx") for s in schemes]
+    found.insert(1, cached(found[0], folder))
     found += [diffusers(model, own, dtype) for dtype in ("float32", "bfloat16")]
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, weights) for weights in ("int4", "int8")]

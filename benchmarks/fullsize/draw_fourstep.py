@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.backends import Session
+from exporter.backends import Session, Setup
 from exporter.runtime import Image, Request, generate, open_package
 
 STAGES = {"denoiser": "step", "vae_decoder": "vae"}  # all else encodes the prompt
 
 
-def timed(package: Path, prompt: str, seed: int) -> dict[str, object]:
+def timed(package: Path, prompt: str, seed: int, cache: Path | None = None) -> dict[str, object]:
     """One picture from a package that is not open yet."""
     spent: dict[str, list[float]] = defaultdict(list)
-    player = open_package(package).player()
+    player = open_package(package).player(Setup(cache=cache))
 
     def opened(name: str) -> Session:
         started = time.perf_counter()
@@ -53,5 +53,6 @@ def timed(package: Path, prompt: str, seed: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    folder, words, number = sys.argv[1:]
-    print(json.dumps([timed(Path(folder), words, int(number)) for _ in range(2)]))
+    folder, words, number, *caches = sys.argv[1:]
+    kept = Path(caches[0]) if caches else None
+    print(json.dumps([timed(Path(folder), words, int(number), kept) for _ in range(2)]))

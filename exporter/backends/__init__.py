@@ -9,6 +9,7 @@ A backend module has:
     OPTIONS: dict[str, tuple[str, ...]]  what a recipe's table [<backend>] may choose, default first
     DEVICES: tuple[str, ...]             where a session can run, default first
     CACHES: tuple[str, ...]              those of them that can keep compiled graphs in a folder
+    MEMORY: Memory                       what building and running a graph take
     refuse(format, options) -> str | None       why a weight format cannot be expressed, or None
     emit(program, read, folder, order) -> Emitted       writes one graph into a folder
     finish(folder, tokenizers) -> tuple[Path, ...]      writes what its devices want beside graphs
@@ -86,6 +87,30 @@ class Setup:
     exact: bool = False
     device: str | None = None
     cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a graph takes, as ``benchmarks.memory`` measured it: anonymous memory, and files.
+
+    Attributes:
+        process_bytes: with the runtime imported and no graph open.
+        node_bytes: for each operator.
+        held: for each byte of weights as stored, by kind and format such as ``linear int4``;
+            ``other`` is all else. A kind that is not named takes what it has.
+        activations: for each byte of ``exporter.trace.activation_bytes``, by graph; ``""``: others.
+        build_process_bytes: to write a graph, without its weights.
+        build_weight: for each byte of the largest weight in float32.
+        node_file_bytes: of the graph's files, for each operator.
+    """
+
+    process_bytes: int
+    node_bytes: int
+    held: Mapping[str, float]
+    activations: Mapping[str, float]
+    build_process_bytes: int
+    build_weight: float
+    node_file_bytes: int
 
 
 def names() -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class GraphEntry:
         formats: how many weight values are stored in each format.
         adjusted: weights whose width the scheme's group does not divide.
         activation_bytes: most bytes of activations alive at once, predicted.
+        run_bytes: peak anonymous memory of a process that runs it, predicted.
         tolerance: what ``verify`` allows it.
         session: what the backend wants to be told when it opens the graph.
         remarks: what whoever ships the graph should know of it.
@@ -76,6 +77,7 @@ class GraphEntry:
     formats: dict[str, int]
     adjusted: tuple[Adjusted, ...]
     activation_bytes: int
+    run_bytes: int
     tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()

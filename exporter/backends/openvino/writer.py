@@ -26,7 +26,6 @@ from exporter.backends import Samples
 from exporter.backends.openvino import ops
 from exporter.cut import graph_of
 from exporter.formats import Format, narrowed, pack
-from exporter.memory import release
 from exporter.quantize import Part, QuantizedProgram
 from exporter.runtime.manifest import Adjusted
 from exporter.staging import writing
@@ -210,7 +209,6 @@ class Emitter:
             self._waiting.write(array.tobytes())
             self._waiting.flush()
             array = np.memmap(self._waiting, array.dtype, "r+", offset, array.shape)
-            release()  # else the full-size denoiser leaves 3.9 GB behind, and takes longer
         self._mapped.append(array)
         return op.constant(ov.Tensor(array, ov.Shape(list(shape)), kind or ov.Type(array.dtype)))
 

@@ -1,0 +1,153 @@
+"""Predicted against measured: bytes of files, peak anonymous memory to build and run each graph.
+
+    python -m benchmarks.memory RECIPE [--backend onnx] [--scheme int4] [--graph "t5*"]
+
+Each graph is built, and run once, in a process of its own. What ``fourstep inspect`` predicts is
+beside what was measured; the constants of its predictions were fitted to such a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import figures
+from benchmarks.memcap import measure
+from exporter import backends
+from exporter.runtime.manifest import GraphEntry, parse
+
+Row = dict[str, Any]
+
+
+def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, folder: Path) -> None:
+    """Write one graph, and its manifest entry beside it."""
+    from exporter import package
+    from exporter.cut import graph_of
+    from exporter.parts import split
+    from exporter.pipeline import trace_model
+    from exporter.progress import Progress
+    from exporter.quantize import quantize_all
+    from exporter.recipe import read_recipe
+
+    recipe = read_recipe(recipe_file)
+    model = trace_model(recipe, 0, Progress())
+    whole = quantize_all(model.programs, recipe.scheme(scheme))[graph_of(graph)]
+    parts = split(whole, recipe.t5_parts if whole.name == "t5" else 1)
+    program = next(part for part in parts if part.name == graph)
+    order = backends.Order(recipe.backend(backend_name).options, lambda name: [])
+    backend = backends.load_to_build(backend_name)
+    entry = package.emit_graph(backend, program, model.weights.read, folder, order)
+    (folder / "entry.json").write_text(json.dumps(asdict(entry)))
+
+
+def run_one(backend_name: str, folder: Path) -> None:
+    """Open a graph, and run it once on random inputs."""
+    entry = parse(GraphEntry, json.loads((folder / "entry.json").read_text()))
+    backend = backends.load_to_run(backend_name)
+    session = backend.session(folder / entry.entry, entry.session, backends.Setup())
+    random = np.random.default_rng(0)
+    session(
+        {
+            port.name: np.zeros(port.shape, np.int32)
+            if port.dtype == "int32"
+            else random.standard_normal(port.shape, np.float32)
+            for port in entry.inputs
+        }
+    )
+
+
+def measured(recipe: Path, backend: str, scheme: str, graph: str) -> Row:
+    """Bytes of a graph's files, and peaks of building and of running it."""
+    with tempfile.TemporaryDirectory() as place:
+        own = (sys.executable, "-m", "benchmarks.memory", str(recipe), "--one")
+        one = (backend, scheme, graph, place)
+        built = measure([*own, "build", *one])
+        if not built.completed:
+            return {"error": f"build: exit code {built.exit_code}"}
+        entry = parse(GraphEntry, json.loads((Path(place) / "entry.json").read_text()))
+        row: Row = {"bytes": entry.bytes, "build": built.peak_anonymous_bytes}
+        ran = measure([*own, "run", *one])
+        return row | ({"run": ran.peak_anonymous_bytes} if ran.completed else {})
+
+
+def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
+    """The same figures as ``fourstep inspect`` predicts them, by backend, scheme and graph."""
+    from exporter.checkpoint import open_checkpoint
+    from exporter.formats import scheme_names
+    from exporter.inspect import sizes, traced
+    from exporter.recipe import read_recipe
+
+    recipe = read_recipe(recipe_file)
+    programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
+    schemes = {name: recipe.scheme(name) for name in scheme_names()}
+    found = sizes(programs, backends.names(), schemes, recipe.t5_parts)
+    return {
+        (size.backend, size.scheme, size.graph): {
+            "bytes": size.bytes,
+            "build": size.build_bytes,
+            "run": size.run_bytes,
+        }
+        for size in found
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Megabytes as Markdown: predicted, measured, and by how much the prediction is off."""
+    kinds = ("bytes", "build", "run")
+    heads = [f"{kind} {what}" for kind in kinds for what in ("predicted", "measured", "off")]
+    lines = [f"| backend | scheme | graph | {' | '.join(heads)} |", "|" + "---|" * 12]
+    for row in rows:
+        cells = []
+        for kind in kinds:
+            expected, found = row["predicted"][kind], row["measured"].get(kind)
+            if found is None:
+                cells += [f"{expected / 1e6:,.0f}", "", ""]
+            else:
+                off = 100 * (expected / found - 1)
+                cells += [f"{expected / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{off:+.0f} %"]
+        lines.append(
+            f"| {row['backend']} | {row['scheme']} | {row['graph']} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Predicted against measured memory.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--backend", nargs="*", default=["onnx", "openvino"])
+    parser.add_argument("--scheme", nargs="*", default=["int4", "int8"])
+    parser.add_argument("--graph", nargs="*", default=["*"], help="patterns")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        what, backend, scheme, graph, place = arguments.one
+        if what == "build":
+            build_one(arguments.recipe, backend, scheme, graph, Path(place))
+        else:
+            run_one(backend, Path(place))
+        return
+    rows = []
+    for (backend, scheme, graph), expected in predicted(arguments.recipe).items():
+        asked = any(fnmatchcase(graph, pattern) for pattern in arguments.graph)
+        if asked and backend in arguments.backend and scheme in arguments.scheme:
+            found = measured(arguments.recipe, backend, scheme, graph)
+            names = {"backend": backend, "scheme": scheme, "graph": graph}
+            rows.append({**names, "predicted": expected, "measured": found})
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(rows))
+    if arguments.json:
+        figures.write(arguments.json, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a graph will take before it is built: bytes of files, memory to write it and to run it.
+
+Memory is anonymous memory, which a kernel cannot drop: mapped files count nothing. A backend's
+``MEMORY`` holds what was measured of its runtime (``benchmarks.memory``); what a graph holds comes
+from its program. Predictions are for one graph in a process of its own, as the loop runs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from exporter.backends import Memory
+from exporter.quantize import Adapted, Part, QuantizedProgram
+from exporter.trace import Stored, activation_bytes
+
+ATEN = torch.ops.aten
+WEIGHTS = {  # which argument of an operator is a weight, and of which kind
+    ATEN.linear.default: (1, "linear"),
+    ATEN.conv2d.default: (1, "conv"),
+    ATEN.embedding.default: (0, "embedding"),
+}
+
+
+def file_bytes(program: QuantizedProgram, memory: Memory) -> int:
+    """Bytes of the files of a graph: constants and weights in their formats, and its operators."""
+    return program.stored_bytes() + memory.node_file_bytes * len(program.nodes())
+
+
+def build_bytes(program: QuantizedProgram, memory: Memory) -> int:
+    """Peak of a build while it writes a graph, codes to nearest, no golden pictures.
+
+    Weights are read and written one at a time, so the largest one decides.
+    """
+    largest = max((math.prod(s.shape) for s in program.stored().values()), default=0)
+    return int(memory.build_process_bytes + memory.build_weight * 4 * largest)
+
+
+def run_bytes(program: QuantizedProgram, memory: Memory) -> int:
+    """Peak of a process that opens a graph and runs it."""
+    held = sum(memory.held.get(kind, 1.0) * size for kind, size in _weight_bytes(program).items())
+    return int(held + fixed_bytes(program, memory))
+
+
+def fixed_bytes(program: QuantizedProgram, memory: Memory) -> float:
+    """Of ``run_bytes``, what does not depend on formats."""
+    factor = memory.activations.get(program.name, memory.activations[""])
+    nodes = memory.node_bytes * len(program.nodes())
+    return memory.process_bytes + nodes + factor * activation_bytes(program)
+
+
+def _weight_bytes(program: QuantizedProgram) -> Mapping[str, int]:
+    """Bytes of weights as stored, by kind and format: ``linear int4``; all else: ``other``."""
+    kinds: dict[str, str] = {}
+    for node in program.nodes():
+        if node.target in WEIGHTS:
+            place, kind = WEIGHTS[node.target]
+            name = _stored_name(program, node.args[place])
+            if name is not None:
+                kinds[name] = kind
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for name, source in program.stored().items():
+        form = program.formats[name]
+        kind = f"{kinds[name]} {form.name}" if name in kinds else "other"
+        sizes[kind] += form.stored_bytes(source.shape)
+    return sizes
+
+
+def _stored_name(program: QuantizedProgram, node: object) -> str | None:
+    """The stored tensor behind an argument: itself, or what is decoded there."""
+    while isinstance(node, fx.Node) and node.op != "placeholder":
+        node = node.args[0]
+    source = program.tensors.get(node.name) if isinstance(node, fx.Node) else None
+    source = source.of if isinstance(source, Part | Adapted) else source
+    return source.name if isinstance(source, Stored) else None

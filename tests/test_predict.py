@@ -1,0 +1,149 @@
+"""What is predicted of a graph before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.memory import measured, predicted, table
+from exporter import backends
+from exporter.checkpoint import Checkpoint
+from exporter.cli import main
+from exporter.cut import Cut
+from exporter.errors import InputError
+from exporter.formats import load_scheme
+from exporter.inspect import refuse_too_large, sizes, traced
+from exporter.parts import split
+from exporter.pipeline import Built, build
+from exporter.predict import build_bytes, file_bytes, run_bytes
+from exporter.quantize import QuantizedProgram, quantize_all
+from exporter.recipe import Recipe, read_recipe
+from exporter.runtime import open_package
+from tests.conftest import ROOT, SMALL, needs
+
+MEMORY = backends.Memory(
+    process_bytes=1000,
+    node_bytes=10,
+    held={"linear int4": 3.0, "embedding int8": 0.0},
+    activations={"t5": 2.0, "": 1.0},
+    build_process_bytes=500,
+    build_weight=2.0,
+    node_file_bytes=7,
+)
+
+
+def programs(checkpoint: Checkpoint, cut: Cut, scheme: str) -> dict[str, QuantizedProgram]:
+    return quantize_all(traced(checkpoint, cut), load_scheme(scheme))
+
+
+def test_what_a_graph_holds_is_counted_by_kind_and_format(tiny: Checkpoint) -> None:
+    t5 = programs(tiny, SMALL, "int8")["t5"]
+    table_bytes = t5.formats["shared.weight"].stored_bytes((1000, 96))
+    free = replace(MEMORY, held={"embedding int8": 0.0})
+    whole = replace(MEMORY, held={})
+    assert run_bytes(t5, whole) - run_bytes(t5, free) == table_bytes
+    twice = replace(whole, activations={"": 4.0})
+    assert run_bytes(t5, twice) - run_bytes(t5, whole) == run_bytes(
+        t5, replace(whole, activations={"": 2.0})
+    ) - run_bytes(t5, replace(whole, activations={"": 0.0}))
+    nodes = len(t5.nodes())
+    assert run_bytes(t5, replace(whole, node_bytes=11)) - run_bytes(t5, whole) == nodes
+    assert file_bytes(t5, MEMORY) == t5.stored_bytes() + 7 * nodes
+    assert build_bytes(t5, MEMORY) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
+
+
+def test_smaller_formats_and_pictures_take_less(tiny: Checkpoint) -> None:
+    onnx = backends.load("onnx").MEMORY
+    large = programs(tiny, replace(SMALL, width_px=80, height_px=80), "int8")
+    small, least = programs(tiny, SMALL, "int8"), programs(tiny, SMALL, "int4")
+    for name in ("denoiser", "vae_decoder"):
+        assert run_bytes(large[name], onnx) > run_bytes(small[name], onnx)
+    assert run_bytes(small["denoiser"], onnx) > run_bytes(least["denoiser"], onnx)
+    parts = [run_bytes(part, onnx) for part in split(small["t5"], 2)]
+    assert max(parts) < run_bytes(small["t5"], onnx)
+
+
+def test_files_are_as_large_as_predicted(
+    shapes: Checkpoint, shapes_packages: Mapping[str, Built]
+) -> None:
+    recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
+    seen = 0
+    for built in shapes_packages.values():
+        manifest = open_package(built.path).manifest
+        assert manifest.predicted_peak_bytes == max(g.run_bytes for g in manifest.graphs)
+        if manifest.plan_sha256 or manifest.methods:
+            continue
+        found = sizes(
+            traced(shapes, recipe.cut),
+            [built.backend],
+            {built.scheme: recipe.scheme(built.scheme)},
+        )
+        for size in found:
+            entry = manifest.graph(size.graph)
+            assert entry is not None
+            assert size.bytes == pytest.approx(entry.bytes, rel=0.1), (built.path.name, size.graph)
+            assert size.run_bytes == entry.run_bytes
+            seen += 1
+    assert seen
+
+
+def test_a_build_that_would_not_fit_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (built,) = build(tiny_recipe, tmp_path / "fits", ["onnx"], ["int4"])
+    peak = open_package(built.path).manifest.predicted_peak_bytes
+    recipe = replace(tiny_recipe, device_memory_bytes=peak)
+    build(recipe, tmp_path / "just", ["onnx"], ["int4"])
+    out = tmp_path / "out"
+    message = (
+        rf"onnx-fp32 is predicted to take [\d,]+ bytes \(\w+\), more than device_memory_bytes = "
+        rf"{peak:,}; what would fit: .*int4 \({peak:,}\)"
+    )
+    with pytest.raises(InputError, match=message):
+        build(recipe, out, ["onnx"], ["fp32"])
+    with pytest.raises(InputError, match=r"nothing fits; the least is \S+ \([\d,]+\); make the"):
+        build(replace(recipe, device_memory_bytes=1000), out, ["onnx"], ["int4"])
+    assert not out.exists()
+
+
+def test_parts_of_t5_are_proposed(tiny: Checkpoint) -> None:
+    """Where T5 alone is too large, and its parts are not."""
+    memory, t5 = backends.load("onnx").MEMORY, programs(tiny, SMALL, "int8")["t5"]
+    whole = run_bytes(t5, memory)
+    for count in (2, 3):
+        limit = max(run_bytes(part, memory) for part in split(t5, count))
+        assert limit < whole
+        remedy = rf"what would fit: int8 with t5_parts = {count} \({limit:,}\)$"
+        with pytest.raises(InputError, match=remedy):
+            refuse_too_large(limit, "onnx", "int8", [t5], lambda: {"int8": {"t5": t5}})
+    refuse_too_large(whole, "onnx", "int8", [t5], lambda: {})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("0", "device_memory_bytes = 0: must be from 1"), ('"3GB"', "must be a whole number")],
+)
+def test_mistakes(tmp_path: Path, value: str, message: str) -> None:
+    file = tmp_path / "recipe.toml"
+    shipped = (ROOT / "recipes" / "shapes-flash.toml").read_text()
+    file.write_text(shipped.replace("[build]", f"[build]\ndevice_memory_bytes = {value}", 1))
+    found = CliRunner().invoke(main, ["build", str(file)])
+    assert found.exit_code == 2 and message in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_the_benchmark_measures_what_is_predicted(backend: str) -> None:
+    if backends.missing(needs(backend)):
+        pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+    recipe = ROOT / "recipes" / "shapes-flash.toml"
+    expected = predicted(recipe)[backend, "int8", "denoiser"]
+    found = measured(recipe, backend, "int8", "denoiser")
+    assert found.keys() == expected.keys() == {"bytes", "build", "run"}
+    for kind, value in found.items():
+        assert value == pytest.approx(expected[kind], rel=0.35), kind
+    names = {"backend": backend, "scheme": "int8", "graph": "denoiser"}
+    line = table([{**names, "predicted": expected, "measured": found}]).splitlines()[-1]
+    assert line.count("|") == 13 and line.count("%") == 3

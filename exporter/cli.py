@@ -277,6 +277,9 @@ def _size(flag: str, text: str | None) -> int | None:
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
 @device_option
+@click.option(
+    "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."
+)
 @cache_option
 @json_option
 def run(
@@ -289,13 +292,14 @@ def run(
     previews: Path | None,
     exact: bool,
     device: str | None,
+    half: bool,
     cache: Path | None,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
     from exporter.runtime.text import PromptCut
 
-    setup = backends.Setup(exact, device, cache)
+    setup = backends.Setup(exact, device, cache, half)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptCut)

@@ -18,8 +18,8 @@ from exporter.checkpoint import Checkpoint, file_digest
 from exporter.formats import Scheme
 from exporter.golden import Drawing
 from exporter.plan import Plan
-from exporter.quantize import QuantizedProgram
 from exporter.predict import run_bytes
+from exporter.quantize import QuantizedProgram
 from exporter.recipe import Recipe
 from exporter.runtime import preview
 from exporter.runtime.manifest import (

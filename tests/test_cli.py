@@ -184,6 +184,13 @@ def test_run_draws_the_golden_picture(tiny_package: Path, tmp_path: Path) -> Non
     assert np.abs(found - golden).max() <= 1
 
 
+def test_16_bits_are_refused_where_a_backend_has_none(tiny_package: Path) -> None:
+    found = fourstep("run", tiny_package, "a red circle", "--half")
+    mistake(found, "--half: onnx computes on CPU as the package says", "openvino")
+    found = fourstep("run", tiny_package, "a red circle", "--half", "--exact")
+    mistake(found, "--half and --exact ask for opposites")
+
+
 def test_run_batches(tiny_package: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.png"
     result = fourstep("run", tiny_package, "one", "two", "--seed", 1, "--seed", 2, "--out", out)

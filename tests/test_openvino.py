@@ -32,6 +32,7 @@ from exporter.cut import Cut
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import load_scheme
 from exporter.graphs import cut_graphs, denoiser
+from exporter.measures import relative_error
 from exporter.pipeline import build
 from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize
 from exporter.recipe import Recipe
@@ -301,6 +302,44 @@ def test_an_npu_is_not_told_to_compute_in_f32(tmp_path: Path) -> None:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "ACTIVATIONS_SCALE_FACTOR": "8.0"}
     found = backend._config(NpuWithADriver(), "NPU", settings, Setup(exact=True, cache=tmp_path))
     assert found == {"CACHE_DIR": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("device", "able", "kind"),
+    [
+        ("CPU", ["FP32", "INT8", "BF16"], "bf16"),
+        ("GPU", ["FP32", "FP16"], "f16"),
+        ("CPU", ["FP32", "FP16", "INT8"], ""),
+    ],
+)
+def test_16_bits_are_those_that_a_device_computes_in(
+    device: str, able: list[str], kind: str
+) -> None:
+    class Machine:
+        def get_property(self, name: str, what: str) -> list[str]:
+            assert name == device
+            return able if what == "OPTIMIZATION_CAPABILITIES" else ["INFERENCE_PRECISION_HINT"]
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    if kind:
+        found = backend._config(Machine(), device, settings, Setup(half=True))
+        assert found == {"INFERENCE_PRECISION_HINT": kind}
+    else:
+        with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
+            backend._config(Machine(), device, settings, Setup(half=True))
+
+
+def test_16_bits_are_close_to_32(cases: dict[tuple[str, str], Case]) -> None:
+    case, able = (
+        cases["int8", "denoiser"],
+        ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    )
+    if "BF16" not in able:
+        with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
+            case.run(half=True)
+        return
+    whole, half = case.run()["velocity"], case.run(half=True)["velocity"]
+    assert 1e-4 < relative_error(half, whole) < 0.05
 
 
 def test_an_absent_device_is_named(cases: dict[tuple[str, str], Case]) -> None:

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter import golden
@@ -18,7 +19,7 @@ from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS, Rule
 from exporter.pipeline import build
 from exporter.recipe import Recipe
-from exporter.runtime import open_package
+from exporter.runtime import Image, Request, generate, open_package
 from exporter.verify import verify
 from tests.conftest import edit_json
 
@@ -56,6 +57,19 @@ def test_what_is_inside(tiny_package: Path) -> None:
     # Widths of 96 are not divided by groups of 64: each is listed with what it got.
     assert {(a.asked, a.used) for a in denoiser.adjusted} >= {("int4-g64", "int4-g32")}
     assert manifest.predicted_peak_bytes > manifest.graphs[0].bytes
+
+
+def test_graphs_can_stay_open_between_pictures(tiny_package: Path) -> None:
+    requests = [Request("a red circle", seed=7)]
+    package = open_package(tiny_package)
+    opened = {}
+    for keep in (True, False):
+        player = package.player(keep=keep)
+        first, again = (list(generate(player, requests))[-1] for _ in range(2))
+        assert isinstance(first, Image) and isinstance(again, Image)
+        assert np.array_equal(first.pixels, again.pixels)
+        opened[keep] = player.open("denoiser") is player.open("denoiser")
+    assert opened == {True: True, False: False}
 
 
 def test_two_builds_give_the_same_bytes(

@@ -31,7 +31,7 @@ from exporter.recipe import Recipe, read_recipe
 from exporter.runtime.manifest import Manifest
 from exporter.runtime.package import open_package
 from exporter.statistics import open_statistics
-from exporter.trace import Program, activation_bytes, run, trace
+from exporter.trace import Program, run, trace
 from tests.conftest import SHAPES, SMALL, needs
 from tests.test_cli import fourstep, mistake
 

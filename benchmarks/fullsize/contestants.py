@@ -80,11 +80,20 @@ def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> 
     return Contestant(f"fourstep {backend}-{scheme}", "", export, package, draw)
 
 
-def cached(contestant: Contestant, folder: Path) -> Contestant:
-    """The same with a folder for what the runtime compiles, which is full when it is measured."""
+def variants(contestant: Contestant, folder: Path) -> list[Contestant]:
+    """The same with graphs kept open, in bfloat16, and with a cache that is full when measured."""
+
+    def variant(name: str, *options: str) -> Contestant:
+        draw = (*contestant.draw, *options)
+        return replace(contestant, name=f"{contestant.name}, {name}", draw=draw)
+
     place = folder / "packages" / f"cache-{contestant.package.parent.name}"
-    draw = (*contestant.draw, str(place))
-    return replace(contestant, name=f"{contestant.name}, cached", draw=draw, warm=draw)
+    cached = variant("cached", "--cache", str(place))
+    return [
+        variant("kept open", "--keep"),
+        variant("kept open, bfloat16", "--keep", "--half"),
+        replace(cached, warm=cached.draw),
+    ]
 
 
 def write_recipe(model: Model, folder: Path) -> Path:
@@ -119,8 +128,11 @@ def diffusers(model: Model, python: str, dtype: str) -> Contestant:
     return Contestant(f"diffusers {dtype}", "", (), model.checkpoint, draw)
 
 
-def genai(model: Model, folder: Path, python: str, weights: str) -> Contestant:
-    """optimum-intel's command line, then OpenVINO GenAI."""
+def genai(model: Model, folder: Path, python: str, weights: str, hint: str = "") -> Contestant:
+    """optimum-intel's command line, then OpenVINO GenAI.
+
+    ``hint``: a type to compute in; without one the processor computes in bfloat16 if it has it.
+    """
     package = folder / "packages" / f"optimum-intel-{weights}"
     cli = str(Path(python).with_name("optimum-cli"))
     groups = ("--group-size", "64", "--ratio", "1.0") if weights == "int4" else ()
@@ -130,10 +142,10 @@ def genai(model: Model, folder: Path, python: str, weights: str) -> Contestant:
     )  # fmt: skip
     draw = (
         python, "-m", "benchmarks.fullsize.draw_genai", str(package), PROMPT, str(SEED),
-        str(model.px), str(model.steps),
+        str(model.px), str(model.steps), *((hint,) if hint else ()),
     )  # fmt: skip
-    return Contestant(f"optimum-intel, OpenVINO GenAI {weights}", "optimum-intel", export, package,
-                      draw)  # fmt: skip
+    name = f"optimum-intel, OpenVINO GenAI {weights}{', ' + hint if hint else ''}"
+    return Contestant(name, "optimum-intel", export, package, draw)
 
 
 def optimum_onnx(model: Model, folder: Path, python: str) -> Contestant:
@@ -157,8 +169,9 @@ def contestants(
     """Everybody."""
     own = sys.executable
     found = [ours(model, folder, own, b, s) for b in ("openvino", "onnx") for s in schemes]
-    found.insert(1, cached(found[0], folder))
+    found[1:1] = variants(found[0], folder)
     found += [diffusers(model, own, dtype) for dtype in ("float32", "bfloat16")]
     intel = pythons.get("optimum-intel", own)
-    found += [genai(model, folder, intel, weights) for weights in ("int4", "int8")]
+    found += [genai(model, folder, intel, "int4", hint) for hint in ("", "f32")]
+    found.append(genai(model, folder, intel, "int8"))
     return [*found, optimum_onnx(model, folder, pythons.get("optimum-onnx", own))]

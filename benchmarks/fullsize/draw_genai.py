@@ -13,12 +13,13 @@ from benchmarks.fullsize.stages import stages
 
 
 def main() -> None:
-    folder, prompt, seed, px, count = sys.argv[1:]
+    folder, prompt, seed, px, count, *hints = sys.argv[1:]
     import numpy as np
     import openvino_genai as genai
 
     started = time.perf_counter()
-    pipe = genai.Text2ImagePipeline(folder, "CPU")
+    options = {"INFERENCE_PRECISION_HINT": hints[0]} if hints else {}
+    pipe = genai.Text2ImagePipeline(folder, "CPU", **options)
     load_s, found = time.perf_counter() - started, []
     for number in range(2):
         ends: list[float] = []

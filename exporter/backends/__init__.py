@@ -9,6 +9,7 @@ A backend module has:
     OPTIONS: dict[str, tuple[str, ...]]  what a recipe's table [<backend>] may choose, default first
     DEVICES: tuple[str, ...]             where a session can run, default first
     CACHES: tuple[str, ...]              those of them that can keep compiled graphs in a folder
+    HALF: tuple[str, ...]                those of them that can be told to compute in 16 bits
     MEMORY: Memory                       what building and running a graph take
     refuse(format, options) -> str | None       why a weight format cannot be expressed, or None
     emit(program, read, folder, order) -> Emitted       writes one graph into a folder
@@ -82,11 +83,13 @@ class Setup:
         exact: compute in float32 even where the package's settings round activations.
         device: one of the backend's ``DEVICES``; None: its default.
         cache: a folder where the runtime may keep what it compiled, or None.
+        half: compute in 16 bits what the package computes in float32: faster, less exact.
     """
 
     exact: bool = False
     device: str | None = None
     cache: Path | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,19 @@ def expressible_schemes(backend: ModuleType, options: Mapping[str, str]) -> list
 
 
 def check_setup(name: str, setup: Setup) -> None:
-    """Raise InputError for a device that a backend does not know, or a cache that is of no use."""
+    """Raise InputError for a device that a backend does not know, or what is of no use there."""
     backend = load(name)
     device = setup.device or backend.DEVICES[0]
     if device not in backend.DEVICES:
         raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.DEVICES)}")
+    if setup.half and setup.exact:
+        raise InputError("--half and --exact ask for opposites; leave one out")
+    if setup.half and device not in backend.HALF:
+        able = ", ".join(n for n in names() if load(n).HALF)
+        raise InputError(
+            f"--half: {name} computes on {device} as the package says; leave --half out "
+            f"(backends that take it here: {able})"
+        )
     if setup.cache is None:
         return
     if device not in backend.CACHES:

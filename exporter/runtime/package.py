@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class Package:
         session: Session = backend.session(self.folder / graph.entry, graph.session, setup)
         return session
 
-    def player(self, setup: backends.Setup = DEFAULT) -> Player:
+    def player(self, setup: backends.Setup = DEFAULT, keep: bool = False) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
+
+        Args:
+            keep: graphs stay open for the next call of the loop, in the memory of all of them.
 
         Raises InputError for a device or a cache that the package's backend does not take.
         """
@@ -53,6 +57,7 @@ class Package:
             check_file(self.folder, file)
         entry = self.manifest
         encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
+        opened = functools.partial(self.session, setup=setup)
         return Player(
             entry.schedule,
             (
@@ -62,7 +67,7 @@ class Package:
                 entry.width_px // entry.latent_scale_px,
             ),
             {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
-            lambda name: self.session(name, setup),
+            functools.cache(opened) if keep else opened,
             preview.read(self.folder / entry.preview) if entry.preview else None,
             {name: [part.name for part in entry.parts(name)] for name in entry.names},
         )

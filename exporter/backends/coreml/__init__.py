@@ -36,8 +36,9 @@ COMPUTE_UNITS: tuple[str, ...] = (
 )
 DEVICES = (*COMPUTE_UNITS, EVALUATOR)
 CACHES = COMPUTE_UNITS
-# Running: an estimate, weights once as they are stored and activations in fp16. No Apple machine was
-# at hand to measure it on.
+HALF: tuple[str, ...] = ()
+# Running: an estimate, weights once as they are stored and activations in fp16. There was no Apple
+# machine to measure it on.
 MEMORY = Memory(
     process_bytes=50_000_000,
     node_bytes=0,

@@ -40,6 +40,7 @@ RUNS_WITH = {"onnxruntime": "onnxruntime"}
 OPTIONS: dict[str, tuple[str, ...]] = {}
 DEVICES = ("CPU",)
 CACHES: tuple[str, ...] = ()
+HALF: tuple[str, ...] = ()
 # A weight of a linear layer is packed for its kernel when a graph is opened; tables stay mapped.
 MEMORY = Memory(
     process_bytes=26_000_000,

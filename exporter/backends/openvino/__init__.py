@@ -49,6 +49,7 @@ RUNS_WITH = {"openvino": "openvino"}
 OPTIONS: dict[str, tuple[str, ...]] = {}
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
 CACHES = DEVICES
+HALF = ("CPU", "GPU")
 # Weights are packed for their kernels, those of convolutions in float32; tables stay mapped.
 MEMORY = Memory(
     process_bytes=41_000_000,
@@ -146,6 +147,16 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
     return run
 
 
+def _half(core: Any, device: str) -> str:
+    """The 16-bit type that a device computes in; raises CheckFailed when it has none."""
+    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    kinds = {"BF16": "bf16"} if device == "CPU" else {"FP16": "f16", "BF16": "bf16"}
+    for capability, kind in kinds.items():
+        if capability in able:
+            return kind
+    raise CheckFailed(f"--half: this machine's {device} computes in float32 alone; leave it out")
+
+
 def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -> dict[str, Any]:
     """The properties to compile with: of the settings, those that the device knows.
 
@@ -159,6 +170,8 @@ def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -
     if device == "NPU":
         known.discard("INFERENCE_PRECISION_HINT")
     config |= {name: value for name, value in settings.items() if name in known}
+    if setup.half:
+        config["INFERENCE_PRECISION_HINT"] = _half(core, device)
     if setup.exact and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in known:
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     return config

@@ -36,8 +36,13 @@ def build_bytes(program: QuantizedProgram, memory: Memory) -> int:
 
     Weights are read and written one at a time, so the largest one decides.
     """
-    largest = max((math.prod(s.shape) for s in program.stored().values()), default=0)
-    return int(memory.build_process_bytes + memory.build_weight * 4 * largest)
+    factors = memory.build_weight
+    taken = (
+        factors.get(program.formats[name].name, factors[""]) * 4 * math.prod(source.shape)
+        for name, source in program.stored().items()
+    )
+    files = memory.build_file * file_bytes(program, memory)
+    return int(memory.build_process_bytes + files + max(taken, default=0))
 
 
 def run_bytes(program: QuantizedProgram, memory: Memory) -> int:

@@ -273,7 +273,10 @@ class Weights:
             value = component.read(source.name)
         else:
             value = torch.cat([component.read(source.name, rows) for rows in source.crop.rows], 1)
-        return value.to(self.dtype)
+        value = value.to(self.dtype)
+        if value.numel() >= LARGE_VALUES:
+            release()  # what a backend made of the weight before, and what encoding it took
+        return value
 
     def _scaled(self, source: Stored, methods: Methods) -> Tensor:
         value = self._stored(source)
@@ -309,8 +312,6 @@ class Weights:
                 where = f"{source.component}: tensor '{source.name}'"
                 raise InputError(f"{where} {error}; it cannot be stored as {form}") from None
             self._last = (key, encoded)
-            if torch.Size(source.shape).numel() >= LARGE_VALUES:
-                release()  # what a backend made of the weight before, and what encoding took
             if methods:
                 self._mean_changes[key] = encoded.mean_change if "bias" in methods else None
         return self._last[1]

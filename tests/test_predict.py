@@ -31,7 +31,8 @@ MEMORY = backends.Memory(
     held={"linear int4": 3.0, "embedding int8": 0.0},
     activations={"t5": 2.0, "": 1.0},
     build_process_bytes=500,
-    build_weight=2.0,
+    build_weight={"": 2.0, "fp32": 1.0},
+    build_file=0.0,
     node_file_bytes=7,
 )
 

@@ -103,7 +103,8 @@ class Memory:
             ``other`` is all else. A kind that is not named takes what it has.
         activations: for each byte of ``exporter.trace.activation_bytes``, by graph; ``""``: others.
         build_process_bytes: to write a graph, without its weights.
-        build_weight: for each byte of the largest weight in float32.
+        build_weight: for each byte of the largest weight in float32, by format; ``""``: others.
+        build_file: for each byte of the graph's files, while they are written.
         node_file_bytes: of the graph's files, for each operator.
     """
 
@@ -112,7 +113,8 @@ class Memory:
     held: Mapping[str, float]
     activations: Mapping[str, float]
     build_process_bytes: int
-    build_weight: float
+    build_weight: Mapping[str, float]
+    build_file: float
     node_file_bytes: int
 
 

@@ -45,7 +45,8 @@ MEMORY = Memory(
     held={},
     activations={"t5": 1.0, "vae_decoder": 1.0, "vae_encoder": 1.0, "": 0.5},
     build_process_bytes=400_000_000,
-    build_weight=2.6,
+    build_weight={"fp32": 2.0, "": 2.6},
+    build_file=0.0,
     node_file_bytes=0,
 )
 # Activations are rounded to fp16 at every operator (writer.py says which are not).

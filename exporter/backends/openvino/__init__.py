@@ -55,14 +55,15 @@ MEMORY = Memory(
     process_bytes=41_000_000,
     node_bytes=54_000,
     held={
-        "embedding int8": 0.0, "embedding fp16": 0.0, "embedding fp32": 0.0,
+        "embedding int8": 0.0, "embedding fp16": 0.75, "embedding fp32": 0.0,
         "linear int8": 1.055, "linear w8a8": 1.055, "linear int4": 1.2, "linear int2": 1.3,
-        "linear fp16": 2.0, "linear fp32": 1.0,
+        "linear fp16": 3.7, "linear fp32": 1.0,
         "conv int8": 7.6, "conv fp16": 3.8, "conv fp32": 1.9,
     },
     activations={"": 1.3},
     build_process_bytes=340_000_000,
-    build_weight=2.6,
+    build_weight={"fp32": 2.0, "": 2.6},
+    build_file=0.08,
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,9 +28,9 @@ from exporter.formats import FORMATS, Format, load_scheme
 from exporter.measures import snr_db
 from exporter.pipeline import STATISTICS, Model, calibrate, trace_model
 from exporter.plan import read_plan, scheme_of, write_plan
-from exporter.predict import fixed_bytes
+from exporter.predict import fixed_bytes, run_bytes
 from exporter.progress import Progress
-from exporter.quantize import MMDIT, Methods, QuantizedProgram, Weights, methods_of, quantize_all
+from exporter.quantize import MMDIT, Methods, Weights, methods_of, quantize_all
 from exporter.recipe import Recipe
 from exporter.sensitivity import Noise, measure
 from exporter.staging import refuse_place
@@ -285,35 +286,33 @@ def _budgets(problem: _Problem, aim: Aim) -> dict[tuple[str, ...], int]:
     elif aim.memory_bytes is not None:
         programs = problem.model.unrounded
         memories = [backends.load(name).MEMORY for name in problem.model.recipe.backends]
-        able = {form.name for weight in problem.asked.values() for form in weight.formats}
         found = {
-            (graph,): min(_room(programs[graph], m, aim.memory_bytes, able) for m in memories)
-            - rest
-            for graph, rest in problem.rest_bytes.items()
+            (graph,): aim.memory_bytes - int(max(fixed_bytes(programs[graph], m) for m in memories))
+            for graph in problem.rest_bytes
         }
     else:
         return {}
-    for graphs, budget_bytes in found.items():
-        least = sum(
-            w.formats[0].stored_bytes(w.source.shape)
-            for (graph, _), w in problem.asked.items()
-            if graph in graphs
-        )
+    _refuse_too_little(problem, aim, found)
+    return found
+
+
+def _refuse_too_little(problem: _Problem, aim: Aim, budgets: Mapping[tuple[str, ...], int]) -> None:
+    for graphs, budget_bytes in budgets.items():
+        least = _least_bytes(problem, graphs)
         if budget_bytes < least:
             raise InputError(
                 f"{aim.flag}: {least - budget_bytes:,} bytes too few for {' and '.join(graphs)}, "
                 "with every weight in its smallest format; give more, or allow a smaller --format"
             )
-    return found
 
 
-def _room(
-    program: QuantizedProgram, memory: backends.Memory, memory_bytes: int, formats: Collection[str]
-) -> int:
-    """Bytes of weights with which a graph is predicted to run in so much memory, whatever their
-    formats."""
-    held = max(memory.held.get(f"linear {name}", 1.0) for name in formats)
-    return int((memory_bytes - fixed_bytes(program, memory)) / max(held, 1.0))
+def _least_bytes(problem: _Problem, graphs: Collection[str]) -> int:
+    """Bytes of the planned weights of some graphs, each in its smallest format."""
+    return sum(
+        w.formats[0].stored_bytes(w.source.shape)
+        for (graph, _), w in problem.asked.items()
+        if graph in graphs
+    )
 
 
 def _choose(
@@ -331,6 +330,8 @@ def _choose(
 
     if aim.floor_db is None:
         choice = _within(problem, options, budgets)
+        if aim.memory_bytes is not None:
+            choice = _fitting(problem, options, choice, budgets, aim, aim.memory_bytes)
         return choice, draw(choice) if drawn else None
     return _above(options, aim.floor_db, draw if drawn else None)
 
@@ -395,6 +396,40 @@ def _within(problem: _Problem, options: Options, budgets: Mapping[tuple[str, ...
         for i, candidate in zip(own, found, strict=True):
             chosen[i] = candidate
     return tuple(chosen)
+
+
+def _fitting(
+    problem: _Problem,
+    options: Options,
+    choice: Choice,
+    budgets: Mapping[tuple[str, ...], int],
+    aim: Aim,
+    memory_bytes: int,
+) -> Choice:
+    """Take bytes from graphs that are predicted to run in more memory, until none is.
+
+    A byte takes more memory in some formats and layers than in others, so what a graph's weights
+    may have is only known of a choice.
+    """
+    memories = [backends.load(name).MEMORY for name in problem.model.recipe.backends]
+    graphs = [graph for graph, _ in problem.asked]
+    while True:
+        scheme = scheme_of("plan", BASE, (), problem.formats(choice))
+        over = {
+            name: max(run_bytes(program, memory) for memory in memories) - memory_bytes
+            for name, program in quantize_all(problem.model.programs, scheme).items()
+        }
+        if max(over.values()) <= 0:
+            return choice
+        used: Counter[str] = Counter()
+        for graph, found, chosen in zip(graphs, options, choice, strict=True):
+            used[graph] += found[chosen].bytes
+        cut = {graph: used[graph] - max(1, over[graph] // 2) for graph in over if over[graph] > 0}
+        least = {graph: _least_bytes(problem, [graph]) for graph in cut}
+        cut = {g: max(size, least[g]) if used[g] > least[g] else size for g, size in cut.items()}
+        budgets = {**budgets, **{(graph,): size for graph, size in cut.items()}}
+        _refuse_too_little(problem, aim, budgets)
+        choice = _within(problem, options, budgets)
 
 
 def _drawn_snr_db(problem: _Problem, choice: Choice, weights: Weights) -> float:

@@ -140,7 +140,7 @@ def test_wrong_numbers_fail_parity(package: Path) -> None:
     [
         (
             {"format_version": 99},
-            "format version 99; this fourstep reads 2: build the package again",
+            "format version 99; this fourstep reads 3: build the package again",
         ),
         ({"scheme": 4}, "damaged: scheme: 4 is not of type str"),
         ({"extra": 1}, r"damaged: Manifest: keys \['extra'\] missing or unknown"),

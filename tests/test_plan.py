@@ -395,8 +395,8 @@ def test_memory_bounds_every_graph(small: Path, traced: Model, tmp_path: Path) -
     largest = extremes(traced)[1]
     whole = {n for n, p in programs.items() if p.stored_bytes() == largest[n]}
     assert whole and whole < {*programs}
-    result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--memory", "80MB", *GIVEN)
-    mistake(result, "--memory 80,000,000 bytes: ", "bytes too few for clip_l, with every weight")
+    result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--memory", "20MB", *GIVEN)
+    mistake(result, "--memory 20,000,000 bytes: ", "bytes too few for clip_l, with every weight")
 
 
 @pytest.mark.usefixtures("once")

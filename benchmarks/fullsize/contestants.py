@@ -169,7 +169,7 @@ def contestants(
     """Everybody."""
     own = sys.executable
     found = [ours(model, folder, own, b, s) for b in ("openvino", "onnx") for s in schemes]
-    found[1:1] = variants(found[0], folder)
+    found[1:1] = [v for one in found[:1] for v in variants(one, folder)]
     found += [diffusers(model, own, dtype) for dtype in ("float32", "bfloat16")]
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, "int4", hint) for hint in ("", "f32")]

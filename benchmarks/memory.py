@@ -31,8 +31,7 @@ Row = dict[str, Any]
 def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, folder: Path) -> None:
     """Write one graph, and its manifest entry beside it."""
     from exporter import package
-    from exporter.cut import graph_of
-    from exporter.parts import split
+    from exporter.parts import emitted
     from exporter.pipeline import trace_model
     from exporter.progress import Progress
     from exporter.quantize import quantize_all
@@ -40,9 +39,8 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
 
     recipe = read_recipe(recipe_file)
     model = trace_model(recipe, 0, Progress())
-    whole = quantize_all(model.programs, recipe.scheme(scheme))[graph_of(graph)]
-    parts = split(whole, recipe.t5_parts if whole.name == "t5" else 1)
-    program = next(part for part in parts if part.name == graph)
+    quantized = quantize_all(model.programs, recipe.scheme(scheme))
+    program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
     order = backends.Order(recipe.backend(backend_name).options, lambda name: [])
     backend = backends.load_to_build(backend_name)
     entry = package.emit_graph(backend, program, model.weights.read, folder, order)
@@ -89,7 +87,8 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     recipe = read_recipe(recipe_file)
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
     schemes = {name: recipe.scheme(name) for name in scheme_names()}
-    found = sizes(programs, backends.names(), schemes, recipe.t5_parts)
+    options = {name: recipe.backend(name).options for name in backends.names()}
+    found = sizes(programs, options, schemes, recipe.t5_parts)
     return {
         (size.backend, size.scheme, size.graph): {
             "bytes": size.bytes,

@@ -493,7 +493,12 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     scheme_of = recipe.scheme if recipe else load_scheme
     found = sizes(
         traced(checkpoint, cut),
-        recipe.backends if recipe else backends.names(),
+        {
+            name: recipe.backend(name).options
+            if recipe
+            else backends.default_options(backends.load(name))
+            for name in (recipe.backends if recipe else backends.names())
+        },
         {name: scheme_of(name) for name in scheme_names()},
         recipe.t5_parts if recipe else 1,
     )

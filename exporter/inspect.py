@@ -11,7 +11,7 @@ from exporter.cut import Cut
 from exporter.errors import InputError
 from exporter.formats import Format, Scheme
 from exporter.graphs import cut_graphs
-from exporter.parts import split
+from exporter.parts import emitted, split
 from exporter.predict import build_bytes, file_bytes, run_bytes
 from exporter.quantize import QuantizedProgram, Weights, quantize_all
 from exporter.trace import Program, bind, trace
@@ -49,22 +49,24 @@ def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
 
 def sizes(
     programs: Mapping[str, Program],
-    backend_names: Sequence[str],
+    options: Mapping[str, Mapping[str, str]],
     schemes: Mapping[str, Scheme],
     t5_parts: int = 1,
 ) -> list[GraphSize]:
-    """Predictions for all graphs in all schemes that a backend can express."""
+    """Predictions for all graphs in all schemes that a backend can express.
+
+    Args:
+        options: what a recipe chooses of each backend (``backends.default_options`` without one).
+    """
     found = []
     for scheme_name, scheme in schemes.items():
         quantized = quantize_all(programs, scheme)
-        for name in backend_names:
+        parts = emitted(quantized, t5_parts)
+        for name, chosen in options.items():
             backend = backends.load(name)
-            options, formats = backends.default_options(backend), _formats(quantized)
-            if any(backend.refuse(form, options) for form in formats):
+            if any(backend.refuse(form, chosen) for form in _formats(quantized)):
                 continue
-            for program in quantized.values():
-                parts = split(program, t5_parts if program.name == "t5" else 1)
-                found += [_size(part, name, scheme_name) for part in parts]
+            found += [_size(part, name, scheme_name) for part in parts]
     return found
 
 
@@ -123,10 +125,7 @@ def _remedy(
     for scheme, programs in others.items():
         count = _parts_that_fit(programs, memory, limit_bytes)
         name = f"{scheme} with t5_parts = {count}" if count > 1 else scheme
-        parts = (
-            part for p in programs.values() for part in split(p, count if p.name == "t5" else 1)
-        )
-        peaks[name] = max(run_bytes(part, memory) for part in parts)
+        peaks[name] = max(run_bytes(part, memory) for part in emitted(programs, count))
     able = [f"{name} ({peak:,})" for name, peak in peaks.items() if peak <= limit_bytes]
     if able:
         return f"what would fit: {', '.join(able)}"

@@ -7,7 +7,7 @@ every part that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,9 +15,14 @@ from torch import Tensor, fx
 
 from exporter.cut import part_name
 from exporter.errors import InputError
-from exporter.quantize import Adapted, Part, QuantizedProgram
+from exporter.quantize import QuantizedProgram, stored_behind
 from exporter.runtime.manifest import Port
-from exporter.trace import Stored
+
+
+def emitted(programs: Mapping[str, QuantizedProgram], t5_parts: int) -> list[QuantizedProgram]:
+    """What becomes a graph of its own: every program, T5 in so many parts; raises InputError."""
+    counts = {"t5": t5_parts}
+    return [part for p in programs.values() for part in split(p, counts.get(p.name, 1))]
 
 
 def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]:
@@ -37,7 +42,7 @@ def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]
     bounds = [0, *(cut + 1 for cut in cuts), len(steps)]
     between = [None, *(waists[cut] for cut in cuts), None]
     return tuple(
-        _part(program, i + 1, steps[bounds[i] : bounds[i + 1]], between[i], between[i + 1])
+        _part(program, varying, i + 1, steps[bounds[i] : bounds[i + 1]], between[i], between[i + 1])
         for i in range(count)
     )
 
@@ -97,20 +102,12 @@ def _sizes(program: QuantizedProgram, steps: list[fx.Node], varying: set[fx.Node
     seen, total, sizes = set[str](), 0, []
     for step in steps:
         for node in _needed([step], varying):
-            name = _name(program, node)
-            if name is not None and name not in seen:
-                seen.add(name)
-                source = program.stored()[name]
-                total += program.formats[name].stored_bytes(source.shape)
+            source = stored_behind(program.tensors.get(node.name))
+            if source is not None and source.name not in seen:
+                seen.add(source.name)
+                total += program.formats[source.name].stored_bytes(source.shape)
         sizes.append(total)
     return sizes
-
-
-def _name(program: QuantizedProgram, node: fx.Node) -> str | None:
-    """The stored tensor that a placeholder is, or is a part of."""
-    source = program.tensors.get(node.name)
-    source = source.of if isinstance(source, Part | Adapted) else source
-    return source.name if isinstance(source, Stored) else None
 
 
 def _even(sizes: list[int], places: list[int], count: int) -> list[int]:
@@ -125,12 +122,12 @@ def _even(sizes: list[int], places: list[int], count: int) -> list[int]:
 
 def _part(
     program: QuantizedProgram,
+    varying: set[fx.Node],
     number: int,
     steps: list[fx.Node],
     entering: fx.Node | None,
     leaving: fx.Node | None,
 ) -> QuantizedProgram:
-    varying = _varying(program)
     needed = _needed(steps, varying)
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     if entering is None:

@@ -16,7 +16,7 @@ from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS
 from exporter.graphs import cut_graphs
 from exporter.inspect import refuse_too_large
-from exporter.parts import split
+from exporter.parts import emitted
 from exporter.plan import is_plan, read_plan
 from exporter.progress import Progress
 from exporter.quantize import (
@@ -186,7 +186,7 @@ def build(
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     quantized = {name: quantize_all(model.programs, scheme) for name, scheme in schemes.items()}
-    parts = {name: _parts(programs, recipe) for name, programs in quantized.items()}
+    parts = {name: emitted(programs, recipe.t5_parts) for name, programs in quantized.items()}
     for name, names in wanted.items():
         options = recipe.backend(name).options
         for given in names:
@@ -219,8 +219,8 @@ def build(
 
     built = {job: _kept_package(job, schemes[job.scheme].name, basis(job)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
-    emitted = sum(len(parts[job.scheme]) for job in left)
-    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)) + emitted)
+    graphs_left = sum(len(parts[job.scheme]) for job in left)
+    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)) + graphs_left)
     for job in jobs:
         if job not in left:
             progress(f"{job.target.name} is whole already")
@@ -300,12 +300,6 @@ def _kept_package(job: _Job, scheme: str, basis: str) -> Built | None:
 
 def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
     return drawn().calls[graph]
-
-
-def _parts(programs: Mapping[str, QuantizedProgram], recipe: Recipe) -> list[QuantizedProgram]:
-    """What is emitted: every program, or the parts that the recipe cuts it into."""
-    counts = {"t5": recipe.t5_parts}
-    return [part for p in programs.values() for part in split(p, counts.get(p.name, 1))]
 
 
 def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedProgram]]:

@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from exporter.backends import Memory
-from exporter.quantize import Adapted, Part, QuantizedProgram
-from exporter.trace import Stored, activation_bytes
+from exporter.cut import graph_of
+from exporter.quantize import QuantizedProgram, stored_behind
+from exporter.trace import activation_bytes
 
 ATEN = torch.ops.aten
 WEIGHTS = {  # which argument of an operator is a weight, and of which kind
@@ -53,7 +54,7 @@ def run_bytes(program: QuantizedProgram, memory: Memory) -> int:
 
 def fixed_bytes(program: QuantizedProgram, memory: Memory) -> float:
     """Of ``run_bytes``, what does not depend on formats."""
-    factor = memory.activations.get(program.name, memory.activations[""])
+    factor = memory.activations.get(graph_of(program.name), memory.activations[""])
     nodes = memory.node_bytes * len(program.nodes())
     return memory.process_bytes + nodes + factor * activation_bytes(program)
 
@@ -79,6 +80,5 @@ def _stored_name(program: QuantizedProgram, node: object) -> str | None:
     """The stored tensor behind an argument: itself, or what is decoded there."""
     while isinstance(node, fx.Node) and node.op != "placeholder":
         node = node.args[0]
-    source = program.tensors.get(node.name) if isinstance(node, fx.Node) else None
-    source = source.of if isinstance(source, Part | Adapted) else source
-    return source.name if isinstance(source, Stored) else None
+    source = stored_behind(program.tensors.get(node.name)) if isinstance(node, fx.Node) else None
+    return source.name if source else None

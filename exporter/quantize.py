@@ -96,6 +96,12 @@ class Change:
     mean: Tensor | None
 
 
+def stored_behind(source: object) -> Stored | None:
+    """The tensor of the checkpoint that a source is, or is made of."""
+    source = source.of if isinstance(source, Part | Adapted) else source
+    return source if isinstance(source, Stored) else None
+
+
 @dataclass(frozen=True)
 class QuantizedProgram(Program):
     """A program with its weights in formats.
@@ -112,8 +118,8 @@ class QuantizedProgram(Program):
 
     def stored(self) -> dict[str, Stored]:
         """The tensors of the checkpoint that this program needs, by name."""
-        sources = (s.of if isinstance(s, Part | Adapted) else s for s in self.tensors.values())
-        return {s.name: s for s in sources if isinstance(s, Stored)}
+        sources = map(stored_behind, self.tensors.values())
+        return {s.name: s for s in sources if s is not None}
 
     def values_by_format(self) -> dict[str, int]:
         """How many weight values are stored in each format."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fullsize.__main__ import run, table
+from benchmarks.fullsize.__main__ import run, synthesize, table
 from benchmarks.fullsize.contestants import Contestant, Model, contestants, write_recipe
 from benchmarks.fullsize.draw_fourstep import timed
+from benchmarks.fullsize.floor import step_flop
 from benchmarks.fullsize.stages import stages
 from exporter.recipe import read_recipe
 from exporter.runtime import open_package
@@ -82,6 +83,49 @@ def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> N
         recipes = [Path(w).read_text() for w in words if w.endswith(".toml")]
         assert any(str(model.checkpoint) in text for text in (*words, *recipes))
     assert {c.draw[0] for c in everybody if "GenAI" in c.name} == {"/x/bin/python"}
+
+
+def test_variants_of_ours(tmp_path: Path) -> None:
+    model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
+    found = {c.name: c for c in contestants(model, tmp_path, {}, ["int4"])}
+    kept, half, cached = (
+        found[f"fourstep openvino-int4, {name}"]
+        for name in ("kept open", "kept open, bfloat16", "cached")
+    )
+    assert kept.draw[-1:] == ("--keep",) and half.draw[-2:] == ("--keep", "--half")
+    assert "--cache" in cached.draw and cached.warm == cached.draw
+    assert found["optimum-intel, OpenVINO GenAI int4, f32"].draw[-1] == "f32"
+
+
+@pytest.mark.parametrize(("px", "teraflop"), [(512, 2.13), (768, 5.21), (1024, 10.78)])
+def test_the_floor_counts_the_unfolded_step(px: int, teraflop: float) -> None:
+    """Against a count of every product of the network itself, 154 text tokens."""
+    assert step_flop(px) / 1e12 == pytest.approx(teraflop, abs=0.006)
+
+
+def test_without_t5_xxl_the_checkpoint_has_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[object, ...]] = []
+
+    def synth(*arguments: object) -> None:
+        made.append(arguments)
+        folder = Path(str(arguments[1]))
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "model_index.json").write_text(str(arguments[0]))
+        if "--no-t5" not in arguments:
+            (folder / "text_encoder_3").mkdir()
+            (folder / "tokenizer_3").mkdir()
+
+    monkeypatch.setattr("benchmarks.fullsize.__main__._synth", synth)
+    folder = synthesize(tmp_path, "sd3.5-flash", t5=False)
+    assert [m[0] for m in made] == ["sd3.5-flash", "sd3.5-flash-mini"]
+    assert {p.name for p in folder.iterdir()} == {
+        "transformer", "model_index.json", "text_encoder_3", "tokenizer_3",
+    }  # fmt: skip
+    assert (folder / "model_index.json").read_text() == "sd3.5-flash-mini"
+    synthesize(tmp_path, "sd3.5-flash", t5=False)
+    assert len(made) == 2 and [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_row_has_all_figures(contestant: Contestant) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from exporter import memory
+from exporter import memory, quantize
+from exporter.checkpoint import Checkpoint
+from exporter.quantize import Weights
+from exporter.runtime import open_package
+from exporter.trace import Stored
 
 # Pieces too small to be mapped one by one, and one above them that keeps the heap from shrinking.
 GROW = """
@@ -57,6 +62,28 @@ def test_while_a_graph_is_opened_large_blocks_go_back_at_once() -> None:
 
     assert left_mb("returning") < 60
     assert left_mb("as it is") > 250
+
+
+def test_a_session_is_opened_so(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every large weight that is read gives back what the one before it left."""
+    seen: list[str] = []
+    monkeypatch.setattr(memory, "release", lambda: seen.append("release"))
+    monkeypatch.setattr(memory, "_option", lambda: lambda *given: seen.append(str(given)))
+    open_package(tiny_package).session("clip_l")
+    assert seen == ["(-3, 131072)", "(-3, 33554432)", "release"]
+
+
+def test_each_large_weight_gives_back_what_was_left(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(quantize, "release", lambda: seen.append(1))
+    table = Stored("text_encoder_3", "shared.weight", (1000, 96))
+    Weights(tiny).read(table)
+    assert not seen
+    monkeypatch.setattr(quantize, "LARGE_VALUES", 96_000)
+    Weights(tiny).read(table)
+    assert seen
 
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from exporter.parts import split
 from exporter.pipeline import build
 from exporter.quantize import QuantizedProgram, Weights, quantize_all
 from exporter.recipe import Recipe, read_recipe
+from exporter.report import diagrams
 from exporter.runtime import Image, Request, generate, open_package
 from exporter.runtime.loop import Session
 from exporter.runtime.package import Package
@@ -100,6 +102,9 @@ def test_a_package_with_t5_in_parts(tiny_recipe: Recipe, tmp_path: Path, backend
     assert [g.name for g in package.manifest.parts("t5")] == ["t5-1", "t5-2", "t5-3"]
     for whole, in_parts in zip(*pixels, strict=True):
         assert np.abs(whole.astype(int) - in_parts).max() <= 1
+    row = SimpleNamespace(manifest=package.manifest)
+    sizes = [g.bytes for g in package.manifest.graphs if g.name.startswith("t5-")]
+    assert diagrams._graph_bytes(row, "t5") == sum(sizes) > max(sizes)  # type: ignore[arg-type]
     log = json.loads((built.path.parent / f"{built.path.name}.log.json").read_text())
     assert log["verify"]["ok"]
 

@@ -57,6 +57,13 @@ def test_what_a_graph_holds_is_counted_by_kind_and_format(tiny: Checkpoint) -> N
     assert build_bytes(t5, MEMORY) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
 
 
+def test_parts_count_as_their_graph_does(tiny: Checkpoint) -> None:
+    t5 = programs(tiny, SMALL, "int8")["t5"]
+    none = replace(MEMORY, activations={"t5": 0.0, "": 100.0})
+    for part in split(t5, 2):
+        assert run_bytes(part, none) < run_bytes(part, MEMORY)
+
+
 def test_smaller_formats_and_pictures_take_less(tiny: Checkpoint) -> None:
     onnx = backends.load("onnx").MEMORY
     large = programs(tiny, replace(SMALL, width_px=80, height_px=80), "int8")
@@ -80,7 +87,7 @@ def test_files_are_as_large_as_predicted(
             continue
         found = sizes(
             traced(shapes, recipe.cut),
-            [built.backend],
+            {built.backend: recipe.backend(built.backend).options},
             {built.scheme: recipe.scheme(built.scheme)},
         )
         for size in found:

@@ -71,6 +71,12 @@ def fourstep(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
 
+def test_half_has_half_of_the_blocks() -> None:
+    half = plan(synth.find_preset("sd3.5-flash-half"))
+    blocks = {t.name.split(".")[1] for t in half[0].tensors if "transformer_blocks" in t.name}
+    assert len(blocks) == half[0].config["num_layers"] == 12
+
+
 def test_full_size_has_the_published_counts() -> None:
     """reference/model.md 2.7: the MMDiT with its 226,492,416 positions; nothing is written."""
     parts = plan(synth.find_preset("sd3.5-flash"))

@@ -80,7 +80,7 @@ class Component:
     def read(self, tensor: str, rows: slice | None = None) -> torch.Tensor:
         """Read one tensor, or rows of axis 1 of it, in its stored dtype.
 
-        ``rows`` serves the positional table (1, rows, channels), of which a crop is enough.
+        ``rows`` serves tables (1, rows, channels) of which a part is enough.
         """
         info = self.info(tensor)
         with safe_open(info.file, framework="pt") as file:

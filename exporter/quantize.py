@@ -8,6 +8,7 @@ at a time.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -275,10 +276,8 @@ class Weights:
 
     def _stored(self, source: Stored) -> Tensor:
         component = self.checkpoint.component(source.component)
-        if source.crop is None:
-            value = component.read(source.name)
-        else:
-            value = torch.cat([component.read(source.name, rows) for rows in source.crop.rows], 1)
+        read = functools.partial(component.read, source.name)
+        value = read(None) if source.derivation is None else source.derivation.value(read)
         value = value.to(self.dtype)
         if value.numel() >= LARGE_VALUES:
             release()  # what a backend made of the weight before, and what encoding it took

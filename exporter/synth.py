@@ -240,13 +240,13 @@ def _refuse_taken(target: Path) -> None:
 
 
 def _tensors(*graphs: Graph) -> tuple[Planned, ...]:
-    """The parameters of graphs as the checkpoint stores them: a crop is stored whole."""
+    """The parameters of graphs as the checkpoint stores them."""
     found = []
     for graph in graphs:
         for name, parameter in graph.module.named_parameters():
             shape = tuple(parameter.shape)
-            if name in graph.crops:
-                shape = (1, graph.crops[name].side ** 2, shape[-1])
+            if name in graph.derived:
+                shape = graph.derived[name].stored_shape(shape)
             found.append(Planned(graph.component, name, shape))
     return tuple(found)
 

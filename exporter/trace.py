@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, fx
 
 from exporter.errors import InputError
-from exporter.graphs import Crop, Graph, Port
+from exporter.graphs import Derivation, Graph, Port
 
 ITEM_BYTES = {torch.float32: 4, torch.int32: 4, torch.int64: 8, torch.bool: 1}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the checkpoint, read as float32; with ``crop``, the centre of a square table."""
+    """A tensor of the checkpoint, read as float32, or what is derived from it."""
 
     component: str
     name: str
     shape: tuple[int, ...]
-    crop: Crop | None = None
+    derivation: Derivation | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def trace(graph: Graph) -> Program:
     tensors: dict[str, object] = {
         place: Constant(graph.constants[name])
         if name in graph.constants
-        else Stored(graph.component, name, shapes[place], graph.crops.get(name))
+        else Stored(graph.component, name, shapes[place], graph.derived.get(name))
         for place, name in names.items()
     }
     return Program(
@@ -118,8 +118,8 @@ def bind(program: Program, shape_of: Callable[[Stored], tuple[int, ...]]) -> Non
         if not isinstance(source, Stored):
             continue
         found, expected = shape_of(source), source.shape
-        if source.crop is not None:
-            expected = (1, source.crop.side**2, source.shape[-1])
+        if source.derivation is not None:
+            expected = source.derivation.stored_shape(source.shape)
         if found != expected:
             raise InputError(
                 f"{source.component}: tensor '{source.name}' has shape {list(found)}; "

@@ -554,18 +554,10 @@ CASES = [
     attention_case((2, 3, 5, 8), (2, 3, 6, 8), (2, 3, 6, 8), "add"),
     attention_case((2, 5, 8), (2, 6, 8), (2, 6, 8), "keep"),
     Case(
-        "upsample_nearest_neighbor",
-        (floats(1, 2, 3, 4),),
-        lambda x: mb.upsample_nearest_neighbor(x=x, scale_factor_height=2, scale_factor_width=3),
-        lambda x: x.repeat_interleave(2, 2).repeat_interleave(3, 3),
-    ),
-    Case(
-        "upsample_nearest_neighbor",
-        (floats(1, 2, 4, 4),),
-        lambda x: mb.upsample_nearest_neighbor(
-            x=x, scale_factor_height=1.5, scale_factor_width=2.0
-        ),
-        lambda x: F.interpolate(x, scale_factor=(1.5, 2.0), mode="nearest"),
+        "pixel_shuffle",
+        (floats(1, 12, 3, 4),),
+        lambda x: mb.pixel_shuffle(x=x, upscale_factor=2),
+        lambda x: F.pixel_shuffle(x, 2),
     ),
     Case(
         "reshape",

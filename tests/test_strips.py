@@ -16,6 +16,7 @@ from exporter.backends import Order, Setup
 from exporter.checkpoint import Checkpoint
 from exporter.cut import Cut
 from exporter.graphs import cut_graphs, strips
+from exporter.graphs.strips import Doubling
 from exporter.graphs.vae import DecoderNet, EncoderNet, VaeConfig
 from exporter.measures import relative_error
 from exporter.quantize import Weights, unquantized
@@ -53,6 +54,26 @@ def test_strips_are_exact(
     for expected, found in zip(whole, in_strips, strict=True):
         assert found.shape == expected.shape
         assert relative_error(found.numpy(), expected.numpy()) < 1e-12
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 1_000, 1 << 20])
+def test_a_doubling_is_a_convolution_of_the_doubled_map(
+    monkeypatch: pytest.MonkeyPatch, strip_bytes: int
+) -> None:
+    torch.manual_seed(0)
+    x, kernel, bias = torch.randn(1, 3, 9, 5), torch.randn(4, 3, 3, 3), torch.randn(4)
+    twice = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    expected = torch.nn.functional.conv2d(twice, kernel, bias, padding=1)
+    conv, doubling = torch.nn.Conv2d(3, 16, 2), Doubling()
+    for name, stored in (("weight", kernel), ("bias", bias)):
+        value = doubling.value(lambda _, stored=stored: stored).float()  # type: ignore[misc]
+        assert doubling.stored_shape(tuple(value.shape)) == stored.shape
+        setattr(conv, name, torch.nn.Parameter(value))
+    monkeypatch.setattr(strips, "STRIP_BYTES", strip_bytes)
+    with torch.inference_mode():
+        found = strips.join(tuple(strips.double(conv, (x,))))
+    assert found.shape == expected.shape
+    assert relative_error(found.numpy(), expected.numpy()) < 1e-6
 
 
 def test_a_map_that_fits_goes_through_torchs_own_layers(tiny: Checkpoint) -> None:

@@ -14,17 +14,32 @@ tensors, so no renaming table exists; what is not in the checkpoint is a ``const
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from exporter.checkpoint import Checkpoint
 from exporter.cut import NAMES, Cut
 from exporter.runtime.manifest import Port
 
-__all__ = ["NAMES", "Crop", "Cut", "Graph", "Port", "cut_graphs"]
+__all__ = ["NAMES", "Crop", "Cut", "Derivation", "Graph", "Port", "cut_graphs"]
+
+
+Read = Callable[[slice | None], Tensor]  # of a stored tensor: rows of axis 1, or all of it
+
+
+class Derivation(Protocol):
+    """How a parameter comes from the tensor of the checkpoint that has its name. Frozen data."""
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's shape, given the parameter's."""
+
+    def value(self, read: Read) -> Tensor:
+        """The parameter, in the tensor's dtype."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,14 @@ class Crop:
         starts = [(top + y) * self.side + left for y in range(self.height)]
         return tuple(slice(start, start + self.width) for start in starts)
 
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(1, side * side, channels) of (1, height * width, channels)."""
+        return (1, self.side**2, shape[-1])
+
+    def value(self, read: Read) -> Tensor:
+        """(1, height * width, channels): the rows of the crop alone are read."""
+        return torch.cat([read(rows) for rows in self.rows], 1)
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -53,7 +76,7 @@ class Graph:
         module: on the meta device; parameter names are tensor names of the component.
         inputs, outputs: names, shapes and dtypes, in order.
         constants: values of the module's non-persistent buffers, by name, in float64.
-        crops: parameters of which only a part is read.
+        derived: parameters that are not what the checkpoint stores under their name.
     """
 
     name: str
@@ -62,7 +85,7 @@ class Graph:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, np.ndarray]
-    crops: Mapping[str, Crop] = field(default_factory=dict)
+    derived: Mapping[str, Derivation] = field(default_factory=dict)
 
 
 def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:

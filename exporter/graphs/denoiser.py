@@ -293,5 +293,5 @@ def cut(config: TransformerConfig, cut: Cut) -> Graph:
         ),
         outputs=(Port("velocity", latent),),
         constants=constants_of(module),
-        crops={"pos_embed.pos_embed": Crop(config.table_side, rows, columns)},
+        derived={"pos_embed.pos_embed": Crop(config.table_side, rows, columns)},
     )

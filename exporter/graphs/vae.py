@@ -17,7 +17,7 @@ from exporter.checkpoint import Component
 from exporter.graphs import Cut, Graph, Port
 from exporter.graphs.denoiser import VAE_SCALE
 from exporter.graphs.layers import attend, constants_of
-from exporter.graphs.strips import Strips, convolve, double, halve, join, normalize
+from exporter.graphs.strips import Doubling, Strips, convolve, double, halve, join, normalize
 from exporter.graphs.strips import cut as cut_strips
 
 EPS = 1e-6
@@ -119,12 +119,13 @@ class MidBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """A convolution behind a doubling, or one that halves."""
+    """A convolution that doubles (its parameters are a ``Doubling``'s), or one that halves."""
 
     def __init__(self, channels: int, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.conv = nn.Conv2d(channels, channels, 3, 1 if up else 2, padding=1 if up else 0)
+        doubles = nn.Conv2d(channels, 4 * channels, 2)
+        self.conv = doubles if up else nn.Conv2d(channels, channels, 3, 2)
 
     def forward(self, x: Strips) -> Strips:
         return tuple((double if self.up else halve)(self.conv, x))
@@ -241,4 +242,10 @@ def _cut(name: str, kind: type[Decoder] | type[Encoder], config: VaeConfig, cut:
     latent = Port("latent", (1, config.latent_channels, size[0] // VAE_SCALE, size[1] // VAE_SCALE))
     image = Port("image", (1, 3, *size))
     ports = (latent, image) if kind is Decoder else (image, latent)
-    return Graph(name, "vae", module, (ports[0],), (ports[1],), constants_of(module))
+    doubled = {
+        f"{path}.conv.{part}": Doubling()
+        for path, child in module.named_modules()
+        if isinstance(child, Resample) and child.up
+        for part in ("weight", "bias")
+    }
+    return Graph(name, "vae", module, (ports[0],), (ports[1],), constants_of(module), doubled)

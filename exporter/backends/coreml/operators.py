@@ -512,17 +512,9 @@ def _tile(p: Parameters) -> Compute:
     return lambda x: x.repeat(times)
 
 
-def _upsample(p: Parameters) -> Compute:
-    factors = {-2: p.number("scale_factor_height"), -1: p.number("scale_factor_width")}
-
-    def compute(x: Tensor) -> Tensor:
-        for axis, factor in factors.items():
-            size = x.shape[axis]
-            source = (torch.arange(math.floor(size * factor)) / factor).floor().long()
-            x = x.index_select(axis, source.clamp(max=size - 1))
-        return x
-
-    return compute
+def _pixel_shuffle(p: Parameters) -> Compute:
+    factor = p.ints("upscale_factor")[0]
+    return lambda x: F.pixel_shuffle(x, factor)
 
 
 def _fill(p: Parameters) -> Compute:
@@ -741,7 +733,7 @@ TABLE: dict[str, Operator] = {
     "scaled_dot_product_attention": Operator(
         "query key value attn_mask?", "", _attended, _attention
     ),
-    "upsample_nearest_neighbor": _moving("x", "scale_factor_height scale_factor_width", _upsample),
+    "pixel_shuffle": _moving("x", "upscale_factor", _pixel_shuffle),
     "reshape": _moving("x", "shape", _reshape),
     "expand_dims": _moving("x", "axes", _expand_dims),
     "squeeze": _moving("x", "axes?", _squeeze),

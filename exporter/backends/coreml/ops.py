@@ -284,11 +284,9 @@ def _conv2d(e: Emitter, n: fx.Node) -> str:
     return e.add("conv", given, aten.shape(n), kind, n.name)
 
 
-def _upsample(e: Emitter, n: fx.Node) -> str:
-    assert aten.shape(n)[2] == 2 * aten.shape(n.args[0])[2]
-    two = e.const(np.float32(2), "fp32")
-    given = {"x": e.value(n.args[0]), "scale_factor_height": two, "scale_factor_width": two}
-    return e.add("upsample_nearest_neighbor", given, aten.shape(n), e.kind, n.name)
+def _pixel_shuffle(e: Emitter, n: fx.Node) -> str:
+    given = {"x": e.value(n.args[0]), "upscale_factor": e.ints(aten.argument(n, 1))}
+    return e.add("pixel_shuffle", given, aten.shape(n), e.kind, n.name)
 
 
 def _heads(e: Emitter, x: Any, heads: int, scale: float | None, name: str) -> tuple[str, int, int]:
@@ -367,7 +365,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,
-    ATEN.upsample_nearest2d.vec: _upsample,
+    ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
     ATEN.flatten.using_ints: _reshape,
     ATEN.unflatten.int: _reshape,

@@ -192,17 +192,9 @@ def _attention(e: Emitter, node: fx.Node) -> None:
     e.add(kind, inputs, e.name(node), num_heads=heads, scale=float(scale))  # type: ignore[arg-type]
 
 
-def _upsample(e: Emitter, node: fx.Node) -> None:
-    scales = e.tensor("double", torch.tensor([1.0, 1.0, 2.0, 2.0]))
-    assert aten.shape(node)[2] == 2 * aten.shape(node.args[0])[2]
-    e.add(
-        "Resize",
-        [e.value(node.args[0]), "", scales],
-        e.name(node),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
+def _pixel_shuffle(e: Emitter, node: fx.Node) -> None:
+    factor = aten.argument(node, 1)
+    e.add("DepthToSpace", [e.value(node.args[0])], e.name(node), blocksize=factor, mode="CRD")
 
 
 def _conv2d(e: Emitter, node: fx.Node) -> None:
@@ -308,7 +300,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,
-    ATEN.upsample_nearest2d.vec: _upsample,
+    ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
     ATEN.flatten.using_ints: _reshape,
     ATEN.unflatten.int: _reshape,

@@ -132,17 +132,8 @@ def _attention(e: Emitter, n: fx.Node) -> Any:
     return op.reshape(op.transpose(mixed, ints([0, 2, 1, 3])), ints(aten.shape(n)), False)
 
 
-def _upsample(e: Emitter, n: fx.Node) -> Any:
-    height, width = aten.shape(n)[2:]
-    return op.interpolate(
-        e.value(n.args[0]),
-        ints([height, width]),
-        "nearest",
-        "sizes",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-        axes=ints([2, 3]),
-    )
+def _pixel_shuffle(e: Emitter, n: fx.Node) -> Any:
+    return op.depth_to_space(e.value(n.args[0]), "depth_first", aten.argument(n, 1))
 
 
 def _gelu(e: Emitter, n: fx.Node) -> Any:
@@ -177,7 +168,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,
-    ATEN.upsample_nearest2d.vec: _upsample,
+    ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
     ATEN.flatten.using_ints: _reshape,
     ATEN.unflatten.int: _reshape,

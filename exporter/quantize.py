@@ -401,7 +401,7 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
     """
     graph, env = fx.Graph(), {}
     tensors, formats, adjusted = dict[str, object](), dict[str, Format](), []
-    joins: list[tuple[fx.Node, dict[str, fx.Node], Format, int]] = []
+    joins: dict[fx.Node, tuple[dict[str, fx.Node], Format, int]] = {}
     kinds, biases = roles(program), _biases(program, format_of) if "bias" in methods else {}
     held = {bias.weight for bias in biases.values()}
     for node in program.graph.nodes:
@@ -431,16 +431,16 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
             name = f"{node.name}_{part}"
             parts[part] = _place(graph, node, name, torch.empty(shape, dtype=dtype, device="meta"))
             tensors[name] = Part(source, used, part, own)
-        joins.append((node, parts, used, used.group_size or source.shape[1]))
+        joins[node] = parts, used, used.group_size or source.shape[1]
     for node, bias in biases.items():
         form = formats[bias.weight.name]
         tensors[node.name] = Adapted(bias.of, methods, bias.weight, form, bias.rows)
-    for node, parts, used, block in joins:
-        env[node] = _join(graph, parts, used, block)
-        env[node].meta["val"] = node.meta["val"]
     for node in program.graph.nodes:
         if node.op == "placeholder":
             continue
+        for weight in (a for a in node.all_input_nodes if a in joins):  # where it is first used
+            env[weight] = _join(graph, *joins.pop(weight))
+            env[weight].meta["val"] = weight.meta["val"]
         bias = next((biases[n] for n in node.all_input_nodes if n in biases), None)
         if bias is None or bias.rows == 1:
             env[node] = graph.node_copy(node, lambda n: env[n])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from exporter.formats import Format
     from exporter.quantize import QuantizedProgram
 
-# OpenVINO and NNCF report their import to a server through this module, unless it cannot be found.
+# OpenVINO reports its import to a server through this module, unless it cannot be found.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 EXTRA = "openvino"
@@ -41,7 +41,6 @@ BUILD_EXTRA = "build,openvino-build"
 REQUIRES = {
     "torch": "torch",
     "transformers": "transformers",
-    "nncf": "nncf",
     "openvino_tokenizers": "openvino-tokenizers",
     "openvino": "openvino",
 }
@@ -67,6 +66,9 @@ MEMORY = Memory(
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
+HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
+GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+ACTIVATION_GROUP = 64
 # Rounded activations are a loss that the torch program does not have; it is reported, not hidden.
 ROUNDED_TOLERANCE = Tolerance(graph_relative=0.25, image_psnr_db=20.0)
 
@@ -85,19 +87,35 @@ def refuse(form: Format, options: Mapping[str, str]) -> str | None:
 def emit(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
 ) -> Emitted:
-    """Write ``<graph>.xml`` and ``<graph>.bin``; weights with format w8a8 go through NNCF."""
+    """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
     from exporter.backends.openvino.writer import write_graph
 
     files, adjusted = write_graph(program, read, folder, order.samples)
     # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range: on a
     # GPU that is told to use it, this factor scales them down inside.
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
     if graph_of(program.name) == "t5":
         settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
     rounded = any(form.name == "w8a8" for form in program.formats.values())
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
     remarks = _spared(program) if rounded else ()
     return Emitted(files[0], files, tolerance, settings, adjusted, remarks)
+
+
+def _products(program: QuantizedProgram) -> dict[str, str]:
+    """How a graph of linear layers with integer weights multiplies; of the VAE and others nothing.
+
+    In 8 bits, with a scale for so many activations: OpenVINO's default is 32, larger groups are
+    faster, but a weight in groups smaller than the activations' is multiplied in float32
+    (``benchmarks/weight_formats.py``). And so that it stays with 8 bits under ``--half``, attention
+    alone is halved then.
+    """
+    forms = [form for form in program.formats.values() if form.is_integer]
+    if not forms or graph_of(program.name).startswith("vae"):
+        return {}
+    smallest = min((form.group_size for form in forms if form.group_size), default=ACTIVATION_GROUP)
+    groups = {GROUP_PROPERTY: str(min(smallest, ACTIVATION_GROUP))} if smallest >= 32 else {}
+    return {**groups, HALVED: "attention"}
 
 
 def _spared(program: QuantizedProgram) -> tuple[str, ...]:
@@ -134,7 +152,13 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
         )
     config = _config(core, device, settings, setup)
     try:
-        compiled = core.compile_model(str(entry), device.removesuffix("W"), config)
+        model = core.read_model(str(entry))
+        if setup.half and device == "CPU" and settings.get(HALVED) == "attention":
+            from exporter.backends.openvino.half import halve_attention
+
+            halve_attention(model)
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = core.compile_model(model, device.removesuffix("W"), config)
     except Exception as error:  # OpenVINO raises bare RuntimeError
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
@@ -173,6 +197,8 @@ def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -
     config |= {name: value for name, value in settings.items() if name in known}
     if setup.half:
         config["INFERENCE_PRECISION_HINT"] = _half(core, device)
-    if setup.exact and "DYNAMIC_QUANTIZATION_GROUP_SIZE" in known:
-        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    if device not in ("CPU", "NPUW"):
+        config.pop(GROUP_PROPERTY, None)  # other devices choose for themselves
+    if setup.exact and GROUP_PROPERTY in known:
+        config[GROUP_PROPERTY] = 0
     return config

@@ -11,7 +11,7 @@ the form in which they are stored, so that memory holds one weight at a time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +22,12 @@ from openvino import opset15 as op
 from torch import Tensor, fx
 
 from exporter import aten
+from exporter.activations import LEVELS, Rounding, choose
 from exporter.backends import Samples
 from exporter.backends.openvino import ops
 from exporter.cut import graph_of
 from exporter.formats import Format, narrowed, pack
-from exporter.quantize import Part, QuantizedProgram
+from exporter.quantize import Adapted, Part, QuantizedProgram, encode
 from exporter.runtime.manifest import Adjusted
 from exporter.staging import writing
 
@@ -52,16 +53,13 @@ def _write(
     samples: Samples,
     waiting: IO[bytes],
 ) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
-    emitter = Emitter(program, read, waiting)
+    asked = {name for name, form in program.formats.items() if form.name == "w8a8"}
+    roundings = choose(program, read, samples(program.name)) if asked else {}
+    emitter = Emitter(program, read, waiting, roundings)
     for node in program.nodes():
         emitter.node(node)
-    model, adjusted = emitter.model(), tuple[Adjusted, ...]()
-    if emitter.rounded:
-        from exporter.backends.openvino.activations import round_activations
-
-        model, adjusted = round_activations(model, emitter.rounded, samples(program.name))
-        emitter.compress(model, {a.weight for a in adjusted})
-        _name_by_place(model)
+    model = emitter.model()
+    adjusted = tuple(Adjusted(name, "w8a8", "int8") for name in sorted(asked - {*roundings}))
     if graph_of(program.name) == "t5":
         # Read by the plugins that compute in fp16; the CPU's ignores it.
         model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
@@ -80,20 +78,24 @@ def save(model: ov.Model, file: Path) -> tuple[Path, Path]:
 class Emitter:
     """Builds one ov.Model.
 
-    Attributes:
-        rounded: names of the MatMuls whose input is to be rounded to 8 bits, and their weights'.
+    Args:
+        waiting: an empty file, for large constants.
+        roundings: how layers round their input, by their weight.
     """
 
     def __init__(
-        self, program: QuantizedProgram, read: Callable[[object], Tensor], waiting: IO[bytes]
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        waiting: IO[bytes],
+        roundings: Mapping[str, Rounding],
     ) -> None:
-        self.program, self.read = program, read
+        self.program, self.read, self.roundings = program, read, roundings
         self._waiting = waiting
-        self.rounded: dict[str, str] = {}
+        self._rounded: dict[fx.Node, Any] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
         self._mapped: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
-        self._weights: list[tuple[Any, fx.Node]] = []
         for node, port in zip(program.feeds(), program.inputs, strict=True):
             kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
             parameter = op.parameter(list(port.shape), kind, name=port.name)
@@ -126,31 +128,41 @@ class Emitter:
             # OpenVINO 2026.4.1 fails to fold a constant times a compressed weight on its right.
             product = op.matmul(self.value(weight), self.value(x), False, True)
             return op.transpose(product, ops.ints([1, 0]))
-        product = op.matmul(self.value(x), self.value(weight), False, True)
         part = self._part(weight)
-        if part is not None and part.format.name == "w8a8":
-            self._weights.append((product, weight))
-        return product
+        rounding = self.roundings.get(part.of.name) if part is not None else None
+        if rounding is None:
+            return op.matmul(self.value(x), self.value(weight), False, True)
+        assert isinstance(x, fx.Node) and part is not None
+        return op.matmul(self._round(x, rounding), self._scaled(part, rounding), False, True)
 
-    def compress(self, model: ov.Model, names: Collection[str]) -> None:
-        """Store these weights, whose layers' inputs are not rounded after all, as int8 is."""
-        operators = {o.get_friendly_name(): o for o in model.get_ordered_ops()}
-        for (product, name), (_, weight) in zip(self.rounded.items(), self._weights, strict=True):
-            if name in names:
-                value = self._weight(weight, rounded=False)
-                operators[product].input(1).replace_source_output(_output(value))
+    def _round(self, x: fx.Node, rounding: Rounding) -> Any:
+        """x (..., K) over the factors, to 256 levels; one operator for all layers that read x."""
+        if x not in self._rounded:
+            ends = np.array([rounding.low, rounding.high], np.float32)
+            rank = len(aten.shape(x))
+            factor = rounding.factor.numpy().reshape(*(1,) * (rank - 1), -1)
+            given = [op.constant(end * factor) for end in ends]
+            made = [op.constant(end) for end in ends]
+            rounded = op.fake_quantize(self.value(x), *given, *made, LEVELS)
+            self._rounded[x] = rounded.output(0)
+        return self._rounded[x]
+
+    def _scaled(self, part: Part, rounding: Rounding) -> Any:
+        """A weight (N, K) whose columns are multiplied by the factors, as int8."""
+        weight = self.read(Adapted(part.of, part.methods)).float()
+        encoded = encode(weight * rounding.factor, part.format)
+        assert encoded.scale is not None
+        codes, scale = encoded.values.numpy(), encoded.scale.numpy()
+        value = op.convert(self._constant(codes, codes.shape), "f32")
+        return op.multiply(value, self._constant(scale, scale.shape))
 
     def _part(self, node: fx.Node) -> Part | None:
         codes = node.args[0] if node.args else None
         source = self.program.tensors.get(codes.name) if isinstance(codes, fx.Node) else None
         return source if isinstance(source, Part) else None
 
-    def _weight(self, node: fx.Node, rounded: bool = True) -> Any:
-        """A stored weight as float32, in the checkpoint's layout (N, K, ...).
-
-        Args:
-            rounded: whether the layer of a w8a8 weight has its input rounded.
-        """
+    def _weight(self, node: fx.Node) -> Any:
+        """A stored weight as float32, in the checkpoint's layout (N, K, ...)."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if node.target is torch.ops.aten.to.dtype:
@@ -164,9 +176,6 @@ class Emitter:
             value = self._groups(codes, zero_point, narrowed(factor[..., None]), block, part.format)
             return op.reshape(value, ops.ints(shape), False)
         factor = factor.reshape(-1, *(1,) * (len(shape) - 1))
-        if part.format.name == "w8a8" and rounded:
-            # NNCF finds these codes again in the float values.
-            return self._constant(self._read(codes).astype(np.float32) * factor, shape)
         value = op.convert(self._constant(self._read(codes), shape), "f32")
         return op.multiply(value, self._constant(factor, factor.shape))
 
@@ -220,20 +229,11 @@ class Emitter:
             output.get_tensor().set_names({port.name})
             results.append(op.result(output))
         model = ov.Model(results, self._parameters, self.program.name)
-        _name_by_place(model)
-        self.rounded = {
-            product.get_friendly_name(): part.of.name
-            for product, weight in self._weights
-            if (part := self._part(weight)) is not None
-        }
+        operators: Iterable[Any] = model.get_ordered_ops()
+        for i, operator in enumerate(operators):
+            if operator.get_type_name() != "Parameter":
+                operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
         return model
-
-
-def _name_by_place(model: ov.Model) -> None:
-    operators: Iterable[Any] = model.get_ordered_ops()
-    for i, operator in enumerate(operators):
-        if operator.get_type_name() != "Parameter":
-            operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
 
 
 def _output(value: Any) -> Any:

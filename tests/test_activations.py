@@ -1,0 +1,177 @@
+"""8-bit activations: ranges and factors for each layer's input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exporter import backends
+from exporter.activations import Rounding, choose
+from exporter.backends import Order, Setup
+from exporter.checkpoint import Checkpoint
+from exporter.errors import InputError
+from exporter.formats import FORMATS, load_scheme
+from exporter.graphs import Graph, Port, cut_graphs
+from exporter.quantize import Adapted, Part, QuantizedProgram, Weights, decode, encode, quantize
+from exporter.trace import run, trace
+from tests.conftest import SMALL, needs
+
+WIDTH = 48
+GENERATOR = torch.Generator().manual_seed(1)
+WEIGHTS = {
+    name: 0.1 * torch.randn(WIDTH, WIDTH, generator=GENERATOR)
+    for name in ("first.weight", "second.weight", "third.weight")
+}
+
+
+class Layers(nn.Module):
+    """Two layers that read the input, and one that reads what they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in "123")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(torch.sigmoid(self.first(x) + self.second(x)))
+        return y
+
+
+def layers(form: str = "w8a8") -> QuantizedProgram:
+    with torch.device("meta"):
+        module = Layers()
+    ports = Port("x", (1, 32, WIDTH)), Port("y", (1, 32, WIDTH))
+    program = trace(Graph("denoiser", "transformer", module, ports[:1], ports[1:], {}))
+    return quantize(program, lambda *_: FORMATS[form])
+
+
+def read(source: object) -> Tensor:
+    if isinstance(source, Adapted):
+        return WEIGHTS[source.of.name]
+    assert isinstance(source, Part)
+    found: Tensor = getattr(encode(WEIGHTS[source.of.name], source.format), source.part)
+    return found
+
+
+def loud(channels: int, seed: int = 0, by: float = 40.0) -> dict[str, np.ndarray]:
+    """Inputs with channels that are louder than the others."""
+    x = torch.randn(1, 32, WIDTH, generator=torch.Generator().manual_seed(seed))
+    x[..., :channels] *= by
+    return {"x": x.numpy()}
+
+
+def output_error(rounding: Rounding, x: Tensor, weight: Tensor) -> float:
+    stored = decode(encode(weight * rounding.factor, FORMATS["w8a8"]))
+    exact = x @ weight.T
+    return float((rounding.rounded(x) @ stored.T - exact).norm() / exact.norm())
+
+
+def test_layers_with_one_input_share_a_rounding() -> None:
+    found = choose(layers(), read, [loud(2)])
+    assert {*found} == {*WEIGHTS}
+    assert found["first.weight"] is found["second.weight"] is not found["third.weight"]
+
+
+def test_zero_is_a_level_and_ranges_need_not_be_symmetric() -> None:
+    found = choose(layers(), read, [loud(2)])
+    for rounding in found.values():
+        assert float(rounding.rounded(torch.zeros(WIDTH)).abs().max()) == 0
+        assert (-rounding.low / rounding.step) == pytest.approx(
+            round(-rounding.low / rounding.step), abs=1e-6
+        )
+    assert found["third.weight"].low == 0 < found["third.weight"].high  # behind a sigmoid
+    assert found["first.weight"].low < 0
+
+
+def test_loud_channels_hand_their_range_to_the_weight() -> None:
+    inputs = loud(2)
+    x = torch.from_numpy(inputs["x"]).reshape(-1, WIDTH)
+    found = choose(layers(), read, [inputs])["first.weight"]
+    end = float(x.abs().max())
+    plain = Rounding(-end, end, torch.ones(WIDTH))
+    error, before = (output_error(r, x, WEIGHTS["first.weight"]) for r in (found, plain))
+    assert error < 0.4 * before
+    assert found.factor[:2].mean() > 5 * found.factor[2:].mean()
+
+
+def test_a_single_far_value_is_given_up() -> None:
+    inputs = loud(0)
+    inputs["x"][0, 0, 7] = 30.0
+    calls = [inputs, *(loud(0, seed) for seed in range(1, 40))]
+    found = choose(layers(), read, calls)["first.weight"]
+    assert found.high * float(found.factor[7]) < 28
+
+
+def test_every_call_has_its_say() -> None:
+    quiet, noisy = loud(0), {"x": 5 * loud(0, seed=3)["x"]}
+    alone = choose(layers(), read, [quiet])["first.weight"]
+    both = choose(layers(), read, [quiet, noisy])["first.weight"]
+    assert both.high > 2 * alone.high * float((alone.factor / both.factor).median())
+
+
+def test_the_same_inputs_give_the_same_roundings() -> None:
+    one, two = (choose(layers(), read, [loud(2), loud(1, 4)]) for _ in range(2))
+    for name, rounding in one.items():
+        assert (rounding.low, rounding.high) == (two[name].low, two[name].high)
+        assert torch.equal(rounding.factor, two[name].factor)
+
+
+def test_silent_channels_keep_their_factor() -> None:
+    silent = {"x": loud(0)["x"] * (np.arange(WIDTH) > 3)}
+    found = choose(layers(), read, [silent])["first.weight"]
+    assert found.factor.isfinite().all() and (found.factor > 0).all()
+    nothing = choose(layers(), read, [{"x": np.zeros((1, 32, WIDTH), np.float32)}])
+    for rounding in nothing.values():
+        assert rounding.high - rounding.low > 0
+        assert not rounding.rounded(torch.zeros(WIDTH)).any()
+
+
+def test_other_formats_are_left_alone() -> None:
+    assert choose(layers("int8"), read, [loud(1)]) == {}
+
+
+def test_a_value_that_is_not_finite_is_named() -> None:
+    inputs = loud(0)
+    inputs["x"][0, 3, 3] = np.inf
+    with pytest.raises(InputError, match=r"transformer: .* layer of 'first.weight' meets values"):
+        choose(layers(), read, [inputs])
+
+
+def test_a_rounding_is_what_openvino_computes(tmp_path: Path) -> None:
+    backend = backends.load("openvino")
+    if backends.missing(needs("openvino")):
+        pytest.skip(f"openvino: pip install 'fourstep[{backend.BUILD_EXTRA}]'")
+    program, inputs = layers(), loud(3)
+    emitted = backend.emit(program, read, tmp_path, Order({}, lambda _: [inputs]))
+    found = backend.session(emitted.entry, emitted.session, Setup(exact=True))(inputs)["y"]
+    roundings = choose(program, read, [inputs])
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        rounding = roundings[name]
+        stored = decode(encode(WEIGHTS[name] * rounding.factor, FORMATS["w8a8"]))
+        return rounding.rounded(x) @ stored.T
+
+    x = torch.from_numpy(inputs["x"])
+    expected = layer(
+        torch.sigmoid(layer(x, "first.weight") + layer(x, "second.weight")), "third.weight"
+    )
+    difference = np.abs(found - expected.numpy())
+    assert np.quantile(difference, 0.99) < 1e-4  # a value between two levels may fall either way
+    exact = run(program, read, {"x": x})["y"].numpy()
+    assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_the_denoisers_layers_all_round(tiny: Checkpoint) -> None:
+    graph = next(g for g in cut_graphs(tiny, SMALL) if g.name == "denoiser")
+    program = quantize(trace(graph), load_scheme("int8-w8a8").format_of)
+    asked = {name for name, form in program.formats.items() if form.name == "w8a8"}
+    given = {
+        port.name: torch.randn(port.shape, generator=GENERATOR).numpy() for port in program.inputs
+    }
+    found = choose(program, Weights(tiny).read, [given])
+    assert {*found} == asked and len(asked) == 41
+    for name, rounding in found.items():
+        assert rounding.factor.shape == (program.stored()[name].shape[1],)

@@ -19,17 +19,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
+from exporter import aten
 from exporter.errors import InputError
 from exporter.formats import FORMATS
-from exporter.quantize import Adapted, Part, QuantizedProgram, decode, encode
-from exporter.trace import run_all
+from exporter.quantize import Adapted, Encoded, Part, QuantizedProgram, decode, encode
+from exporter.trace import activation_bytes, run_all
 
-LINEAR = torch.ops.aten.linear.default
+CHANNELS: dict[Any, int] = {
+    torch.ops.aten.linear.default: -1,
+    torch.ops.aten.conv2d.default: 1,
+}  # axis of x
 LEVELS = 256
-TRIED_ROWS = 512  # of all inputs that a layer meets
+TRIED_INPUTS = 512  # of all that a layer meets
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
 SHRINKS = (0.9, 0.8, 0.65, 0.5)
+MOST_BYTES = 2 << 30  # of activations that are alive at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +44,7 @@ class Rounding:
 
     Attributes:
         low, high: zero is one of the levels.
-        factor: (K,) float32, above 0. The weight's columns are multiplied by it.
+        factor: (K,) float32, above 0, for each channel. The weight's columns are multiplied by it.
     """
 
     low: float
@@ -49,11 +55,22 @@ class Rounding:
     def step(self) -> float:
         return (self.high - self.low) / (LEVELS - 1)
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """What the layer gets for x (..., K), float32, in the units of x / ``factor``."""
+    def rounded(self, x: Tensor, axis: int = -1) -> Tensor:
+        """What the layer gets for x, with K channels along ``axis``: in the units of x / factor."""
         zero = round(-self.low / self.step)
-        codes = torch.round(x / self.factor / self.step) + zero
+        codes = torch.round(x / along(self.factor, x.ndim, axis) / self.step) + zero
         return (codes.clamp(0, LEVELS - 1) - zero) * self.step
+
+    def stored(self, weight: Tensor) -> Encoded:
+        """A weight (N, K, ...) in int8, its columns multiplied by the factors."""
+        return encode(weight * along(self.factor, weight.ndim, 1), FORMATS["w8a8"])
+
+
+def along(factor: Tensor, rank: int, axis: int) -> Tensor:
+    """(K,) -> (1, ..., K, ..., 1), with K in the place of ``axis``."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return factor.reshape(shape)
 
 
 def choose(
@@ -61,56 +78,73 @@ def choose(
     read: Callable[[object], Tensor],
     calls: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, Rounding]:
-    """Roundings for the linear layers whose weight has the format w8a8, by the weight's name.
+    """Roundings for the layers whose weight has the format w8a8, by the weight's name.
 
-    Layers with the same input share one. A layer whose input is stored in the package has none.
+    Layers with the same input share one, and so do those with the same weight: the strips of a
+    feature map. A layer whose input is stored in the package has none.
 
     Args:
         read: gives the value of a tensor source (``exporter.quantize.Weights.read``).
-        calls: inputs of the program by port name, of at least one call.
+        calls: inputs of the program by port name, of at least one call. Of more than fit into
+            ``MOST_BYTES`` side by side, some are drawn.
 
     Raises InputError naming the first layer that meets a value that is not finite.
     """
-    layers = _layers(program)
-    first = {nodes[0]: source for source, nodes in layers.items()}
-    seen: dict[fx.Node, _Seen] = {}
+    calls = _some(calls, max(1, MOST_BYTES // activation_bytes(program)))
+    groups = [_Group(layers, len(calls)) for layers in _sharing(program)]
+    group_of = {reader: group for group in groups for reader in group.readers}
     found: dict[str, Rounding] = {}
 
     def observe(node: fx.Node, arguments: Sequence[Any]) -> None:
-        if node not in first:
+        if node not in group_of:
             return
-        source = first[node]
-        met = seen.setdefault(source, _Seen(-(-TRIED_ROWS // len(calls))))
-        met.add(arguments[0])
-        if met.calls == len(calls):
-            parts = [_part(program, layer) for layer in layers[source]]
-            if not met.loudest.isfinite().all():
-                raise InputError(
-                    f"{parts[0].of.component}: on the calibration prompts the layer of "
-                    f"'{parts[0].of.name}' meets values that are not finite"
-                )
-            weights = [Adapted(part.of, part.methods) for part in parts]
-            best = _best(seen.pop(source), lambda: map(read, weights))
-            found.update({part.of.name: best for part in parts})
+        group = group_of[node]
+        group.add(node, arguments[0])
+        if not group.is_whole:
+            return
+        parts = list(dict.fromkeys(_part(program, layer) for layer in group.layers))
+        if not group.loudest.isfinite().all():
+            raise InputError(
+                f"{parts[0].of.component}: on the calibration prompts the layer of "
+                f"'{parts[0].of.name}' meets values that are not finite"
+            )
+        weights = [Adapted(part.of, part.methods) for part in parts]
+        best = _best(group, lambda: (read(weight) for weight in weights))
+        found.update({part.of.name: best for part in parts})
 
     samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in call.items()} for call in calls]
     run_all(program, read, samples, observe)
     return found
 
 
-def _layers(program: QuantizedProgram) -> dict[fx.Node, list[fx.Node]]:
-    """The layers whose input is to be rounded, by the node that is their input."""
-    found: dict[fx.Node, list[fx.Node]] = {}
+def _some(
+    calls: Sequence[Mapping[str, np.ndarray]], most: int
+) -> Sequence[Mapping[str, np.ndarray]]:
+    if len(calls) <= most:
+        return calls
+    order = torch.randperm(len(calls), generator=torch.Generator().manual_seed(0))
+    return [calls[i] for i in sorted(order[:most].tolist())]
+
+
+def _sharing(program: QuantizedProgram) -> list[list[fx.Node]]:
+    """The layers whose input is to be rounded; those that are to share a rounding together."""
+    found: list[tuple[set[object], list[fx.Node]]] = []
     for node in program.nodes():
-        if node.target != LINEAR:
+        if node.target not in CHANNELS:
             continue
         source, weight = node.args[:2]
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
-        if weight.args and source.name not in program.tensors:
-            part = _part(program, node)
-            if part.format.name == "w8a8":
-                found.setdefault(source, []).append(node)
-    return found
+        if not weight.args or source.name in program.tensors:
+            continue
+        part = _part(program, node)
+        if part.format.name != "w8a8":
+            continue
+        keys, layers = {source, part.of}, [node]
+        for other in [one for one in found if one[0] & keys]:
+            found.remove(other)
+            keys, layers = other[0] | keys, other[1] + layers
+        found.append((keys, layers))
+    return [layers for _, layers in found]
 
 
 def _part(program: QuantizedProgram, layer: fx.Node) -> Part:
@@ -123,29 +157,47 @@ def _part(program: QuantizedProgram, layer: fx.Node) -> Part:
     return part
 
 
-class _Seen:
-    """What a layer has met: each channel's ends, and some of its inputs."""
+class _Group:
+    """Layers that share a rounding, and what they met: each channel's ends, and some inputs.
 
-    def __init__(self, rows_per_call: int) -> None:
-        self.calls, self._rows_per_call = 0, rows_per_call
+    Attributes:
+        readers: one layer for each distinct input.
+    """
+
+    def __init__(self, layers: list[fx.Node], calls: int) -> None:
+        self.layers = layers
+        self.readers = list({layer.args[0]: layer for layer in layers}.values())
+        self._left = calls * len(self.readers)
+        self._each = -(-TRIED_INPUTS // self._left)
         self._places = torch.Generator().manual_seed(0)
         self._low = self._high = torch.zeros(())
-        self._rows: list[Tensor] = []
+        self._tried: list[Tensor] = []
 
-    def add(self, x: Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1])
-        low, high = torch.aminmax(rows, dim=0)
+    def add(self, layer: fx.Node, x: Tensor) -> None:
+        """Another input of a layer, (1, ..., K) of a linear one, (1, K, h, w) of a convolution."""
+        channels = x.transpose(0, CHANNELS[layer.target]).flatten(1)
+        low, high = torch.aminmax(channels, dim=1)
         self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
-        order = torch.randperm(len(rows), generator=self._places)
-        self._rows.append(rows[order[: self._rows_per_call]])
-        self.calls += 1
+        if x.ndim == 4:
+            self._tried.append(_patches(layer, x, self._each, self._places))
+        else:
+            rows = x.reshape(-1, x.shape[-1], 1)
+            order = torch.randperm(len(rows), generator=self._places)
+            self._tried.append(rows[order[: self._each]])
+        self._left -= 1
 
     @property
-    def rows(self) -> Tensor:
-        return torch.cat(self._rows)
+    def is_whole(self) -> bool:
+        return self._left == 0
+
+    @property
+    def tried(self) -> Tensor:
+        """(n, K, taps): what single outputs are made of."""
+        return torch.cat(self._tried)
 
     @property
     def loudest(self) -> Tensor:
+        """(K,): each channel's largest magnitude."""
         return torch.maximum(-self._low, self._high)
 
     def rounding(self, factor: Tensor, shrink: float = 1.0) -> Rounding:
@@ -157,14 +209,30 @@ class _Seen:
         return Rounding(-zero * step, (LEVELS - 1 - zero) * step, factor)
 
 
-def _best(met: _Seen, weights: Callable[[], Iterator[Tensor]]) -> Rounding:
+def _patches(layer: fx.Node, x: Tensor, count: int, places: torch.Generator) -> Tensor:
+    """(count, K, taps): what a convolution reads for outputs at random places."""
+    _, strides, (above, left) = aten.convolution(layer)
+    kernel, outputs = aten.shape(layer.args[1])[2:], aten.shape(layer)[2:]
+    padded = F.pad(x, (left, left, above, above))[0]
+    found = []
+    for _ in range(count):
+        top, first = (
+            stride * int(torch.randint(size, (1,), generator=places))
+            for stride, size in zip(strides, outputs, strict=True)
+        )
+        patch = padded[:, top : top + kernel[0], first : first + kernel[1]]
+        found.append(patch.flatten(1))
+    return torch.stack(found)
+
+
+def _best(group: _Group, weights: Callable[[], Iterator[Tensor]]) -> Rounding:
     """Of the exponents the best one, then of the shrunk ranges."""
-    x = met.rows
-    columns = torch.stack([w.abs().amax(0) for w in weights()]).amax(0)
-    factors = [_factor(met.loudest, columns, exponent) for exponent in EXPONENTS]
-    best = _least([met.rounding(factor) for factor in factors], x, weights)
-    shrunk = [met.rounding(best.factor, shrink) for shrink in SHRINKS]
-    return _least([best, *shrunk], x, weights)
+    tried = group.tried
+    columns = torch.stack([w.abs().transpose(0, 1).flatten(1).amax(1) for w in weights()]).amax(0)
+    factors = [_factor(group.loudest, columns, exponent) for exponent in EXPONENTS]
+    best = _least([group.rounding(factor) for factor in factors], tried, weights)
+    shrunk = [group.rounding(best.factor, shrink) for shrink in SHRINKS]
+    return _least([best, *shrunk], tried, weights)
 
 
 def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
@@ -176,13 +244,14 @@ def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
 
 
 def _least(
-    candidates: Sequence[Rounding], x: Tensor, weights: Callable[[], Iterator[Tensor]]
+    candidates: Sequence[Rounding], tried: Tensor, weights: Callable[[], Iterator[Tensor]]
 ) -> Rounding:
-    """The candidate with the least squared error over the outputs of all layers for x."""
+    """The candidate with the least squared error over the outputs of all layers."""
     errors = [0.0] * len(candidates)
+    rounded = [candidate.rounded(tried, 1).flatten(1) for candidate in candidates]
     for weight in weights():
-        exact = x @ weight.T
+        exact = tried.flatten(1) @ weight.flatten(1).T
         for i, candidate in enumerate(candidates):
-            stored = decode(encode(weight * candidate.factor, FORMATS["w8a8"]))
-            errors[i] += float((candidate.rounded(x) @ stored.T - exact).square().sum())
+            stored = decode(candidate.stored(weight)).flatten(1)
+            errors[i] += float((rounded[i] @ stored.T - exact).square().sum())
     return candidates[min(range(len(errors)), key=errors.__getitem__)]

@@ -280,6 +280,11 @@ def _size(flag: str, text: str | None) -> int | None:
 @click.option(
     "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."
 )
+@click.option(
+    "--at-once",
+    is_flag=True,
+    help="Open graphs while the ones before them run: faster, in the memory of all of them.",
+)
 @cache_option
 @json_option
 def run(
@@ -293,6 +298,7 @@ def run(
     exact: bool,
     device: str | None,
     half: bool,
+    at_once: bool,
     cache: Path | None,
     as_json: bool,
 ) -> None:
@@ -304,7 +310,7 @@ def run(
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptCut)
             warnings.showwarning = _show_warning
-            rows = _run(package, prompts, seeds, out, image, strength, previews, setup)
+            rows = _run(package, prompts, seeds, out, image, strength, previews, setup, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -323,6 +329,7 @@ def _run(
     strength: float,
     previews: Path | None,
     setup: backends.Setup,
+    at_once: bool,
 ) -> list[dict[str, Any]]:
     from exporter import runtime
 
@@ -333,7 +340,7 @@ def _run(
     source = None if image is None else _read_image(image)
     requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
     places = _places(out, len(requests))
-    player = runtime.open_package(folder).player(setup)
+    player = runtime.open_package(folder).player(setup, keep=at_once)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)

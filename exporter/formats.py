@@ -27,6 +27,7 @@ BITS: dict[str, int] = {
     "int2": 2,
 }
 METHODS = ("equalize", "scales", "feedback", "bias")  # what each does: exporter.codes
+ROUNDED_GRAPHS = ("denoiser", "vae_decoder")  # those that trajectories have inputs of, and large
 ROLES = ("linear", "conv", "embedding", "table", "vector")
 
 
@@ -179,10 +180,13 @@ def parse_format(text: str) -> Format:
 def roles_for(form: Format) -> tuple[str, ...]:
     """The roles that a format may be given to by name: norms and biases stay float32.
 
-    Groups, palettes and 8-bit activations are for linear layers, integers for all but tables.
+    Groups and palettes are for linear layers, 8-bit activations for convolutions too, integers for
+    all but tables.
     """
-    if form.is_grouped or form.is_palette or form.name == "w8a8":
+    if form.is_grouped or form.is_palette:
         return ("linear",)
+    if form.name == "w8a8":
+        return ("linear", "conv")
     weights = tuple(role for role in ROLES if role != "vector")
     return tuple(role for role in weights if role != "table") if form.is_integer else weights
 

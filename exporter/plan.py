@@ -21,6 +21,7 @@ from exporter.cut import NAMES
 from exporter.errors import InputError, known
 from exporter.formats import (
     METHODS,
+    ROUNDED_GRAPHS,
     Format,
     Rule,
     Scheme,
@@ -145,8 +146,8 @@ def scheme_of(
 
 
 def _rule(graph: str, weight: str, form: Format) -> Rule:
-    if form.name == "w8a8" and graph != "denoiser":
-        raise InputError("w8a8 applies to the denoiser")
+    if form.name == "w8a8" and graph not in ROUNDED_GRAPHS:
+        raise InputError(f"w8a8 applies to {' and '.join(ROUNDED_GRAPHS)}")
     return Rule(graph, weight, form, roles_for(form))
 
 

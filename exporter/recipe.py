@@ -18,6 +18,7 @@ from exporter.formats import (
     FORMATS,
     GROUP_SIZES,
     METHODS,
+    ROUNDED_GRAPHS,
     Rule,
     Scheme,
     load_scheme,
@@ -296,8 +297,8 @@ def _override(raw: Any) -> Rule:
     if not form.is_grouped and (size is not None or symmetric is not None):
         grouped = " and ".join(name for name, f in FORMATS.items() if f.is_grouped)
         raise InputError(f"{where} group_size and symmetric apply to {grouped}, not to {form.name}")
-    if form.name == "w8a8" and graph != "denoiser":
-        raise InputError(f'{where} w8a8 applies to graph = "denoiser"')
+    if form.name == "w8a8" and graph not in ROUNDED_GRAPHS:
+        raise InputError(f"{where} w8a8 applies to graph: {' or '.join(ROUNDED_GRAPHS)}")
     if size is not None:
         form = replace(form, group_size=size)
     if symmetric is not None:

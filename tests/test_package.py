@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from exporter import golden
+from exporter.backends import Session, Setup
 from exporter.backends import onnx as backend
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS, Rule
 from exporter.pipeline import build
 from exporter.recipe import Recipe
 from exporter.runtime import Image, Request, generate, open_package
+from exporter.runtime.package import Package
 from exporter.verify import verify
 from tests.conftest import edit_json
 
@@ -70,6 +72,47 @@ def test_graphs_can_stay_open_between_pictures(tiny_package: Path) -> None:
         assert np.array_equal(first.pixels, again.pixels)
         opened[keep] = player.open("denoiser") is player.open("denoiser")
     assert opened == {True: True, False: False}
+
+
+def test_graphs_that_stay_open_are_opened_ahead(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the one that few pictures need, and none twice."""
+    opened: list[str] = []
+    original = Package.session
+
+    def session(self: Package, name: str, setup: Setup) -> Session:
+        opened.append(name)
+        return original(self, name, setup)
+
+    monkeypatch.setattr(Package, "session", session)
+    package = open_package(tiny_package)
+    names = [graph.name for graph in package.manifest.graphs]
+    ahead = [name for name in names if name != "vae_encoder"]
+    assert len(ahead) == len(names) - 1
+    player = package.player(keep=True)
+    player.open(ahead[-1])
+    for name in ahead:
+        player.open(name)
+    assert sorted(opened) == sorted(ahead)
+    assert player.open("vae_encoder") is player.open("vae_encoder")
+    assert sorted(opened) == sorted(names)
+
+
+def test_damaged_weights_are_named_before_they_are_used(tiny_package: Path, tmp_path: Path) -> None:
+    """Their digests are taken while the graph is opened; their sizes before."""
+    shutil.copytree(tiny_package, tmp_path / "package")
+    package = open_package(tmp_path / "package")
+    weights = package.folder / "graphs" / "denoiser" / "denoiser.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[1000] ^= 1
+    weights.write_bytes(content)
+    for player in (package.player(), package.player(keep=True)):
+        with pytest.raises(CheckFailed, match=r"denoiser\.onnx\.data: damaged: SHA-256"):
+            player.open("denoiser")
+    weights.write_bytes(content[:-1])
+    with pytest.raises(CheckFailed, match=r"denoiser\.onnx\.data: damaged: .* bytes where"):
+        package.session("denoiser")
 
 
 def test_two_builds_give_the_same_bytes(

@@ -159,7 +159,7 @@ MISTAKES = {
     ),
     "group": (HEAD + '[formats.denoiser]\n"a" = "int4-g48"', "unknown group size '48'; known"),
     "number": (HEAD + '[formats.denoiser]\n"a" = 4', "unknown format '4'"),
-    "activations": (HEAD + '[formats.conditioner]\n"a" = "w8a8"', "w8a8 applies to the denoiser"),
+    "activations": (HEAD + '[formats.conditioner]\n"a" = "w8a8"', "w8a8 applies to denoiser and"),
     "method": (
         '[plan]\nmethods = ["magic"]',
         r"\[plan\] methods: unknown method 'magic'; known: b",

@@ -119,7 +119,7 @@ MISTAKES = {
     "missing key": (GOOD.replace("width_px = 128", ""), r"\[image\] width_px is missing"),
     "unknown scheme": (
         GOOD.replace("int4", "int5"),
-        "unknown scheme 'int5'; known: fp16, fp32, int4, int8, int8-w8a8, pal4",
+        "unknown scheme 'int5'; known: fp16, fp32, int4, int4-a8, int8, int8-w8a8, pal4",
     ),
     "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 16, 32, 64"),
     "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
@@ -151,7 +151,7 @@ MISTAKES = {
     ),
     "override rounds activations": (
         GOOD + '[[weights.override]]\nformat = "w8a8"',
-        'w8a8 applies to graph = "denoiser"',
+        "w8a8 applies to graph: denoiser or vae_decoder",
     ),
     "unknown target": (GOOD + '[coreml]\ntarget = "iOS9"', "unknown value 'iOS9'; known: iOS17"),
     "option of another backend": (

@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("--t5", action="store_true", help="with T5-XXL")
     parser.add_argument("--px", type=int, nargs="*", default=[512])
     parser.add_argument("--steps", type=int, nargs="*", default=[4])
-    parser.add_argument("--schemes", nargs="*", default=["int4", "int8"], help="of fourstep")
+    parser.add_argument(
+        "--schemes", nargs="*", default=["int4-a8", "int8-w8a8"], help="of fourstep"
+    )
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of contestants")
     parser.add_argument("--limits", type=parse_bytes, nargs="*", default=[], help="such as 2G 3G")
     parser.add_argument("--json", type=Path, help="also write the figures here")

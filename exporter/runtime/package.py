@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from exporter.runtime.loop import ENCODERS, Player, Session
 from exporter.runtime.manifest import FileEntry, GraphEntry, Manifest, read_manifest
 
 DEFAULT = backends.Setup()
+WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
+ON_DEMAND = ("vae_encoder",)  # of a package's graphs, those that few pictures need
+OPENED_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -32,23 +37,36 @@ class Package:
         return graph
 
     def session(self, name: str, setup: backends.Setup = DEFAULT) -> Session:
-        """Open a graph after checking its files' digests; raises CheckFailed.
+        """Open a graph and check its files' digests; raises CheckFailed.
+
+        Files of weights, which hold nothing but numbers, are read for their digests while the
+        graph is opened; all else, and the size of every file, before.
 
         Raises InputError for a setup that the package's backend does not take.
         """
         graph = self.graph(name)
         backends.check_setup(self.manifest.backend, setup)
-        for file in graph.files:
-            check_file(self.folder, file)
         backend = backends.load_to_run(self.manifest.backend)
-        session: Session = backend.session(self.folder / graph.entry, graph.session, setup)
+        weights = [f for f in graph.files if Path(f.path).suffix in WEIGHTS]
+        for file in graph.files:
+            check_size(self.folder, file)
+            if file not in weights:
+                check_file(self.folder, file)
+        with ThreadPoolExecutor(1) as beside:
+            checks = [beside.submit(check_file, self.folder, file) for file in weights]
+            try:
+                session: Session = backend.session(self.folder / graph.entry, graph.session, setup)
+            finally:
+                for check in checks:  # damage explains a failure to open: it is raised first
+                    check.result()
         return session
 
     def player(self, setup: backends.Setup = DEFAULT, keep: bool = False) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
 
         Args:
-            keep: graphs stay open for the next call of the loop, in the memory of all of them.
+            keep: graphs are opened while the ones before them run, and stay open for the next call
+                of the loop: faster, in the memory of all of them.
 
         Raises InputError for a device or a cache that the package's backend does not take.
         """
@@ -58,6 +76,7 @@ class Package:
         entry = self.manifest
         encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
         opened = functools.partial(self.session, setup=setup)
+        names = [graph.name for graph in entry.graphs if graph.name not in ON_DEMAND]
         return Player(
             entry.schedule,
             (
@@ -67,7 +86,7 @@ class Package:
                 entry.width_px // entry.latent_scale_px,
             ),
             {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
-            functools.cache(opened) if keep else opened,
+            _open_ahead(opened, names) if keep else opened,
             preview.read(self.folder / entry.preview) if entry.preview else None,
             {name: [part.name for part in entry.parts(name)] for name in entry.names},
         )
@@ -88,16 +107,34 @@ def open_package(folder: Path) -> Package:
     return Package(folder, manifest)
 
 
-def check_file(folder: Path, entry: FileEntry) -> None:
-    """Compare a file with its size and digest; raises CheckFailed naming it."""
+def _open_ahead(opened: Callable[[str], Session], names: Sequence[str]) -> Callable[[str], Session]:
+    """Open these graphs from now on, in this order, and any other when it is asked for; once."""
+    workers = ThreadPoolExecutor(OPENED_AT_ONCE)
+    begun = {name: workers.submit(opened, name) for name in names}
+    workers.shutdown(wait=False)
+    other = functools.cache(opened)
+    return lambda name: begun[name].result() if name in begun else other(name)
+
+
+def check_size(folder: Path, entry: FileEntry) -> None:
+    """Compare a file's size with what the manifest says; raises CheckFailed naming it."""
     file = folder / entry.path
     try:
         size = file.stat().st_size
-        if size != entry.bytes:
-            raise CheckFailed(
-                f"{file}: damaged: {size} bytes where the manifest says {entry.bytes}; "
-                "copy or build the package again"
-            )
+    except OSError as error:
+        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
+    if size != entry.bytes:
+        raise CheckFailed(
+            f"{file}: damaged: {size} bytes where the manifest says {entry.bytes}; "
+            "copy or build the package again"
+        )
+
+
+def check_file(folder: Path, entry: FileEntry) -> None:
+    """Compare a file with its size and digest; raises CheckFailed naming it."""
+    check_size(folder, entry)
+    file = folder / entry.path
+    try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:

@@ -1,6 +1,7 @@
-"""int8-w8a8: int8, and the denoiser's linear layers also round their input to 8 bits.
+"""int8-w8a8: int8, and the denoiser's linear layers and the VAE's convolutions round their input.
 
-The output projection is spared: every value of the picture passes through it.
+The output projection and the VAE's first and last convolution are spared: every value of the
+picture passes through them.
 """
 
 from exporter.formats import FORMATS, Rule, Scheme
@@ -12,5 +13,7 @@ SCHEME = Scheme(
         *INT8.rules,
         Rule("denoiser", "*", FORMATS["w8a8"], roles=("linear",)),
         Rule("denoiser", "proj_out.*", FORMATS["int8"], roles=("linear",)),
+        Rule("vae_decoder", "*", FORMATS["w8a8"], roles=("conv",)),
+        Rule("vae_decoder", "decoder.conv_*", FORMATS["int8"], roles=("conv",)),
     ),
 )

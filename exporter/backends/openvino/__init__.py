@@ -23,6 +23,7 @@ import numpy as np
 from exporter.backends import Emitted, Memory, Order, Session, Setup
 from exporter.cut import graph_of
 from exporter.errors import CheckFailed
+from exporter.memory import keeping
 from exporter.runtime.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ def _products(program: QuantizedProgram) -> dict[str, str]:
 
 
 def _spared(program: QuantizedProgram) -> tuple[str, ...]:
-    """Which linear layers of a graph with rounded inputs keep theirs."""
-    weights = (name for name, source in program.stored().items() if len(source.shape) == 2)
+    """Which layers of a graph with rounded inputs keep theirs."""
+    weights = (name for name, source in program.stored().items() if len(source.shape) in (2, 4))
     spared = [name for name in weights if program.formats[name].name != "w8a8"]
     return (f"inputs not rounded to 8 bits: {', '.join(spared)}",) if spared else ()
 
@@ -158,7 +159,8 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
 
             halve_attention(model)
             config["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = core.compile_model(model, device.removesuffix("W"), config)
+        with keeping():
+            compiled = core.compile_model(model, device.removesuffix("W"), config)
     except Exception as error:  # OpenVINO raises bare RuntimeError
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None

@@ -100,7 +100,8 @@ def _linear(e: Emitter, n: fx.Node) -> Any:
 
 def _conv2d(e: Emitter, n: fx.Node) -> Any:
     bias, strides, padding = aten.convolution(n)
-    x, weight = e.value(n.args[0]), e.value(n.args[1])
+    source: Any = n.args[1]
+    x, weight = e.operands(n.args[0], source, 1)
     value = op.convolution(x, weight, strides, padding, padding, [1, 1])
     if bias is None:
         return value

@@ -22,12 +22,12 @@ from openvino import opset15 as op
 from torch import Tensor, fx
 
 from exporter import aten
-from exporter.activations import LEVELS, Rounding, choose
+from exporter.activations import LEVELS, Rounding, along, choose
 from exporter.backends import Samples
 from exporter.backends.openvino import ops
 from exporter.cut import graph_of
 from exporter.formats import Format, narrowed, pack
-from exporter.quantize import Adapted, Part, QuantizedProgram, encode
+from exporter.quantize import Adapted, Part, QuantizedProgram
 from exporter.runtime.manifest import Adjusted
 from exporter.staging import writing
 
@@ -128,33 +128,41 @@ class Emitter:
             # OpenVINO 2026.4.1 fails to fold a constant times a compressed weight on its right.
             product = op.matmul(self.value(weight), self.value(x), False, True)
             return op.transpose(product, ops.ints([1, 0]))
+        return op.matmul(*self.operands(x, weight, -1), False, True)
+
+    def operands(self, x: object, weight: fx.Node, axis: int) -> tuple[Any, Any]:
+        """A layer's input, whose channels lie along ``axis``, and its weight; both in 8 bits if its
+        input is to be rounded."""
         part = self._part(weight)
         rounding = self.roundings.get(part.of.name) if part is not None else None
         if rounding is None:
-            return op.matmul(self.value(x), self.value(weight), False, True)
+            return self.value(x), self.value(weight)
         assert isinstance(x, fx.Node) and part is not None
-        return op.matmul(self._round(x, rounding), self._scaled(part, rounding), False, True)
+        return self._round(x, rounding, axis), self._scaled(weight, part, rounding)
 
-    def _round(self, x: fx.Node, rounding: Rounding) -> Any:
-        """x (..., K) over the factors, to 256 levels; one operator for all layers that read x."""
+    def _round(self, x: fx.Node, rounding: Rounding, axis: int) -> Any:
+        """x over the factors, to 256 levels; one operator for all layers that read x."""
         if x not in self._rounded:
+            factor = along(rounding.factor, len(aten.shape(x)), axis).numpy()
             ends = np.array([rounding.low, rounding.high], np.float32)
-            rank = len(aten.shape(x))
-            factor = rounding.factor.numpy().reshape(*(1,) * (rank - 1), -1)
             given = [op.constant(end * factor) for end in ends]
             made = [op.constant(end) for end in ends]
             rounded = op.fake_quantize(self.value(x), *given, *made, LEVELS)
             self._rounded[x] = rounded.output(0)
         return self._rounded[x]
 
-    def _scaled(self, part: Part, rounding: Rounding) -> Any:
-        """A weight (N, K) whose columns are multiplied by the factors, as int8."""
-        weight = self.read(Adapted(part.of, part.methods)).float()
-        encoded = encode(weight * rounding.factor, part.format)
-        assert encoded.scale is not None
-        codes, scale = encoded.values.numpy(), encoded.scale.numpy()
-        value = op.convert(self._constant(codes, codes.shape), "f32")
-        return op.multiply(value, self._constant(scale, scale.shape))
+    def _scaled(self, node: fx.Node, part: Part, rounding: Rounding) -> Any:
+        """A weight (N, K, ...) whose columns are multiplied by the factors, as int8; written once
+        for all strips of a feature map."""
+        if node not in self._rounded:
+            encoded = rounding.stored(self.read(Adapted(part.of, part.methods)).float())
+            assert encoded.scale is not None
+            codes = encoded.values.numpy()
+            scale = encoded.scale.numpy().reshape(-1, *(1,) * (codes.ndim - 1))
+            value = op.convert(self._constant(codes, codes.shape), "f32")
+            scaled = op.multiply(value, self._constant(scale, scale.shape))
+            self._rounded[node] = scaled.output(0)
+        return self._rounded[node]
 
     def _part(self, node: fx.Node) -> Part | None:
         codes = node.args[0] if node.args else None

@@ -2,8 +2,9 @@
 
 Best time in ms for 1024 rows and for one, with the ratio to int4 in groups of 64; bits of the file
 for a weight; and how far the result is from torch's product of the same codes, as packages run it
-(activations rounded to 8 bits where the kernel does) and with exact activations. All forms of a
-backend take turns within a round, so that a busy machine is as unfair to each.
+(activations rounded to 8 bits where the kernel does) and with exact activations. OpenVINO also with
+groups of 32 activations, its default, in place of 64. All forms of a backend take turns within a
+round, so that a busy machine is as unfair to each.
 
     python -m benchmarks.weight_formats [--json FILE] [--rounds N]
 """
@@ -41,8 +42,15 @@ FORMS = (
     *(Format("int2", size) for size in (16, 32, 64, 128)),
     Format("int2", 64, symmetric=False),
     FORMATS["int8"],
+    FORMATS["w8a8"],
     FORMATS["fp32"],
 )
+SETTINGS: dict[
+    str, dict[str, dict[str, str]]
+] = {  # of a session, besides the package's own; by what is added to the form's name
+    "onnx": {"": {}},
+    "openvino": {"": {}, ", a32": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}},
+}
 
 
 class Product(torch.nn.Module):
@@ -73,7 +81,8 @@ def emitted(backend: Any, form: Format, rows: int, folder: Path) -> tuple[Any, A
 
     quantized = quantize(program, lambda *_: form)
     inputs = {"x": torch.randn(ports[0].shape, generator=generator)}
-    order = backends.Order(backends.default_options(backend), lambda _: [])
+    samples = [{key: value.numpy() for key, value in inputs.items()}]
+    order = backends.Order(backends.default_options(backend), lambda _: samples)
     return backend.emit(quantized, read, folder, order), inputs, run(quantized, read, inputs)["y"]
 
 
@@ -83,20 +92,26 @@ def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, A
     calls: list[Callable[[], Mapping[str, np.ndarray]]] = []
     found: list[dict[str, Any]] = []
     for form in FORMS:
+        if backend.refuse(form, backends.default_options(backend)):
+            continue
         place = folder / f"{name}-{rows}-{form}"
         place.mkdir()
         files, inputs, expected = emitted(backend, form, rows, place)
         given = {key: value.numpy() for key, value in inputs.items()}
-        exact, session = (
-            backend.session(files.entry, files.session, backends.Setup(exact=exact))
-            for exact in (True, False)
-        )
-        calls.append(functools.partial(session, given))
-        row: dict[str, Any] = {"backend": name, "rows": rows, "form": str(form), "ms": math.inf}
-        row["bits"] = 8 * sum(f.stat().st_size for f in files.files) / (INPUTS * OUTPUTS)
-        row["error"] = relative_error(session(given)["y"], expected.numpy())
-        row["exact_error"] = relative_error(exact(given)["y"], expected.numpy())
-        found.append(row)
+        for suffix, settings in SETTINGS[name].items():
+            if suffix and not form.is_integer:
+                continue
+            exact, session = (
+                backend.session(files.entry, files.session | settings, backends.Setup(exact=exact))
+                for exact in (True, False)
+            )
+            calls.append(functools.partial(session, given))
+            row: dict[str, Any] = {"backend": name, "rows": rows, "form": f"{form}{suffix}"}
+            row["ms"] = math.inf
+            row["bits"] = 8 * sum(f.stat().st_size for f in files.files) / (INPUTS * OUTPUTS)
+            row["error"] = relative_error(session(given)["y"], expected.numpy())
+            row["exact_error"] = relative_error(exact(given)["y"], expected.numpy())
+            found.append(row)
     for _ in range(rounds):
         for row, call in zip(found, calls, strict=True):
             for _ in range(CALLS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter import backends
+from exporter import activations, backends
 from exporter.activations import Rounding, choose
 from exporter.backends import Order, Setup
 from exporter.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from exporter.errors import InputError
 from exporter.formats import FORMATS, load_scheme
 from exporter.graphs import Graph, Port, cut_graphs
 from exporter.quantize import Adapted, Part, QuantizedProgram, Weights, decode, encode, quantize
-from exporter.trace import run, trace
+from exporter.trace import Observe, Program, activation_bytes, run, run_all, trace
 from tests.conftest import SMALL, needs
 
 WIDTH = 48
@@ -127,6 +128,76 @@ def test_silent_channels_keep_their_factor() -> None:
     for rounding in nothing.values():
         assert rounding.high - rounding.low > 0
         assert not rounding.rounded(torch.zeros(WIDTH)).any()
+
+
+class Strips(nn.Module):
+    """A convolution that works on two halves of a map, and one that reads a half again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 6, 3, bias=False)
+        self.second = nn.Conv2d(8, 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, bottom = x[:, :, :6], x[:, :, 4:] * 2
+        ends = [nn.functional.conv2d(part, self.first.weight, None, 1, 1) for part in (top, bottom)]
+        y: Tensor = torch.cat(ends, 2).mean() + self.second(bottom)
+        return y
+
+
+KERNELS = {
+    "first.weight": 0.1 * torch.randn(6, 8, 3, 3, generator=GENERATOR),
+    "second.weight": 0.1 * torch.randn(4, 8, 1, 1, generator=GENERATOR),
+}
+
+
+def test_strips_of_a_map_share_a_rounding_and_zeros_around_it_count() -> None:
+    with torch.device("meta"):
+        module = Strips()
+    ports = Port("x", (1, 8, 10, 5)), Port("y", (1, 4, 6, 5))
+    program = trace(Graph("vae_decoder", "vae", module, ports[:1], ports[1:], {}))
+    quantized = quantize(program, lambda *_: FORMATS["w8a8"])
+
+    def read_kernel(source: object) -> Tensor:
+        assert isinstance(source, Part | Adapted)
+        kernel = KERNELS[source.of.name]
+        if isinstance(source, Adapted):
+            return kernel
+        found: Tensor = getattr(encode(kernel, source.format), source.part)
+        return found
+
+    x = torch.rand(1, 8, 10, 5, generator=GENERATOR) + 1
+    found = choose(quantized, read_kernel, [{"x": x.numpy()}])
+    first, second = found["first.weight"], found["second.weight"]
+    assert first is second  # both read the lower half
+    assert first.low == 0  # all inputs lie above 1, but for the zeros around the map
+    ends = 2 * x[:, :, 4:].amax((0, 2, 3)) / first.factor
+    assert 0.45 * float(ends.max()) < first.high <= 1.01 * float(ends.max())
+    patch = x[:, :, :3, :3]
+    exact = (patch * KERNELS["first.weight"]).flatten(1).sum(1)
+    stored = decode(first.stored(KERNELS["first.weight"])).reshape(6, 8, 3, 3)
+    rounded = (first.rounded(patch, 1) * stored).flatten(1).sum(1)
+    assert float((rounded - exact).norm()) < 0.03 * float(exact.norm())
+
+
+def test_of_too_many_calls_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [loud(1, seed) for seed in range(12)]
+    monkeypatch.setattr(activations, "MOST_BYTES", 5 * activation_bytes(layers()))
+    seen: list[int] = []
+
+    def counting(
+        program: Program,
+        read: Callable[[object], Tensor],
+        samples: Sequence[Mapping[str, Tensor]],
+        observe: Observe,
+    ) -> list[dict[str, Tensor]]:
+        seen.append(len(samples))
+        return run_all(program, read, samples, observe)
+
+    monkeypatch.setattr("exporter.activations.run_all", counting)
+    one, two = choose(layers(), read, calls), choose(layers(), read, calls)
+    assert seen == [5, 5]
+    assert one["first.weight"].high == two["first.weight"].high
 
 
 def test_other_formats_are_left_alone() -> None:

@@ -184,6 +184,14 @@ def test_run_draws_the_golden_picture(tiny_package: Path, tmp_path: Path) -> Non
     assert np.abs(found - golden).max() <= 1
 
 
+def test_graphs_opened_at_once_draw_the_same(tiny_package: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    for out, *options in ((one,), (other, "--at-once")):
+        found = fourstep("run", tiny_package, "a red circle", "--out", out, *options)
+        assert found.exit_code == 0, found.stderr
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_16_bits_are_refused_where_a_backend_has_none(tiny_package: Path) -> None:
     found = fourstep("run", tiny_package, "a red circle", "--half")
     mistake(found, "--half: onnx computes on CPU as the package says", "openvino")

@@ -64,6 +64,48 @@ def test_while_a_graph_is_opened_large_blocks_go_back_at_once() -> None:
     assert left_mb("as it is") > 250
 
 
+KEEP = """
+import contextlib, resource, sys
+from exporter.memory import keeping
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(l.split()[1]) // 1024 for l in lines if l.startswith("RssAnon"))
+with keeping() if sys.argv[1] == "keeping" else contextlib.nullcontext():
+    bytes(50_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        bytearray(b"1") * 50_000_000
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(anonymous())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt, Linux's /proc")
+def test_while_a_graph_is_opened_large_blocks_are_used_again() -> None:
+    """And what is free afterwards goes back."""
+
+    def faults_and_left_mb(how: str) -> tuple[int, int]:
+        code = [sys.executable, "-c", KEEP, how]
+        found = subprocess.run(code, check=True, capture_output=True, text=True).stdout
+        faults, left_mb = map(int, found.split())
+        return faults, left_mb
+
+    many, usual_mb = faults_and_left_mb("plain")
+    few, left_mb = faults_and_left_mb("keeping")
+    assert few < many / 5
+    assert left_mb < usual_mb + 20
+
+
+def test_of_two_that_keep_the_last_one_out_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(memory, "release", lambda: released.append(True))
+    with memory.keeping():
+        with memory.keeping():
+            pass
+        assert released == []
+    assert released == [True]
+
+
 def test_a_session_is_opened_so(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every large weight that is read gives back what the one before it left."""
     seen: list[str] = []
@@ -93,7 +135,8 @@ def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", nothing)
     memory._trim.cache_clear()
     memory._option.cache_clear()
-    with memory.returning():
+    memory.share_heap()
+    with memory.returning(), memory.keeping():
         memory.release()
     assert memory._trim() is None and memory._option() is None
     memory._trim.cache_clear()

@@ -26,11 +26,12 @@ from click.testing import CliRunner
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
 from exporter.backends import Emitted, Order, Setup
+from exporter.backends.openvino.half import halve_attention
 from exporter.checkpoint import Checkpoint
 from exporter.cli import main
 from exporter.cut import Cut
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import load_scheme
+from exporter.formats import FORMATS, Format, load_scheme
 from exporter.graphs import cut_graphs, denoiser
 from exporter.measures import relative_error
 from exporter.pipeline import build
@@ -82,10 +83,11 @@ def programs(tiny: Checkpoint) -> dict[str, Program]:
 def cases(
     programs: dict[str, Program], tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Case]:
-    """Every graph as int8 and int4, the denoiser as int2 and int8-w8a8, by scheme and graph."""
+    """Every graph as int8 and int4, some as int2 and int8-w8a8, by scheme and graph."""
     found, weights = {}, Weights(tiny)
     wanted = [(s, g) for s in ("int8", "int4") for g in programs]
-    for scheme, graph in [*wanted, ("int2", "denoiser"), ("int8-w8a8", "denoiser")]:
+    rounded = [("int8-w8a8", g) for g in ("denoiser", "vae_decoder")]
+    for scheme, graph in [*wanted, ("int2", "denoiser"), *rounded]:
         program = quantize(programs[graph], scheme_of(scheme).format_of)
         folder, inputs = tmp_path_factory.mktemp("graph"), inputs_of(program)
         order = Order({}, lambda _, given=inputs: [given])  # type: ignore[misc]
@@ -376,7 +378,65 @@ def test_exactly_the_asked_layers_round_their_input(cases: dict[tuple[str, str],
     assert readers <= {"MatMul", "Reshape"}
 
 
-def test_calibration_asks_for_the_denoisers_samples_alone(
+def test_the_vaes_convolutions_round_their_input(cases: dict[tuple[str, str], Case]) -> None:
+    """All but the first and the last one, with hardly another picture."""
+    case = cases["int8-w8a8", "vae_decoder"]
+    forms = [
+        case.program.formats[name].name
+        for name, source in case.program.stored().items()
+        if len(source.shape) == 4
+    ]
+    assert forms.count("int8") == 2 and forms.count("w8a8") > 10
+    compiled = ov.Core().compile_model(
+        str(case.emitted.entry), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    kinds = Counter(
+        property_of(node, "execType").lower().endswith(("_i8", "_u8"))
+        for node in compiled.get_runtime_model().get_ordered_ops()
+        if property_of(node, "layerType") == "Convolution"
+    )
+    assert kinds == {True: forms.count("w8a8"), False: 2}
+    rounded, whole = case.run()["image"], cases["int8", "vae_decoder"].run()["image"]
+    assert 1e-4 < relative_error(rounded, whole) < 0.05
+
+
+def test_halved_attention_leaves_8_bit_products(cases: dict[tuple[str, str], Case]) -> None:
+    """OpenVINO's bfloat16 would multiply compressed weights in 16 bits."""
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a processor with bfloat16")
+    for scheme in ("int4", "int8-w8a8"):
+        case = cases[scheme, "denoiser"]
+        assert case.emitted.session["half"] == "attention"
+        model = ov.Core().read_model(str(case.emitted.entry))
+        halve_attention(model)
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        attentions, products = set(), set()
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            if "scaleddotproductattention" in property_of(node, "originalLayersNames"):
+                attentions.add(property_of(node, "execType").rsplit("_", 1)[1].lower())
+            if property_of(node, "layerType") == "FullyConnected":
+                products.add(property_of(node, "execType").rsplit("_", 1)[1].lower())
+        assert attentions == {"bf16"}
+        assert products <= {"f32", "i8", "u8"}
+        whole, half = case.run()["velocity"], case.run(half=True)["velocity"]
+        assert 1e-5 < relative_error(half, whole) < 0.02
+    assert "half" not in cases["int8-w8a8", "vae_decoder"].emitted.session
+
+
+def test_activations_share_scales_in_groups_of_64(
+    programs: dict[str, Program], cases: dict[tuple[str, str], Case], tmp_path: Path
+) -> None:
+    """Of fewer where weights have smaller groups; the runtime's default below 32."""
+    group = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+    assert cases["int8", "denoiser"].emitted.session[group] == "64"
+    assert cases["int4", "denoiser"].emitted.session[group] == "32"  # widths of 96 have no more
+    narrow = quantize(programs["conditioner"], lambda *_: Format("int4", 16))
+    assert group not in backend._products(narrow)
+    whole = quantize(programs["conditioner"], lambda *_: FORMATS["fp16"])
+    assert backend._products(whole) == {}
+
+
+def test_calibration_asks_for_samples_of_graphs_that_round(
     programs: dict[str, Program], tiny: Checkpoint, tmp_path: Path
 ) -> None:
     asked: list[str] = []
@@ -388,7 +448,8 @@ def test_calibration_asks_for_the_denoisers_samples_alone(
     for name, program in programs.items():
         quantized = quantize(program, load_scheme("int8-w8a8").format_of)
         backend.emit(quantized, Weights(tiny).read, tmp_path, Order({}, samples))
-        assert asked == (["denoiser"] if (tmp_path / "denoiser.xml").exists() else []), name
+        rounded = ("denoiser", "vae_decoder")
+        assert asked == [n for n in rounded if (tmp_path / f"{n}.xml").exists()], name
 
 
 LISTEN = """

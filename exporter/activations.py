@@ -161,17 +161,21 @@ class _Group:
     """Layers that share a rounding, and what they met: each channel's ends, and some inputs.
 
     Attributes:
-        readers: one layer for each distinct input.
+        readers: one layer for each distinct input and size of kernel.
     """
 
     def __init__(self, layers: list[fx.Node], calls: int) -> None:
         self.layers = layers
-        self.readers = list({layer.args[0]: layer for layer in layers}.values())
+        kernels = [aten.shape(layer.args[1])[2:] for layer in layers]
+        inputs = (layer.args[0] for layer in layers)
+        self.readers = list(
+            dict(zip(zip(inputs, kernels, strict=True), layers, strict=True)).values()
+        )
         self._left = calls * len(self.readers)
         self._each = -(-TRIED_INPUTS // self._left)
         self._places = torch.Generator().manual_seed(0)
         self._low = self._high = torch.zeros(())
-        self._tried: list[Tensor] = []
+        self._tried: dict[int, list[Tensor]] = {}
 
     def add(self, layer: fx.Node, x: Tensor) -> None:
         """Another input of a layer, (1, ..., K) of a linear one, (1, K, h, w) of a convolution."""
@@ -179,21 +183,20 @@ class _Group:
         low, high = torch.aminmax(channels, dim=1)
         self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
         if x.ndim == 4:
-            self._tried.append(_patches(layer, x, self._each, self._places))
+            tried = _patches(layer, x, self._each, self._places)
         else:
             rows = x.reshape(-1, x.shape[-1], 1)
-            order = torch.randperm(len(rows), generator=self._places)
-            self._tried.append(rows[order[: self._each]])
+            tried = rows[torch.randperm(len(rows), generator=self._places)[: self._each]]
+        self._tried.setdefault(tried.shape[2], []).append(tried)
         self._left -= 1
 
     @property
     def is_whole(self) -> bool:
         return self._left == 0
 
-    @property
-    def tried(self) -> Tensor:
-        """(n, K, taps): what single outputs are made of."""
-        return torch.cat(self._tried)
+    def tried(self, taps: int) -> Tensor:
+        """(n, K, taps): what single outputs of kernels of so many values are made of."""
+        return torch.cat(self._tried[taps])
 
     @property
     def loudest(self) -> Tensor:
@@ -227,12 +230,11 @@ def _patches(layer: fx.Node, x: Tensor, count: int, places: torch.Generator) -> 
 
 def _best(group: _Group, weights: Callable[[], Iterator[Tensor]]) -> Rounding:
     """Of the exponents the best one, then of the shrunk ranges."""
-    tried = group.tried
     columns = torch.stack([w.abs().transpose(0, 1).flatten(1).amax(1) for w in weights()]).amax(0)
     factors = [_factor(group.loudest, columns, exponent) for exponent in EXPONENTS]
-    best = _least([group.rounding(factor) for factor in factors], tried, weights)
+    best = _least(group, [group.rounding(factor) for factor in factors], weights)
     shrunk = [group.rounding(best.factor, shrink) for shrink in SHRINKS]
-    return _least([best, *shrunk], tried, weights)
+    return _least(group, [best, *shrunk], weights)
 
 
 def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
@@ -244,14 +246,15 @@ def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
 
 
 def _least(
-    candidates: Sequence[Rounding], tried: Tensor, weights: Callable[[], Iterator[Tensor]]
+    group: _Group, candidates: Sequence[Rounding], weights: Callable[[], Iterator[Tensor]]
 ) -> Rounding:
     """The candidate with the least squared error over the outputs of all layers."""
     errors = [0.0] * len(candidates)
-    rounded = [candidate.rounded(tried, 1).flatten(1) for candidate in candidates]
     for weight in weights():
+        tried = group.tried(weight[0, 0].numel())
         exact = tried.flatten(1) @ weight.flatten(1).T
         for i, candidate in enumerate(candidates):
             stored = decode(candidate.stored(weight)).flatten(1)
-            errors[i] += float((rounded[i] @ stored.T - exact).square().sum())
+            rounded = candidate.rounded(tried, 1).flatten(1)
+            errors[i] += float((rounded @ stored.T - exact).square().sum())
     return candidates[min(range(len(errors)), key=errors.__getitem__)]

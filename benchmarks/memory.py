@@ -2,7 +2,8 @@
 
     python -m benchmarks.memory RECIPE [--backend onnx] [--scheme int4] [--graph "t5*"]
 
-Each graph is built, and run once, in a process of its own. What ``fourstep inspect`` predicts is
+Each graph is built, and run once, in a process of its own, on random inputs; a scheme that rounds
+activations is calibrated on one such call. What ``fourstep inspect`` predicts is
 beside what was measured; the constants of its predictions were fitted to such a table.
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks import figures
 from benchmarks.memcap import measure
 from exporter import backends
-from exporter.runtime.manifest import GraphEntry, parse
+from exporter.runtime.manifest import GraphEntry, Port, parse
 
 Row = dict[str, Any]
 
@@ -41,7 +42,8 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     model = trace_model(recipe, 0, Progress())
     quantized = quantize_all(model.programs, recipe.scheme(scheme))
     program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
-    order = backends.Order(recipe.backend(backend_name).options, lambda name: [])
+    options = recipe.backend(backend_name).options
+    order = backends.Order(options, lambda name: [random_inputs(program.inputs)])
     backend = backends.load_to_build(backend_name)
     entry = package.emit_graph(backend, program, model.weights.read, folder, order)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
@@ -52,15 +54,18 @@ def run_one(backend_name: str, folder: Path) -> None:
     entry = parse(GraphEntry, json.loads((folder / "entry.json").read_text()))
     backend = backends.load_to_run(backend_name)
     session = backend.session(folder / entry.entry, entry.session, backends.Setup())
+    session(random_inputs(entry.inputs))
+
+
+def random_inputs(ports: Sequence[Port]) -> dict[str, np.ndarray]:
+    """Normal values; zeros for ids."""
     random = np.random.default_rng(0)
-    session(
-        {
-            port.name: np.zeros(port.shape, np.int32)
-            if port.dtype == "int32"
-            else random.standard_normal(port.shape, np.float32)
-            for port in entry.inputs
-        }
-    )
+    return {
+        port.name: np.zeros(port.shape, np.int32)
+        if port.dtype == "int32"
+        else random.standard_normal(port.shape, np.float32)
+        for port in ports
+    }
 
 
 def measured(recipe: Path, backend: str, scheme: str, graph: str) -> Row:
@@ -74,7 +79,8 @@ def measured(recipe: Path, backend: str, scheme: str, graph: str) -> Row:
         entry = parse(GraphEntry, json.loads((Path(place) / "entry.json").read_text()))
         row: Row = {"bytes": entry.bytes, "build": built.peak_anonymous_bytes}
         ran = measure([*own, "run", *one])
-        return row | ({"run": ran.peak_anonymous_bytes} if ran.completed else {})
+        failed = {"error": f"run: exit code {ran.exit_code}"}
+        return row | ({"run": ran.peak_anonymous_bytes} if ran.completed else failed)
 
 
 def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
@@ -113,9 +119,9 @@ def table(rows: Sequence[Row]) -> str:
             else:
                 off = 100 * (expected / found - 1)
                 cells += [f"{expected / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{off:+.0f} %"]
-        lines.append(
-            f"| {row['backend']} | {row['scheme']} | {row['graph']} | {' | '.join(cells)} |"
-        )
+        name = " | ".join([row["backend"], row["scheme"], row["graph"]])
+        error = row["measured"].get("error")
+        lines.append(f"| {name} | {' | '.join(cells)} |{f' {error}' if error else ''}")
     return "\n".join(lines)
 
 

@@ -27,10 +27,8 @@ from exporter.formats import FORMATS
 from exporter.quantize import Adapted, Encoded, Part, QuantizedProgram, decode, encode
 from exporter.trace import activation_bytes, run_all
 
-CHANNELS: dict[Any, int] = {
-    torch.ops.aten.linear.default: -1,
-    torch.ops.aten.conv2d.default: 1,
-}  # axis of x
+ATEN = torch.ops.aten
+CHANNELS: dict[Any, int] = {ATEN.linear.default: -1, ATEN.conv2d.default: 1}  # their axis of x
 LEVELS = 256
 TRIED_INPUTS = 512  # of all that a layer meets
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
@@ -102,7 +100,7 @@ def choose(
         group.add(node, arguments[0])
         if not group.is_whole:
             return
-        parts = list(dict.fromkeys(_part(program, layer) for layer in group.layers))
+        parts = list(dict.fromkeys(group.layers.values()))
         if not group.loudest.isfinite().all():
             raise InputError(
                 f"{parts[0].of.component}: on the calibration prompts the layer of "
@@ -126,51 +124,38 @@ def _some(
     return [calls[i] for i in sorted(order[:most].tolist())]
 
 
-def _sharing(program: QuantizedProgram) -> list[list[fx.Node]]:
-    """The layers whose input is to be rounded; those that are to share a rounding together."""
-    found: list[tuple[set[object], list[fx.Node]]] = []
+def _sharing(program: QuantizedProgram) -> list[dict[fx.Node, Part]]:
+    """The layers whose input is to be rounded, and their weights; those that are to share a
+    rounding together."""
+    found: list[tuple[set[object], dict[fx.Node, Part]]] = []
     for node in program.nodes():
         if node.target not in CHANNELS:
             continue
         source, weight = node.args[:2]
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
-        if not weight.args or source.name in program.tensors:
+        part = program.part(weight)
+        if part is None or part.format.name != "w8a8" or source.name in program.tensors:
             continue
-        part = _part(program, node)
-        if part.format.name != "w8a8":
-            continue
-        keys, layers = {source, part.of}, [node]
+        keys, layers = {source, part.of}, {node: part}
         for other in [one for one in found if one[0] & keys]:
             found.remove(other)
-            keys, layers = other[0] | keys, other[1] + layers
+            keys, layers = other[0] | keys, other[1] | layers
         found.append((keys, layers))
     return [layers for _, layers in found]
-
-
-def _part(program: QuantizedProgram, layer: fx.Node) -> Part:
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    codes = weight.args[0]
-    assert isinstance(codes, fx.Node)
-    part = program.tensors[codes.name]
-    assert isinstance(part, Part)
-    return part
 
 
 class _Group:
     """Layers that share a rounding, and what they met: each channel's ends, and some inputs.
 
     Attributes:
+        layers: each with its weight.
         readers: one layer for each distinct input and size of kernel.
     """
 
-    def __init__(self, layers: list[fx.Node], calls: int) -> None:
+    def __init__(self, layers: Mapping[fx.Node, Part], calls: int) -> None:
         self.layers = layers
-        kernels = [aten.shape(layer.args[1])[2:] for layer in layers]
-        inputs = (layer.args[0] for layer in layers)
-        self.readers = list(
-            dict(zip(zip(inputs, kernels, strict=True), layers, strict=True)).values()
-        )
+        distinct = {(layer.args[0], part.of.shape[2:]): layer for layer, part in layers.items()}
+        self.readers = list(distinct.values())
         self._left = calls * len(self.readers)
         self._each = -(-TRIED_INPUTS // self._left)
         self._places = torch.Generator().manual_seed(0)

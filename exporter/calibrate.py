@@ -28,7 +28,7 @@ Inputs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Every call that the model makes on its way from calibration prompts to final latents.
+    """Every call that the model makes on its way from calibration prompts to pictures.
 
     Attributes:
         calls: inputs by port name, of every call of a graph, by graph; prompt by prompt.
@@ -76,7 +76,8 @@ def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
         if isinstance(event, Step) and event.step == event.steps:
             latents.append(event.latent)
             if len(latents) == len(requests):
-                break  # nothing is decoded
+                break  # nothing need be decoded
+    calls["vae_decoder"] = [{"latent": latent} for latent in latents]
     return Trajectories(calls, tuple(latents))
 
 

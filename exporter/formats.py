@@ -27,7 +27,7 @@ BITS: dict[str, int] = {
     "int2": 2,
 }
 METHODS = ("equalize", "scales", "feedback", "bias")  # what each does: exporter.codes
-ROUNDED_GRAPHS = ("denoiser", "vae_decoder")  # those that trajectories have inputs of, and large
+ROUNDED_GRAPHS = ("denoiser", "vae_decoder")  # that may have w8a8: nearly all of the time is theirs
 ROLES = ("linear", "conv", "embedding", "table", "vector")
 
 

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps for later, given back to the system.
+"""Memory that the C library keeps for later: given back to the system, or kept for a while.
 
 Tensors of many sizes that come and go leave holes, and glibc holds on to them: drawing a full-size
 model's gradients piece by piece grew by several GB over one pass, of which all but the live values

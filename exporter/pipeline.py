@@ -299,8 +299,6 @@ def _kept_package(job: _Job, scheme: str, basis: str) -> Built | None:
 
 
 def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
-    if graph == "vae_decoder":  # trajectories end before it
-        return [{"latent": latent} for latent in drawn().latents]
     return drawn().calls[graph]
 
 

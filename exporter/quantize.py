@@ -122,6 +122,12 @@ class QuantizedProgram(Program):
         sources = map(stored_behind, self.tensors.values())
         return {s.name: s for s in sources if s is not None}
 
+    def part(self, weight: fx.Node) -> Part | None:
+        """The codes that a weight's node decodes, or None for a weight that is stored as it is."""
+        codes = weight.args[0] if weight.args else None
+        source = self.tensors.get(codes.name) if isinstance(codes, fx.Node) else None
+        return source if isinstance(source, Part) else None
+
     def values_by_format(self) -> dict[str, int]:
         """How many weight values are stored in each format."""
         count: Counter[str] = Counter()

@@ -97,6 +97,14 @@ def test_variants_of_ours(tmp_path: Path) -> None:
     assert found["optimum-intel, OpenVINO GenAI int4, f32"].draw[-1] == "f32"
 
 
+def test_every_scheme_of_ours_takes_part_where_it_can(tmp_path: Path) -> None:
+    model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
+    found = {c.name for c in contestants(model, tmp_path, {}, ["int8-w8a8", "int4"])}
+    for scheme in ("int8-w8a8", "int4"):
+        assert {f"fourstep openvino-{scheme}", f"fourstep openvino-{scheme}, kept open"} <= found
+    assert "fourstep onnx-int4" in found and "fourstep onnx-int8-w8a8" not in found
+
+
 @pytest.mark.parametrize(("px", "teraflop"), [(512, 2.13), (768, 5.21), (1024, 10.78)])
 def test_the_floor_counts_the_unfolded_step(px: int, teraflop: float) -> None:
     """Against a count of every product of the network itself, 154 text tokens."""

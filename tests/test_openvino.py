@@ -423,6 +423,32 @@ def test_halved_attention_leaves_8_bit_products(cases: dict[tuple[str, str], Cas
     assert "half" not in cases["int8-w8a8", "vae_decoder"].emitted.session
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_only_half_halves_and_only_attention(
+    cases: dict[tuple[str, str], Case], monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    """A graph of linear layers is told float32 all the same; the VAE is told the 16-bit type."""
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a processor with bfloat16")
+    halved: list[str] = []
+    told: list[str] = []
+
+    class Core(ov.Core):  # type: ignore[misc]
+        def compile_model(self, model: Any, device: str, config: dict[str, Any]) -> Any:
+            told.append(config["INFERENCE_PRECISION_HINT"])
+            return super().compile_model(model, device, config)
+
+    monkeypatch.setattr(ov, "Core", Core)
+    monkeypatch.setattr(
+        "exporter.backends.openvino.half.halve_attention",
+        lambda model: halved.append(model.get_friendly_name()),
+    )
+    for graph in ("denoiser", "vae_decoder"):
+        cases["int8-w8a8", graph].run(half=half)
+    assert halved == (["denoiser"] if half else [])
+    assert told == (["f32", "bf16"] if half else ["f32", "f32"])
+
+
 def test_activations_share_scales_in_groups_of_64(
     programs: dict[str, Program], cases: dict[tuple[str, str], Case], tmp_path: Path
 ) -> None:

@@ -325,6 +325,19 @@ def test_methods_are_for_codes(programs: dict[str, Program], name: str) -> None:
         assert bool(rows) == (adaln or (graph == "conditioner" and name.startswith("pal")))
 
 
+def test_weights_are_decoded_where_they_are_first_used(programs: dict[str, Program]) -> None:
+    """Run in torch, a program holds a few of its weights in float32, and not all of them."""
+    program = quantize(programs["denoiser"], load_scheme("int8").format_of)
+    nodes = program.nodes()
+    places = {node: place for place, node in enumerate(nodes)}
+    decoded = [node for node in nodes if "dequantize" in str(node.target)]
+    assert len(decoded) > 20
+    for node in decoded:
+        first = min(places[user] for user in node.users)
+        between = nodes[places[node] + 1 : first]
+        assert all("dequantize" in str(other.target) for other in between), node
+
+
 def test_damaged_weights_are_named(tiny: Checkpoint) -> None:
     class Damaged(Weights):
         def _stored(self, source: Stored) -> torch.Tensor:

@@ -3,14 +3,8 @@
 The inputs of 4-bit layers are rounded by runtimes as they run, in any scheme.
 """
 
-from exporter.formats import FORMATS, Rule, Scheme
+from exporter.formats import Scheme
 from exporter.schemes.int4 import SCHEME as INT4
+from exporter.schemes.int8_w8a8 import VAE
 
-SCHEME = Scheme(
-    "int4-a8",
-    rules=(
-        *INT4.rules,
-        Rule("vae_decoder", "*", FORMATS["w8a8"], roles=("conv",)),
-        Rule("vae_decoder", "decoder.conv_*", FORMATS["int8"], roles=("conv",)),
-    ),
-)
+SCHEME = Scheme("int4-a8", rules=(*INT4.rules, *VAE))

@@ -7,13 +7,16 @@ picture passes through them.
 from exporter.formats import FORMATS, Rule, Scheme
 from exporter.schemes.int8 import SCHEME as INT8
 
+VAE = (
+    Rule("vae_decoder", "*", FORMATS["w8a8"], roles=("conv",)),
+    Rule("vae_decoder", "decoder.conv_*", FORMATS["int8"], roles=("conv",)),
+)
 SCHEME = Scheme(
     "int8-w8a8",
     rules=(
         *INT8.rules,
         Rule("denoiser", "*", FORMATS["w8a8"], roles=("linear",)),
         Rule("denoiser", "proj_out.*", FORMATS["int8"], roles=("linear",)),
-        Rule("vae_decoder", "*", FORMATS["w8a8"], roles=("conv",)),
-        Rule("vae_decoder", "decoder.conv_*", FORMATS["int8"], roles=("conv",)),
+        *VAE,
     ),
 )

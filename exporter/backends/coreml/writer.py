@@ -318,20 +318,14 @@ class Emitter:
             wide = not isinstance(source, Constant)
             kind = "fp32" if wide else self.kind
             return self.const(self.array(node), kind, key=source), kind
-        part = self._part(node)
+        part = self.program.part(node)
+        assert part is not None
         kind = self.kind
         if part.format.name != "fp16" and not self._fits_half(node, part.format):
             kind = "fp32"
         return self.once(
             ("weight", part.of, kind), lambda: self._compressed(node, part, kind)
         ), kind
-
-    def _part(self, node: fx.Node) -> Part:
-        codes = node.args[0]
-        assert isinstance(codes, fx.Node)
-        part = self.program.tensors[codes.name]
-        assert isinstance(part, Part)
-        return part
 
     def _fits_half(self, node: fx.Node, form: Format) -> bool:
         """Whether fp16 holds the steps between codes as normal numbers, and the largest value.

@@ -23,10 +23,9 @@ def halve_attention(model: Any) -> None:
             place = source.input(0) if source.get_type_name() == "Transpose" else port
             halved = op.convert(place.get_source_output(), "bf16")
             place.replace_source_output(halved.output(0))
-        readers = node.output(0).get_target_inputs()
-        (behind,) = {reader.get_node() for reader in readers}
+        (behind,) = (reader.get_node() for reader in node.output(0).get_target_inputs())
         end = behind.output(0) if behind.get_type_name() == "Transpose" else node.output(0)
-        readers = end.get_target_inputs()
+        readers = end.get_target_inputs()  # before the conversion is one of them
         whole = op.convert(end, "f32").output(0)
         for reader in readers:
             reader.replace_source_output(whole)

@@ -133,7 +133,7 @@ class Emitter:
     def operands(self, x: object, weight: fx.Node, axis: int) -> tuple[Any, Any]:
         """A layer's input, whose channels lie along ``axis``, and its weight; both in 8 bits if its
         input is to be rounded."""
-        part = self._part(weight)
+        part = self.program.part(weight)
         rounding = self.roundings.get(part.of.name) if part is not None else None
         if rounding is None:
             return self.value(x), self.value(weight)
@@ -157,17 +157,9 @@ class Emitter:
         if node not in self._rounded:
             encoded = rounding.stored(self.read(Adapted(part.of, part.methods)).float())
             assert encoded.scale is not None
-            codes = encoded.values.numpy()
-            scale = encoded.scale.numpy().reshape(-1, *(1,) * (codes.ndim - 1))
-            value = op.convert(self._constant(codes, codes.shape), "f32")
-            scaled = op.multiply(value, self._constant(scale, scale.shape))
-            self._rounded[node] = scaled.output(0)
+            value = self._by_channel(encoded.values.numpy(), encoded.scale.numpy())
+            self._rounded[node] = value.output(0)
         return self._rounded[node]
-
-    def _part(self, node: fx.Node) -> Part | None:
-        codes = node.args[0] if node.args else None
-        source = self.program.tensors.get(codes.name) if isinstance(codes, fx.Node) else None
-        return source if isinstance(source, Part) else None
 
     def _weight(self, node: fx.Node) -> Any:
         """A stored weight as float32, in the checkpoint's layout (N, K, ...)."""
@@ -177,14 +169,18 @@ class Emitter:
             return op.convert(self.value(source), "f32")
         codes, scale, zero_point, block = node.args
         assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
-        part = self._part(node)
+        part = self.program.part(node)
         assert part is not None
         shape, factor = part.of.shape, self._float(scale)
         if part.format.is_grouped:
             value = self._groups(codes, zero_point, narrowed(factor[..., None]), block, part.format)
             return op.reshape(value, ops.ints(shape), False)
-        factor = factor.reshape(-1, *(1,) * (len(shape) - 1))
-        value = op.convert(self._constant(self._read(codes), shape), "f32")
+        return self._by_channel(self._read(codes), factor)
+
+    def _by_channel(self, codes: np.ndarray, scale: np.ndarray) -> Any:
+        """int8 codes (N, K, ...) times a scale for each output channel."""
+        factor = scale.reshape(-1, *(1,) * (codes.ndim - 1))
+        value = op.convert(self._constant(codes, codes.shape), "f32")
         return op.multiply(value, self._constant(factor, factor.shape))
 
     def _groups(

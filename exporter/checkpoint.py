@@ -6,10 +6,13 @@ Only safetensors are read. A pickle can run code when it is loaded, so ``.bin``,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,10 +124,35 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 over the weights and configurations, independent of the folder's place."""
         total = hashlib.sha256()
-        for name, component in sorted(self.components.items()):
-            for file in (component.folder / "config.json", *component.files):
-                total.update(f"{name}/{file.name}\0{file_digest(file)}\n".encode())
+        for name, found in self._digests:
+            total.update(f"{name}\0{found.result()}\n".encode())
         return total.hexdigest()
+
+    def begin_digest(self) -> None:
+        """Start to read the files for ``digest`` in threads, beside what else is to be done."""
+        _ = self._digests
+
+    @cached_property
+    def _digests(self) -> list[tuple[str, Future[str]]]:
+        return [
+            (f"{name}/{file.name}", _beside(functools.partial(file_digest, file)))
+            for name, component in sorted(self.components.items())
+            for file in (component.folder / "config.json", *component.files)
+        ]
+
+
+def _beside(work: Callable[[], str]) -> Future[str]:
+    """Done in a thread that does not keep the process from ending."""
+    found: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
 
 
 def file_digest(file: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -145,7 +145,7 @@ class QuantizedProgram(Program):
 
 
 def encode(weight: Tensor, form: Format) -> Encoded:
-    """Round a float32 weight (N, K, ...) to nearest in ``form``.
+    """Round a weight (N, K, ...) to nearest in ``form``, in float32, slab by slab.
 
     int8: scale = max |w| / 127 over an output channel, code = w / scale rounded half to even
     (onnxruntime's per-channel symmetric quantizer).
@@ -158,40 +158,51 @@ def encode(weight: Tensor, form: Format) -> Encoded:
 
     Raises ValueError when a value is not finite, or too large for fp16.
     """
-    if not torch.isfinite(weight).all():
-        raise ValueError("has a value that is not finite")
+    refuse_infinite(*torch.aminmax(weight))
     if form.name == "fp32":
-        return Encoded(weight)
+        return Encoded(weight.float())
     if form.name == "fp16":
         half = weight.to(torch.float16)
         if not torch.isfinite(half).all():
             raise ValueError("has a value beyond fp16's 65504")
         return Encoded(half)
     if form.is_palette:
-        values, table = palettize(weight, form.bits, form.group_size or len(weight))
+        values, table = palettize(weight.float(), form.bits, form.group_size or len(weight))
         return Encoded(values, palette=table)
-    # Rows do not depend on each other: in slabs, a 130 M table needs little more than its codes.
+    return _encode_groups(weight, form) if form.is_grouped else _encode_channels(weight)
+
+
+def refuse_infinite(*ends: Tensor) -> None:
+    """Raise ValueError if the least or the largest value of a weight is not finite."""
+    if not all(end.isfinite() for end in ends):
+        raise ValueError("has a value that is not finite")
+
+
+def _slabs(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a weight in float32, and which: they do not depend on each other, and so a table of
+    130 M values needs little more than its codes."""
     rows = max(1, SLAB_VALUES * len(weight) // weight.numel())
-    slabs = torch.split(weight, rows)
-    return _encode_groups(slabs, form) if form.is_grouped else _encode_channels(slabs)
+    for first in range(0, len(weight), rows):
+        place = slice(first, first + rows)
+        yield place, weight[place].float()
 
 
-def _encode_channels(slabs: Sequence[Tensor]) -> Encoded:
-    scales, codes = [], []
-    for slab in slabs:
+def _encode_channels(weight: Tensor) -> Encoded:
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(len(weight))
+    for rows, slab in _slabs(weight):
         low, high = torch.aminmax(slab.flatten(1), dim=1)
         largest = torch.maximum(high, -low)
-        scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-        spread = scale.reshape(-1, *(1,) * (slab.ndim - 1))
-        codes.append(torch.round(slab / spread).clamp_(-127, 127).to(torch.int8))
-        scales.append(scale[:, None])
-    return Encoded(torch.cat(codes), torch.cat(scales))
+        scale[rows] = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        spread = scale[rows].reshape(-1, *(1,) * (slab.ndim - 1))
+        codes[rows] = torch.div(slab, spread).round_().clamp_(-127, 127)
+    return Encoded(codes, scale[:, None])
 
 
-def _encode_groups(slabs: Sequence[Tensor], form: Format) -> Encoded:
+def _encode_groups(weight: Tensor, form: Format) -> Encoded:
     assert form.group_size is not None
-    groups = [slab.reshape(len(slab), -1, form.group_size) for slab in slabs]
-    ranges = [torch.aminmax(slab, dim=2) for slab in groups]
+    groups = weight.reshape(len(weight), -1, form.group_size)
+    ranges = [torch.aminmax(slab, dim=2) for _, slab in _slabs(groups)]
     low, high = (torch.cat(ends) for ends in zip(*ranges, strict=True))
     steps = 2**form.bits - 1
     if form.symmetric:
@@ -204,13 +215,12 @@ def _encode_groups(slabs: Sequence[Tensor], form: Format) -> Encoded:
         ratio = torch.where(scale > 0, -low / scale, torch.zeros_like(scale))
         zero_point = _round_half_away(ratio).clamp(0, steps)
     inverse = torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
-    rows, dtype = [len(slab) for slab in slabs], torch.int8 if form.symmetric else torch.uint8
-    factors, zeros = (torch.split(t.unsqueeze(2), rows) for t in (inverse, zero_point))
-    codes = [
-        _round_half_away(slab * factor).add_(zero).clamp_(least, least + steps).to(dtype).flatten(1)
-        for slab, factor, zero in zip(groups, factors, zeros, strict=True)
-    ]
-    return Encoded(torch.cat(codes), scale, None if form.symmetric else zero_point.to(torch.uint8))
+    codes = torch.empty(groups.shape, dtype=torch.int8 if form.symmetric else torch.uint8)
+    for rows, slab in _slabs(groups):
+        rounded = _round_half_away(slab * inverse[rows, :, None])
+        codes[rows] = rounded.add_(zero_point[rows, :, None]).clamp_(least, least + steps)
+    zeros = None if form.symmetric else zero_point.to(torch.uint8)
+    return Encoded(codes.reshape(weight.shape), scale, zeros)
 
 
 def stored_scale(scale: Tensor, form: Format) -> Tensor:
@@ -281,10 +291,13 @@ class Weights:
         return value
 
     def _stored(self, source: Stored) -> Tensor:
+        return self._raw(source).to(self.dtype)
+
+    def _raw(self, source: Stored) -> Tensor:
+        """In the checkpoint's dtype, and mapped if it is there as it is."""
         component = self.checkpoint.component(source.component)
         read = functools.partial(component.read, source.name)
         value = read(None) if source.derivation is None else source.derivation.value(read)
-        value = value.to(self.dtype)
         if value.numel() >= LARGE_VALUES:
             release()  # what a backend made of the weight before, and what encoding it took
         return value
@@ -334,12 +347,13 @@ class Weights:
         return Change(rounded - self._scaled(source, methods), encoded.mean_change)
 
     def _encode(self, source: Stored, form: Format, methods: Methods) -> Encoded:
+        if not methods:
+            return encode(self._raw(source), form)
+        inputs = self.calibration.layer(source) if self.calibration else None
         weight = self._scaled(source, methods).float()
-        inputs = self.calibration.layer(source) if self.calibration and methods else None
         if inputs is None or not form.takes_methods:
             return encode(weight, form)
-        if not torch.isfinite(weight).all():
-            raise ValueError("has a value that is not finite")
+        refuse_infinite(*torch.aminmax(weight))
         scaling = self.calibration.scaling(source) if self.calibration else None
         if "equalize" in methods and scaling is not None and scaling.columns is not None:
             inputs = inputs.scaled(1 / scaling.columns)

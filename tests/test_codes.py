@@ -229,7 +229,7 @@ class Values(Weights):
         super().__init__(checkpoint, calibration=calibration)
         self._factor = factor
 
-    def _stored(self, source: Stored) -> Tensor:
+    def _raw(self, source: Stored) -> Tensor:
         seed = sum(map(ord, source.name))
         values = 0.1 * torch.randn(source.shape, generator=torch.Generator().manual_seed(seed))
         values.view(-1)[0] *= self._factor

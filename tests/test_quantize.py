@@ -340,8 +340,8 @@ def test_weights_are_decoded_where_they_are_first_used(programs: dict[str, Progr
 
 def test_damaged_weights_are_named(tiny: Checkpoint) -> None:
     class Damaged(Weights):
-        def _stored(self, source: Stored) -> torch.Tensor:
-            return super()._stored(source) * float("nan")
+        def _raw(self, source: Stored) -> torch.Tensor:
+            return super()._raw(source) * float("nan")
 
     program = quantize(
         trace(cut_graphs(tiny, Cut((1.0, 0.0), 64, 64, t5=False))[0]), load_scheme("int8").format_of

@@ -228,8 +228,8 @@ class Moved(Weights):
         super().__init__(checkpoint)
         self._moved, self._by = moved, by
 
-    def _stored(self, source: Stored) -> Tensor:
-        value = super()._stored(source)
+    def _raw(self, source: Stored) -> Tensor:
+        value = super()._raw(source)
         return value + self._by if source == self._moved else value
 
 

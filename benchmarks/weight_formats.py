@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import figures
 from exporter import backends
+from exporter.activations import chooser
 from exporter.formats import FORMATS, Format
 from exporter.graphs import Graph, Port
 from exporter.measures import relative_error
@@ -82,7 +83,7 @@ def emitted(backend: Any, form: Format, rows: int, folder: Path) -> tuple[Any, A
     quantized = quantize(program, lambda *_: form)
     inputs = {"x": torch.randn(ports[0].shape, generator=generator)}
     samples = [{key: value.numpy() for key, value in inputs.items()}]
-    order = backends.Order(backends.default_options(backend), lambda _: samples)
+    order = backends.Order(backends.default_options(backend), chooser(read, lambda _: samples))
     return backend.emit(quantized, read, folder, order), inputs, run(quantized, read, inputs)["y"]
 
 

@@ -12,6 +12,7 @@ The program runs once on all samples, layer by layer, so the memory needed is on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,11 @@ from exporter import aten
 from exporter.errors import InputError
 from exporter.formats import FORMATS
 from exporter.quantize import Adapted, Encoded, Part, QuantizedProgram, decode, encode
+from exporter.runtime.manifest import Adjusted, Tolerance
 from exporter.trace import activation_bytes, run_all
 
+# A loss that the torch program does not have; it is reported, not hidden.
+TOLERANCE = Tolerance(graph_relative=0.25, image_psnr_db=20.0)
 ATEN = torch.ops.aten
 CHANNELS: dict[Any, int] = {ATEN.linear.default: -1, ATEN.conv2d.default: 1}  # their axis of x
 LEVELS = 256
@@ -34,6 +38,8 @@ TRIED_INPUTS = 512  # of all that a layer meets
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
 SHRINKS = (0.9, 0.8, 0.65, 0.5)
 MOST_BYTES = 2 << 30  # of activations that are alive at once
+WEIGHT_COPIES = 4  # that trying a rounding makes of a weight
+RUNNING = 1.4  # what torch takes for each byte of activations (``benchmarks.memory``)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +59,19 @@ class Rounding:
     def step(self) -> float:
         return (self.high - self.low) / (LEVELS - 1)
 
+    @property
+    def zero_point(self) -> int:
+        """The level that stands for 0."""
+        return round(-self.low / self.step)
+
+    @property
+    def has_factors(self) -> bool:
+        return bool((self.factor != 1).any())
+
     def rounded(self, x: Tensor, axis: int = -1) -> Tensor:
         """What the layer gets for x, with K channels along ``axis``: in the units of x / factor."""
-        zero = round(-self.low / self.step)
-        codes = torch.round(x / along(self.factor, x.ndim, axis) / self.step) + zero
-        return (codes.clamp(0, LEVELS - 1) - zero) * self.step
+        codes = torch.round(x / along(self.factor, x.ndim, axis) / self.step) + self.zero_point
+        return (codes.clamp(0, LEVELS - 1) - self.zero_point) * self.step
 
     def stored(self, weight: Tensor) -> Encoded:
         """A weight (N, K, ...) in int8, its columns multiplied by the factors."""
@@ -88,7 +102,7 @@ def choose(
 
     Raises InputError naming the first layer that meets a value that is not finite.
     """
-    calls = _some(calls, max(1, MOST_BYTES // activation_bytes(program)))
+    calls = _some(calls, _side_by_side(program))
     groups = [_Group(layers, len(calls)) for layers in _sharing(program)]
     group_of = {reader: group for group in groups for reader in group.readers}
     found: dict[str, Rounding] = {}
@@ -113,6 +127,65 @@ def choose(
     samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in call.items()} for call in calls]
     run_all(program, read, samples, observe)
     return found
+
+
+def chooser(
+    read: Callable[[object], Tensor],
+    calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]],
+) -> Callable[[QuantizedProgram], Mapping[str, Rounding]]:
+    """``choose`` once for each graph of a scheme, for all backends; none without w8a8.
+
+    Args:
+        calls: gives a graph's; asked for only if its inputs are to be rounded.
+    """
+    found: dict[str, Mapping[str, Rounding]] = {}
+
+    def roundings(program: QuantizedProgram) -> Mapping[str, Rounding]:
+        name = program.name
+        if name not in found:
+            found[name] = choose(program, read, calls(name)) if asked(program) else {}
+        return found[name]
+
+    return roundings
+
+
+def asked(program: QuantizedProgram) -> set[str]:
+    """The weights whose layers' inputs are to be rounded: those of the format w8a8."""
+    return {name for name, form in program.formats.items() if form.name == "w8a8"}
+
+
+def not_rounded(
+    program: QuantizedProgram, roundings: Mapping[str, Rounding]
+) -> tuple[Adjusted, ...]:
+    """Weights of the format w8a8 whose layer's input is not rounded: they are int8 alone."""
+    left = asked(program) - {*roundings}
+    return tuple(Adjusted(name, "w8a8", "int8") for name in sorted(left))
+
+
+def spared(program: QuantizedProgram, roundings: Mapping[str, Rounding]) -> tuple[str, ...]:
+    """What to remark of a graph with rounded inputs: which layers keep theirs."""
+    weights = (name for name, source in program.stored().items() if len(source.shape) in (2, 4))
+    names = [name for name in weights if program.formats[name].name != "w8a8"] if roundings else []
+    return (f"inputs not rounded to 8 bits: {', '.join(names)}",) if names else ()
+
+
+def bytes_to_choose(program: QuantizedProgram, calls: int) -> int:
+    """Most bytes of tensors that ``choose`` holds at once: 0 without layers of w8a8.
+
+    The calls themselves, the activations of those that run side by side, and the largest weight in
+    float32 with what is made of it while it is tried.
+    """
+    names = asked(program)
+    if not names:
+        return 0
+    one, inputs = activation_bytes(program), sum(4 * math.prod(p.shape) for p in program.inputs)
+    weight = max(4 * math.prod(program.stored()[name].shape) for name in names)
+    alive = RUNNING * one * min(calls, _side_by_side(program))
+    return int(calls * inputs + alive + WEIGHT_COPIES * weight)
+
+
+def _side_by_side(program: QuantizedProgram) -> int:
+    return max(1, MOST_BYTES // activation_bytes(program))
 
 
 def _some(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from exporter import backends, golden, package, resume
+from exporter.activations import chooser
 from exporter.calibrate import Inputs, Trajectories, travel
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
@@ -108,6 +109,13 @@ class Model:
             return self.trajectories
         return self.travel(self.adapted(methods), weights)
 
+    def calls_as(
+        self, programs: Mapping[str, QuantizedProgram], weights: Weights
+    ) -> Callable[[str], Sequence[Inputs]]:
+        """Gives a graph's calls on ``trajectories_as``, which are drawn once, when first needed."""
+        drawn = functools.cache(lambda: self.trajectories_as(programs, weights))
+        return lambda graph: drawn().calls[graph]
+
     def adapted(self, methods: Mapping[str, Methods]) -> dict[str, QuantizedProgram]:
         """The programs with every weight in float32, as some methods (by graph) leave them."""
         return {
@@ -118,8 +126,10 @@ class Model:
 
 def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
     """The first stops: checkpoint, graphs, trace. Raises InputError."""
-    # Checkpoint: headers only; a weight is read when a stage below asks for it.
+    # Checkpoint: headers only; a weight is read when a stage below asks for it. What identifies the
+    # files is computed beside the stages.
     checkpoint = open_checkpoint(recipe.checkpoint)
+    checkpoint.begin_digest()
     weights = Weights(checkpoint, keep_bytes=keep_bytes)
 
     # Graphs and trace: operators and shapes, no weights in memory.
@@ -245,10 +255,10 @@ def build(
         if recipe.prompts:
             progress(f"{scheme.name}: golden pictures in torch")
         drawings = painter.draw(programs)
-        drawn = functools.partial(model.trajectories_as, programs, weights)
+        roundings = chooser(weights.read, model.calls_as(programs, weights))
         for job in same:
             name, target = job.backend, job.target
-            order = backends.Order(recipe.backend(name).options, functools.partial(_calls, drawn))
+            order = backends.Order(recipe.backend(name).options, roundings)
             with resume.resuming(target, basis(job), progress) as (folder, whole):
                 # Emit: each backend translates the same programs, reading weights one at a time.
                 for program in parts[given]:
@@ -296,10 +306,6 @@ def _kept_package(job: _Job, scheme: str, basis: str) -> Built | None:
         return None
     whole, report = found
     return Built(job.target, job.backend, scheme, whole.manifest.bytes, report)
-
-
-def _calls(drawn: Callable[[], Trajectories], graph: str) -> Sequence[Inputs]:
-    return drawn().calls[graph]
 
 
 def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedProgram]]:

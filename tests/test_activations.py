@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from exporter import activations, backends
-from exporter.activations import Rounding, choose
+from exporter.activations import Rounding, choose, chooser
 from exporter.backends import Order, Setup
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
 from exporter.formats import FORMATS, load_scheme
 from exporter.graphs import Graph, Port, cut_graphs
 from exporter.quantize import Adapted, Part, QuantizedProgram, Weights, decode, encode, quantize
-from exporter.trace import Observe, Program, activation_bytes, run, run_all, trace
+from exporter.trace import Observe, Program, Stored, activation_bytes, run, run_all, trace
 from tests.conftest import SMALL, needs
 
 WIDTH = 48
@@ -211,12 +212,17 @@ def test_a_value_that_is_not_finite_is_named() -> None:
         choose(layers(), read, [inputs])
 
 
-def test_a_rounding_is_what_openvino_computes(tmp_path: Path) -> None:
-    backend = backends.load("openvino")
-    if backends.missing(needs("openvino")):
-        pytest.skip(f"openvino: pip install 'fourstep[{backend.BUILD_EXTRA}]'")
+@pytest.fixture(params=["onnx", "openvino"])
+def backend(request: pytest.FixtureRequest) -> ModuleType:
+    found = backends.load(request.param)
+    if backends.missing(needs(request.param)):
+        pytest.skip(f"{request.param}: pip install 'fourstep[{found.BUILD_EXTRA}]'")
+    return found
+
+
+def test_a_rounding_is_what_backends_compute(backend: ModuleType, tmp_path: Path) -> None:
     program, inputs = layers(), loud(3)
-    emitted = backend.emit(program, read, tmp_path, Order({}, lambda _: [inputs]))
+    emitted = backend.emit(program, read, tmp_path, Order({}, chooser(read, lambda _: [inputs])))
     found = backend.session(emitted.entry, emitted.session, Setup(exact=True))(inputs)["y"]
     roundings = choose(program, read, [inputs])
 
@@ -233,6 +239,62 @@ def test_a_rounding_is_what_openvino_computes(tmp_path: Path) -> None:
     assert np.quantile(difference, 0.99) < 1e-4  # a value between two levels may fall either way
     exact = run(program, read, {"x": x})["y"].numpy()
     assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
+class Convolutions(nn.Module):
+    """Kernels of several sizes on one map: padded and not, with and without a bias, in steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(8, 6, (3, 2), padding=(1, 0))
+        self.single = nn.Conv2d(8, 4, 1, bias=False)
+        self.step = nn.Conv2d(8, 5, 3, stride=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.wide(x), self.single(x), self.step(x)
+
+
+def test_a_rounded_convolution_is_what_backends_compute(
+    backend: ModuleType, tmp_path: Path
+) -> None:
+    with torch.device("meta"):
+        module = Convolutions()
+    values = {
+        name: 0.1 * torch.randn(p.shape, generator=GENERATOR)
+        for name, p in module.named_parameters()
+    }
+    shapes = {"wide": (1, 6, 10, 6), "single": (1, 4, 10, 7), "step": (1, 5, 4, 3)}
+    inputs = (Port("x", (1, 8, 10, 7)),)
+    outputs = tuple(Port(name, shape) for name, shape in shapes.items())
+    graph = Graph("vae_decoder", "vae", module, inputs, outputs, {})
+    program = quantize(
+        trace(graph), lambda g, w, role: FORMATS["w8a8" if role == "conv" else "fp32"]
+    )
+
+    def read_value(source: object) -> Tensor:
+        if isinstance(source, Part):
+            found: Tensor = getattr(encode(values[source.of.name], source.format), source.part)
+            return found
+        assert isinstance(source, Stored | Adapted)
+        return values[source.name if isinstance(source, Stored) else source.of.name]
+
+    x = torch.randn(1, 8, 10, 7, generator=GENERATOR) + 0.5
+    x[:, 3] *= 30
+    given = {"x": x.numpy()}
+    roundings = chooser(read_value, lambda _: [given])
+    emitted = backend.emit(program, read_value, tmp_path, Order({}, roundings))
+    found = backend.session(emitted.entry, emitted.session, Setup(exact=True))(given)
+    rounding = roundings(program)["wide.weight"]
+    assert rounding.low < 0 < rounding.high and float(rounding.factor[3]) != 1
+    replaced = {}
+    for name, value in values.items():
+        kernel = value.ndim == 4
+        stored = decode(rounding.stored(value)).reshape(value.shape) if kernel else value
+        replaced[name] = stored
+    expected = torch.func.functional_call(Convolutions(), replaced, rounding.rounded(x, 1))
+    for name, value in zip(shapes, expected, strict=True):
+        difference = np.abs(found[name] - value.numpy())
+        assert np.quantile(difference, 0.9) < 1e-5 * float(value.abs().max()), name
 
 
 def test_the_denoisers_layers_all_round(tiny: Checkpoint) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from exporter import backends
+from exporter.activations import Rounding, chooser
 from exporter.checkpoint import Checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.formats import FORMATS, GROUP_SIZES, Format, scheme_names
@@ -46,11 +47,11 @@ def programs(tiny: Checkpoint) -> list[Program]:
 
 
 EXACT = backends.Setup(exact=True)
+Roundings = Callable[[QuantizedProgram], Mapping[str, Rounding]]
 
 
-def order(backend: ModuleType, *samples: dict[str, torch.Tensor]) -> backends.Order:
-    given = [{name: value.numpy() for name, value in sample.items()} for sample in samples]
-    return backends.Order(backends.default_options(backend), lambda graph: given)
+def order(backend: ModuleType, roundings: Roundings = lambda program: {}) -> backends.Order:
+    return backends.Order(backends.default_options(backend), roundings)
 
 
 def worst_error(
@@ -64,9 +65,9 @@ def worst_error(
     folder.mkdir()
     inputs = random_inputs(program)
     expected = run(program, read, inputs)
-    emitted = backend.emit(program, read, folder, order(backend, inputs))
-    session = backend.session(emitted.entry, emitted.session, EXACT)
-    found = session({name: value.numpy() for name, value in inputs.items()})
+    given = {name: value.numpy() for name, value in inputs.items()}
+    emitted = backend.emit(program, read, folder, order(backend, chooser(read, lambda _: [given])))
+    found = backend.session(emitted.entry, emitted.session, EXACT)(given)
     assert set(found) == set(expected)
     worst = max(relative_error(found[p], value.numpy()) for p, value in expected.items())
     return worst, emitted.tolerance.graph_relative

@@ -136,7 +136,7 @@ def weights(tiny: Checkpoint) -> Weights:
 
 def emit(program: QuantizedProgram, read: Read, folder: Path, target: str = OLDEST) -> Emitted:
     folder.mkdir(parents=True)
-    return backend.emit(program, read, folder, Order({"target": target}, lambda graph: []))
+    return backend.emit(program, read, folder, Order({"target": target}, lambda graph: {}))
 
 
 def evaluated(emitted: Emitted, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

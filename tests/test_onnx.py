@@ -11,6 +11,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from exporter import activations
+from exporter.activations import chooser
 from exporter.backends import Emitted, Order, Setup
 from exporter.backends import onnx as backend
 from exporter.checkpoint import Checkpoint
@@ -19,7 +21,7 @@ from exporter.quantize import QuantizedProgram, Weights, quantize
 from exporter.trace import Program, trace
 from tests.conftest import SMALL, scheme_of
 
-NOTHING = Order({}, lambda graph: [])
+NOTHING = Order({}, lambda graph: {})
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,31 @@ def test_onnxruntime_runs_matmulnbits(
     assert bits[int(scheme[3])] >= 41
     assert kinds.count("MultiHeadAttention") == 5  # three joint and two dual
     assert kinds.count("SimplifiedLayerNormalization") == 16
+
+
+def test_onnxruntime_multiplies_rounded_inputs_in_8_bits(
+    denoiser: Program, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    """Layers with one input share its codes, and none is widened to float32 before its product."""
+    quantized = quantize(denoiser, scheme_of("int8-w8a8").format_of)
+    random = np.random.default_rng(0)
+    call = {p.name: random.standard_normal(p.shape, np.float32) for p in denoiser.inputs}
+    order = Order({}, chooser(Weights(tiny).read, lambda _: [call]))
+    files = backend.emit(quantized, Weights(tiny).read, tmp_path, order)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(str(files.entry), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    linear = sum(str(n.target) == "aten.linear.default" for n in quantized.nodes())
+    assert kinds["MatMulIntegerToFloat"] == 41 == linear - kinds["MatMulNBits"]
+    assert 20 < kinds["QuantizeLinear"] < 35
+    assert kinds["DequantizeLinear"] == kinds["Conv"] == 1  # the patch embedding
+    assert not {"MatMul", "Gemm", "MatMulInteger"} & kinds.keys()
+    assert files.tolerance == activations.TOLERANCE and not files.adjusted
+    assert files.remarks == (
+        "inputs not rounded to 8 bits: pos_embed.proj.weight, proj_out.weight",
+    )
 
 
 def test_files_hold_no_traces_of_this_machine(

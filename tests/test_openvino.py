@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
+from exporter.activations import chooser
 from exporter.backends import Emitted, Order, Setup
 from exporter.backends.openvino.half import halve_attention
 from exporter.checkpoint import Checkpoint
@@ -90,7 +91,7 @@ def cases(
     for scheme, graph in [*wanted, ("int2", "denoiser"), *rounded]:
         program = quantize(programs[graph], scheme_of(scheme).format_of)
         folder, inputs = tmp_path_factory.mktemp("graph"), inputs_of(program)
-        order = Order({}, lambda _, given=inputs: [given])  # type: ignore[misc]
+        order = Order({}, chooser(weights.read, lambda _, given=inputs: [given]))  # type: ignore[misc]
         emitted = backend.emit(program, weights.read, folder, order)
         found[scheme, graph] = Case(program, emitted, inputs)
     return found
@@ -225,7 +226,7 @@ def test_full_widths_run_compressed_too(tmp_path: Path, scheme: str) -> None:
     config = denoiser.TransformerConfig(1, 24, 64, 16, 2, 4096, 2048, 384, (), True)
     graph = denoiser.cut(config, Cut((1.0, 0.0), 64, 64, t5=False, t5_tokens=256))
     program = quantize(trace(graph), scheme_of(scheme).format_of)
-    emitted = backend.emit(program, RandomWeights().read, tmp_path, Order({}, lambda _: []))
+    emitted = backend.emit(program, RandomWeights().read, tmp_path, Order({}, lambda _: {}))
     found, expected = running(emitted.entry), linear_formats(program)
     for name, precision in PRECISIONS.items():
         kept = found.count(kind="FullyConnected", weight_from="Const", weight=precision)
@@ -466,18 +467,19 @@ def test_activations_share_scales_in_groups_of_64(
     assert backend._products(whole) == {}
 
 
-def test_calibration_asks_for_samples_of_graphs_that_round(
+def test_calibration_asks_for_calls_of_graphs_that_round(
     programs: dict[str, Program], tiny: Checkpoint, tmp_path: Path
 ) -> None:
     asked: list[str] = []
 
-    def samples(graph: str) -> list[Mapping[str, np.ndarray]]:
+    def calls(graph: str) -> list[Mapping[str, np.ndarray]]:
         asked.append(graph)
         return [inputs_of(programs[graph])]
 
+    order = Order({}, chooser(Weights(tiny).read, calls))
     for name, program in programs.items():
         quantized = quantize(program, load_scheme("int8-w8a8").format_of)
-        backend.emit(quantized, Weights(tiny).read, tmp_path, Order({}, samples))
+        backend.emit(quantized, Weights(tiny).read, tmp_path, order)
         rounded = ("denoiser", "vae_decoder")
         assert asked == [n for n in rounded if (tmp_path / f"{n}.xml").exists()], name
 

@@ -688,14 +688,14 @@ def test_noise_with_methods_is_what_one_rounded_weight_does(
 def test_activations_are_calibrated_in_the_units_of_the_methods(
     plant: Plant, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the samples that a backend gets, the last steps' end in the model's own latents."""
+    """Of the calls that roundings are chosen on, the last steps' end in the model's own latents."""
     seen: list[Sequence[Mapping[str, np.ndarray]]] = []
 
-    def emit(program: QuantizedProgram, read: object, folder: Path, order: backends.Order) -> None:
-        seen.append(order.samples("denoiser"))
+    def chooser(read: object, calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]]) -> None:
+        seen.append(calls("denoiser"))
         raise InputError("seen enough")
 
-    monkeypatch.setattr("exporter.backends.onnx.emit", emit)
+    monkeypatch.setattr("exporter.pipeline.chooser", chooser)
     recipe, scheme = replace(plant.recipe, prompts=()), [str(plant.file)]
     with pytest.raises(InputError, match="seen enough"):
         build(recipe, tmp_path, ["onnx"], scheme, statistics=plant.statistics)

@@ -85,6 +85,7 @@ def test_backends_draw_the_same_picture(
     [
         ("onnx-fp16", 1),
         ("onnx-int8", 1),
+        ("onnx-int8-w8a8", 2),
         ("onnx-int4", 5),
         ("openvino-int8", 1),
         ("openvino-int8-w8a8", 2),

@@ -103,7 +103,7 @@ def test_every_backend_computes_strips(
     values = torch.randn(port.shape, generator=torch.Generator().manual_seed(0))
     expected = run(program, weights.read, {port.name: values})
     options = backends.default_options(backend)
-    emitted = backend.emit(program, weights.read, tmp_path, Order(options, lambda graph: []))
+    emitted = backend.emit(program, weights.read, tmp_path, Order(options, lambda graph: {}))
     session = backend.session(emitted.entry, emitted.session, Setup(exact=True))
     found = session({port.name: values.numpy()})
     for key, value in expected.items():

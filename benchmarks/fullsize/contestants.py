@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter import backends
-
 PROMPT = "a red fox reading a newspaper in a cafe, morning light"
 CALIBRATION = "a wooden boat on a calm lake under a cloudy sky"
 SEED = 7
@@ -83,18 +81,24 @@ def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> 
     return Contestant(f"fourstep {backend}-{scheme}", "", export, package, draw)
 
 
+def variant(contestant: Contestant, name: str, *options: str) -> Contestant:
+    """The same package, drawn with other options."""
+    draw = (*contestant.draw, *options)
+    return replace(contestant, name=f"{contestant.name}, {name}", draw=draw)
+
+
+def kept_open(contestant: Contestant) -> Contestant:
+    """With graphs kept open."""
+    return variant(contestant, "kept open", "--keep")
+
+
 def variants(contestant: Contestant, folder: Path) -> list[Contestant]:
-    """The same with graphs kept open, in bfloat16 too, and with a cache that is full by then."""
-
-    def variant(name: str, *options: str) -> Contestant:
-        draw = (*contestant.draw, *options)
-        return replace(contestant, name=f"{contestant.name}, {name}", draw=draw)
-
+    """With graphs kept open, in bfloat16 too, and with a cache that is full by then."""
     place = folder / "packages" / f"cache-{contestant.package.parent.name}"
-    cached = variant("cached", "--cache", str(place))
+    cached = variant(contestant, "cached", "--cache", str(place))
     return [
-        variant("kept open", "--keep"),
-        variant("kept open, bfloat16", "--keep", "--half"),
+        kept_open(contestant),
+        variant(contestant, "kept open, bfloat16", "--keep", "--half"),
         replace(cached, warm=cached.draw),
     ]
 
@@ -177,8 +181,9 @@ def contestants(
     for scheme in schemes:
         one = ours(model, folder, own, "openvino", scheme)
         found += [one, *variants(one, folder)]
-    able = backends.expressible_schemes(backends.load("onnx"), {})
-    found += [ours(model, folder, own, "onnx", scheme) for scheme in schemes if scheme in able]
+    for scheme in schemes:
+        one = ours(model, folder, own, "onnx", scheme)
+        found += [one, kept_open(one)]
     found += [diffusers(model, own, dtype) for dtype in ("float32", "bfloat16")]
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, "int4", hint) for hint in ("", "f32")]

@@ -26,7 +26,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -37,11 +37,11 @@ import numpy as np
 from exporter.errors import InputError, known, needs_extra
 
 if TYPE_CHECKING:
+    from exporter.activations import Rounding
     from exporter.quantize import QuantizedProgram
     from exporter.runtime.manifest import Adjusted, Tolerance
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-Samples = Callable[[str], Sequence[Mapping[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Order:
 
     Attributes:
         options: a value for each key of the backend's ``OPTIONS``.
-        samples: a graph's inputs on the model's own trajectories, for backends that calibrate;
-            drawn when first asked for.
+        roundings: how layers of a graph round their inputs, by the weight's name
+            (``exporter.activations``): for those of w8a8. Chosen when first asked for.
     """
 
     options: Mapping[str, str]
-    samples: Samples
+    roundings: Callable[[QuantizedProgram], Mapping[str, Rounding]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Memory:
         held: for each byte of weights as stored, by kind and format such as ``linear int4``;
             ``other`` is all else. A kind that is not named takes what it has.
         activations: for each byte of ``exporter.trace.activation_bytes``, by graph; ``""``: others.
+        patches: for each byte of ``exporter.predict.patch_bytes``.
         build_process_bytes: to write a graph, without its weights.
         build_weight: for each byte of the largest weight in float32, by format; ``""``: others.
         build_file: for each byte of the graph's files, while they are written.
@@ -112,6 +113,7 @@ class Memory:
     node_bytes: int
     held: Mapping[str, float]
     activations: Mapping[str, float]
+    patches: float
     build_process_bytes: int
     build_weight: Mapping[str, float]
     build_file: float

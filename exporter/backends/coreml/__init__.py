@@ -44,6 +44,7 @@ MEMORY = Memory(
     node_bytes=0,
     held={},
     activations={"t5": 1.0, "vae_decoder": 1.0, "vae_encoder": 1.0, "": 0.5},
+    patches=0.0,
     build_process_bytes=400_000_000,
     build_weight={"fp32": 2.0, "": 2.6},
     build_file=0.0,

@@ -3,6 +3,13 @@
 The files need ONNX opset 21 (4-bit types, blocked DequantizeLinear) and onnxruntime's
 MultiHeadAttention, whose memory does not grow with the square of the tokens.
 
+Layers whose inputs are rounded to 8 bits are onnxruntime's MatMulIntegerToFloat: the full-size
+denoiser's step took 2.7 s in place of int4's 5.2, the VAE 5.8 s in place of 8.8. They multiply
+unsigned inputs by signed weights. On x86 without VNNI onnxruntime adds pairs of such products in 16
+bits and clips them (2.9 % error in place of 1.1 % on normal weights; ``fourstep verify`` shows what
+it is on a machine); its option against that fails on DequantizeLinear without a zero point, and
+two unsigned factors are as slow as int4 where VNNI is.
+
 A graph with 2-bit weights needs opset 25. onnxruntime 1.31.1 makes a MatMulNBits of them too; a
 product of 1024 x 1536 x 6144 in groups of 64 or 128 took 0.5 to 0.9 of int4's time, one row half
 to 0.85 of it (``benchmarks/weight_formats.py``). Smaller groups have slower kernels: 32 took 1.0 to
@@ -52,8 +59,9 @@ MEMORY = Memory(
         "conv int8": 2.0, "conv fp16": 5.0, "conv fp32": 2.4,
     },
     activations={"denoiser": 2.6, "vae_decoder": 1.4, "vae_encoder": 1.4, "": 1.0},
-    build_process_bytes=340_000_000,
-    build_weight={"fp32": 2.0, "": 2.6},
+    patches=3.7,
+    build_process_bytes=420_000_000,
+    build_weight={"fp32": 2.0, "fp16": 1.5, "": 0.1},
     build_file=0.0,
     node_file_bytes=130,
 )  # fmt: skip
@@ -62,22 +70,24 @@ TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 
 def refuse(form: Format, options: Mapping[str, str]) -> str | None:
     """Why a format cannot be expressed, or None."""
-    if form.is_palette:
-        return "ONNX has no palettes"
-    if form.name == "w8a8":
-        return "8-bit activations with calibrated scales are not emitted"
-    return None
+    return "ONNX has no palettes" if form.is_palette else None
 
 
 def emit(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
 ) -> Emitted:
     """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
+    from exporter import activations
     from exporter.backends.onnx.writer import write_graph
 
-    files = write_graph(program, read, folder)
+    roundings = order.roundings(program)
+    files = write_graph(program, read, folder, roundings)
     low_bits = any(form.is_integer for form in program.formats.values())
-    return Emitted(files[0], files, TOLERANCE, {"accuracy_level": "4"} if low_bits else {})
+    return Emitted(
+        files[0], files, activations.TOLERANCE if roundings else TOLERANCE,
+        {"accuracy_level": "4"} if low_bits else {},
+        activations.not_rounded(program, roundings), activations.spared(program, roundings),
+    )  # fmt: skip
 
 
 def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ same program and weights give the same bytes anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx
 
 from exporter import aten
+from exporter.activations import Rounding
 from exporter.backends.onnx import ops
 from exporter.formats import pack
 from exporter.quantize import QuantizedProgram
@@ -44,13 +45,16 @@ PACKED_TYPES = {
 
 
 def write_graph(
-    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    roundings: Mapping[str, Rounding],
 ) -> tuple[Path, Path]:
     """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``."""
     model_file = folder / f"{program.name}.onnx"
     data_file = folder / f"{program.name}.onnx.data"
     with data_file.open("wb") as stream:
-        emitter = Emitter(program, read, stream, data_file.name)
+        emitter = Emitter(program, read, stream, data_file.name, roundings)
         for node in program.nodes():
             emitter.node(node)
         model = emitter.model()
@@ -64,6 +68,9 @@ class Emitter:
 
     Weights keep torch's (N, K) layout in the program; onnxruntime fuses a dequantized weight into
     ``MatMulNBits`` only when it is stored (K, N), so a linear layer's weight is transposed here.
+
+    Args:
+        roundings: how layers round their input, by their weight.
     """
 
     def __init__(
@@ -72,8 +79,9 @@ class Emitter:
         read: Callable[[object], Tensor],
         stream: BufferedWriter,
         location: str,
+        roundings: Mapping[str, Rounding],
     ) -> None:
-        self.program, self.read = program, read
+        self.program, self.read, self.roundings = program, read, roundings
         self._stream, self._location = stream, location
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

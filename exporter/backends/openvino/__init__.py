@@ -61,17 +61,16 @@ MEMORY = Memory(
         "conv int8": 7.6, "conv fp16": 3.8, "conv fp32": 1.9,
     },
     activations={"": 1.3},
-    build_process_bytes=340_000_000,
-    build_weight={"fp32": 2.0, "": 2.6},
-    build_file=0.08,
+    patches=0.0,
+    build_process_bytes=425_000_000,
+    build_weight={"fp32": 2.0, "fp16": 1.5, "": 0.05},
+    build_file=0.045,
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
 GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 ACTIVATION_GROUP = 64
-# Rounded activations are a loss that the torch program does not have; it is reported, not hidden.
-ROUNDED_TOLERANCE = Tolerance(graph_relative=0.25, image_psnr_db=20.0)
 
 # The NPU's own compilation path, which cuts a graph into functions, with the processor behind it:
 # what can be checked of an NPU where there is none.
@@ -89,18 +88,20 @@ def emit(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
 ) -> Emitted:
     """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
+    from exporter import activations
     from exporter.backends.openvino.writer import write_graph
 
-    files, adjusted = write_graph(program, read, folder, order.samples)
+    roundings = order.roundings(program)
+    files = write_graph(program, read, folder, roundings)
     # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range: on a
     # GPU that is told to use it, this factor scales them down inside.
     settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
     if graph_of(program.name) == "t5":
         settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
-    rounded = any(form.name == "w8a8" for form in program.formats.values())
-    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
-    remarks = _spared(program) if rounded else ()
-    return Emitted(files[0], files, tolerance, settings, adjusted, remarks)
+    return Emitted(
+        files[0], files, activations.TOLERANCE if roundings else TOLERANCE, settings,
+        activations.not_rounded(program, roundings), activations.spared(program, roundings),
+    )  # fmt: skip
 
 
 def _products(program: QuantizedProgram) -> dict[str, str]:
@@ -117,13 +118,6 @@ def _products(program: QuantizedProgram) -> dict[str, str]:
     smallest = min((form.group_size for form in forms if form.group_size), default=ACTIVATION_GROUP)
     groups = {GROUP_PROPERTY: str(min(smallest, ACTIVATION_GROUP))} if smallest >= 32 else {}
     return {**groups, HALVED: "attention"}
-
-
-def _spared(program: QuantizedProgram) -> tuple[str, ...]:
-    """Which layers of a graph with rounded inputs keep theirs."""
-    weights = (name for name, source in program.stored().items() if len(source.shape) in (2, 4))
-    spared = [name for name in weights if program.formats[name].name != "w8a8"]
-    return (f"inputs not rounded to 8 bits: {', '.join(spared)}",) if spared else ()
 
 
 def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:

@@ -22,13 +22,11 @@ from openvino import opset15 as op
 from torch import Tensor, fx
 
 from exporter import aten
-from exporter.activations import LEVELS, Rounding, along, choose
-from exporter.backends import Samples
+from exporter.activations import LEVELS, Rounding, along
 from exporter.backends.openvino import ops
 from exporter.cut import graph_of
 from exporter.formats import Format, narrowed, pack
 from exporter.quantize import Adapted, Part, QuantizedProgram
-from exporter.runtime.manifest import Adjusted
 from exporter.staging import writing
 
 LARGE_BYTES = 1 << 16
@@ -39,31 +37,18 @@ def write_graph(
     program: QuantizedProgram,
     read: Callable[[object], Tensor],
     folder: Path,
-    samples: Samples,
-) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
-    """Write ``<name>.xml`` and ``<name>.bin``; returns them and the weights not kept as asked."""
+    roundings: Mapping[str, Rounding],
+) -> tuple[Path, Path]:
+    """Write ``<name>.xml`` and ``<name>.bin`` into ``folder``."""
     with tempfile.TemporaryFile(dir=folder) as waiting:
-        return _write(program, read, folder, samples, waiting)
-
-
-def _write(
-    program: QuantizedProgram,
-    read: Callable[[object], Tensor],
-    folder: Path,
-    samples: Samples,
-    waiting: IO[bytes],
-) -> tuple[tuple[Path, Path], tuple[Adjusted, ...]]:
-    asked = {name for name, form in program.formats.items() if form.name == "w8a8"}
-    roundings = choose(program, read, samples(program.name)) if asked else {}
-    emitter = Emitter(program, read, waiting, roundings)
-    for node in program.nodes():
-        emitter.node(node)
-    model = emitter.model()
-    adjusted = tuple(Adjusted(name, "w8a8", "int8") for name in sorted(asked - {*roundings}))
-    if graph_of(program.name) == "t5":
-        # Read by the plugins that compute in fp16; the CPU's ignores it.
-        model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
-    return save(model, folder / f"{program.name}.xml"), adjusted
+        emitter = Emitter(program, read, waiting, roundings)
+        for node in program.nodes():
+            emitter.node(node)
+        model = emitter.model()
+        if graph_of(program.name) == "t5":
+            # Read by the plugins that compute in fp16; the CPU's ignores it.
+            model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+        return save(model, folder / f"{program.name}.xml")
 
 
 def save(model: ov.Model, file: Path) -> tuple[Path, Path]:

@@ -3,8 +3,9 @@
     python -m benchmarks.memory RECIPE [--backend onnx] [--scheme int4] [--graph "t5*"]
 
 Each graph is built, and run once, in a process of its own, on random inputs; a scheme that rounds
-activations is calibrated on one such call. What ``fourstep inspect`` predicts is
-beside what was measured; the constants of its predictions were fitted to such a table.
+activations is calibrated on as many such calls as the recipe's prompts make. What ``fourstep
+inspect`` predicts is beside what was measured; the constants of its predictions were fitted to such
+a table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +27,16 @@ from benchmarks.memcap import measure
 from exporter import backends
 from exporter.runtime.manifest import GraphEntry, Port, parse
 
+if TYPE_CHECKING:
+    from exporter.recipe import Recipe
+
 Row = dict[str, Any]
 
 
 def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, folder: Path) -> None:
     """Write one graph, and its manifest entry beside it."""
     from exporter import package
+    from exporter.activations import chooser
     from exporter.parts import emitted
     from exporter.pipeline import trace_model
     from exporter.progress import Progress
@@ -43,10 +48,21 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     quantized = quantize_all(model.programs, recipe.scheme(scheme))
     program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
     options = recipe.backend(backend_name).options
-    order = backends.Order(options, lambda name: [random_inputs(program.inputs)])
+    count = calls(recipe).get(graph, 0)
+    roundings = chooser(
+        model.weights.read, lambda _: [random_inputs(program.inputs) for _ in range(count)]
+    )
+    order = backends.Order(options, roundings)
     backend = backends.load_to_build(backend_name)
     entry = package.emit_graph(backend, program, model.weights.read, folder, order)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
+
+
+def calls(recipe: Recipe) -> dict[str, int]:
+    """Of each graph, on the recipe's calibration prompts."""
+    from exporter.calibrate import call_counts
+
+    return call_counts(len(recipe.calibration.prompts), recipe.cut.steps)
 
 
 def run_one(backend_name: str, folder: Path) -> None:
@@ -94,7 +110,7 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
     schemes = {name: recipe.scheme(name) for name in scheme_names()}
     options = {name: recipe.backend(name).options for name in backends.names()}
-    found = sizes(programs, options, schemes, recipe.t5_parts)
+    found = sizes(programs, options, schemes, recipe.t5_parts, calls(recipe))
     return {
         (size.backend, size.scheme, size.graph): {
             "bytes": size.bytes,

@@ -67,6 +67,11 @@ class LayerInputs:
         return LayerInputs(self.mean * factor, self.covariance * outer, self.tokens)
 
 
+def call_counts(prompts: int, steps: int) -> dict[str, int]:
+    """How many calls ``travel`` makes of the graphs whose inputs may be rounded, by graph."""
+    return {"denoiser": prompts * steps, "vae_decoder": prompts}
+
+
 def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
     """Draw prompts with seeds ``seed``, ``seed`` + 1, ... up to their final latents."""
     calls: dict[str, list[Inputs]] = {}

@@ -489,14 +489,16 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     _require_build()
     from dataclasses import asdict
 
+    from exporter.calibrate import call_counts
     from exporter.checkpoint import open_checkpoint
     from exporter.formats import load_scheme, scheme_names
     from exporter.inspect import default_cut, sizes, traced
-    from exporter.recipe import read_recipe
+    from exporter.recipe import calibration_prompts, read_recipe
 
     checkpoint = open_checkpoint(place)
     recipe = read_recipe(recipe_file) if recipe_file else None
     cut = recipe.cut if recipe else default_cut(checkpoint)
+    prompts = recipe.calibration.prompts if recipe else calibration_prompts()
     scheme_of = recipe.scheme if recipe else load_scheme
     found = sizes(
         traced(checkpoint, cut),
@@ -508,6 +510,7 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
         },
         {name: scheme_of(name) for name in scheme_names()},
         recipe.t5_parts if recipe else 1,
+        call_counts(len(prompts), cut.steps),
     )
     if as_json:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}

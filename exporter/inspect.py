@@ -51,12 +51,14 @@ def sizes(
     programs: Mapping[str, Program],
     options: Mapping[str, Mapping[str, str]],
     schemes: Mapping[str, Scheme],
-    t5_parts: int = 1,
+    t5_parts: int,
+    calls: Mapping[str, int],
 ) -> list[GraphSize]:
     """Predictions for all graphs in all schemes that a backend can express.
 
     Args:
         options: what a recipe chooses of each backend (``backends.default_options`` without one).
+        calls: of a graph on the calibration prompts, by graph (``exporter.calibrate.call_counts``).
     """
     found = []
     for scheme_name, scheme in schemes.items():
@@ -66,7 +68,7 @@ def sizes(
             backend = backends.load(name)
             if any(backend.refuse(form, chosen) for form in _formats(quantized)):
                 continue
-            found += [_size(part, name, scheme_name) for part in parts]
+            found += [_size(part, name, scheme_name, calls.get(part.name, 0)) for part in parts]
     return found
 
 
@@ -74,7 +76,7 @@ def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
     return {form for program in programs.values() for form in program.formats.values()}
 
 
-def _size(program: QuantizedProgram, backend: str, scheme: str) -> GraphSize:
+def _size(program: QuantizedProgram, backend: str, scheme: str, calls: int) -> GraphSize:
     memory = backends.load(backend).MEMORY
     return GraphSize(
         backend,
@@ -82,7 +84,7 @@ def _size(program: QuantizedProgram, backend: str, scheme: str) -> GraphSize:
         program.name,
         sum(program.values_by_format().values()),
         file_bytes(program, memory),
-        build_bytes(program, memory),
+        build_bytes(program, memory, calls),
         run_bytes(program, memory),
     )
 

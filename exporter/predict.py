@@ -14,12 +14,15 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
+from exporter import aten
+from exporter.activations import bytes_to_choose
 from exporter.backends import Memory
 from exporter.cut import graph_of
 from exporter.quantize import QuantizedProgram, stored_behind
-from exporter.trace import activation_bytes
+from exporter.trace import Stored, activation_bytes
 
 ATEN = torch.ops.aten
+DERIVED = 3.0  # copies of a weight while it is computed
 WEIGHTS = {  # which argument of an operator is a weight, and of which kind
     ATEN.linear.default: (1, "linear"),
     ATEN.conv2d.default: (1, "conv"),
@@ -32,18 +35,34 @@ def file_bytes(program: QuantizedProgram, memory: Memory) -> int:
     return program.stored_bytes() + memory.node_file_bytes * len(program.nodes())
 
 
-def build_bytes(program: QuantizedProgram, memory: Memory) -> int:
+def build_bytes(program: QuantizedProgram, memory: Memory, calls: int) -> int:
     """Peak of a build while it writes a graph, codes to nearest, no golden pictures.
 
-    Weights are read and written one at a time, so the largest one decides.
+    Weights are read and written one at a time, so the largest one decides; or what is held to
+    choose how activations are rounded.
+
+    Args:
+        calls: of the graph, on the calibration prompts.
     """
     factors = memory.build_weight
-    taken = (
-        factors.get(program.formats[name].name, factors[""]) * 4 * math.prod(source.shape)
-        for name, source in program.stored().items()
-    )
+
+    def taken_by(name: str, source: Stored) -> float:
+        """In copies of the weight in float32."""
+        written = factors.get(program.formats[name].name, factors[""])
+        return (written + (DERIVED if _is_computed(source) else 0)) * 4 * math.prod(source.shape)
+
+    taken = (taken_by(*item) for item in program.stored().items())
     files = memory.build_file * file_bytes(program, memory)
-    return int(memory.build_process_bytes + files + max(taken, default=0))
+    held = max(max(taken, default=0) + files, bytes_to_choose(program, calls))
+    return int(memory.build_process_bytes + held)
+
+
+def _is_computed(source: Stored) -> bool:
+    """Whether a weight is made of a smaller one, and not read or cut out."""
+    derivation = source.derivation
+    if derivation is None:
+        return False
+    return math.prod(source.shape) > math.prod(derivation.stored_shape(source.shape))
 
 
 def run_bytes(program: QuantizedProgram, memory: Memory) -> int:
@@ -56,7 +75,20 @@ def fixed_bytes(program: QuantizedProgram, memory: Memory) -> float:
     """Of ``run_bytes``, what does not depend on formats."""
     factor = memory.activations.get(graph_of(program.name), memory.activations[""])
     nodes = memory.node_bytes * len(program.nodes())
-    return memory.process_bytes + nodes + factor * activation_bytes(program)
+    patches = memory.patches * patch_bytes(program)
+    return memory.process_bytes + nodes + factor * activation_bytes(program) + patches
+
+
+def patch_bytes(program: QuantizedProgram) -> int:
+    """Of the convolution with rounded inputs that reads the most: all that its outputs read, each
+    as often as it is read, in 8 bits."""
+    sizes = [0]
+    for node in program.nodes():
+        weight = node.args[1] if node.target is ATEN.conv2d.default else None
+        part = program.part(weight) if isinstance(weight, fx.Node) else None
+        if part is not None and part.format.name == "w8a8":
+            sizes.append(math.prod(part.of.shape[1:]) * math.prod(aten.shape(node)[2:]))
+    return max(sizes)
 
 
 def _weight_bytes(program: QuantizedProgram) -> Mapping[str, int]:

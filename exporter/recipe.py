@@ -179,7 +179,7 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=Calibration(
-            _calibration_prompts(raw.get("calibration", {}).get("prompts")),
+            calibration_prompts(raw.get("calibration", {}).get("prompts")),
             get.integer("calibration", "seed", 0, 2**62, 1000),
             get.names("calibration", "methods", METHODS, default=()),
         ),
@@ -315,8 +315,11 @@ def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]
     return tuple(values)
 
 
-def _calibration_prompts(value: Any) -> tuple[str, ...]:
-    """A list of prompts, or the name of a text file with one prompt per line; each counts once."""
+def calibration_prompts(value: Any = None) -> tuple[str, ...]:
+    """A list of prompts, or the name of a text file with one prompt per line; each counts once.
+
+    None: the prompts of a recipe that names none.
+    """
     where = "[calibration] prompts"
     if value is None:
         value = str(PHOTOGRAPHS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks.memory import measured, predicted, table
 from exporter import backends
+from exporter.activations import RUNNING, bytes_to_choose
 from exporter.checkpoint import Checkpoint
 from exporter.cli import main
 from exporter.cut import Cut
@@ -23,6 +26,7 @@ from exporter.predict import build_bytes, file_bytes, run_bytes
 from exporter.quantize import QuantizedProgram, quantize_all
 from exporter.recipe import Recipe, read_recipe
 from exporter.runtime import open_package
+from exporter.trace import activation_bytes
 from tests.conftest import ROOT, SMALL, needs
 
 MEMORY = backends.Memory(
@@ -30,6 +34,7 @@ MEMORY = backends.Memory(
     node_bytes=10,
     held={"linear int4": 3.0, "embedding int8": 0.0},
     activations={"t5": 2.0, "": 1.0},
+    patches=0.0,
     build_process_bytes=500,
     build_weight={"": 2.0, "fp32": 1.0},
     build_file=0.0,
@@ -54,7 +59,7 @@ def test_what_a_graph_holds_is_counted_by_kind_and_format(tiny: Checkpoint) -> N
     nodes = len(t5.nodes())
     assert run_bytes(t5, replace(whole, node_bytes=11)) - run_bytes(t5, whole) == nodes
     assert file_bytes(t5, MEMORY) == t5.stored_bytes() + 7 * nodes
-    assert build_bytes(t5, MEMORY) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
+    assert build_bytes(t5, MEMORY, 0) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
 
 
 def test_parts_count_as_their_graph_does(tiny: Checkpoint) -> None:
@@ -62,6 +67,24 @@ def test_parts_count_as_their_graph_does(tiny: Checkpoint) -> None:
     none = replace(MEMORY, activations={"t5": 0.0, "": 100.0})
     for part in split(t5, 2):
         assert run_bytes(part, none) < run_bytes(part, MEMORY)
+
+
+def test_choosing_how_activations_are_rounded_counts(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call more takes its activations as long as all fit side by side, then its inputs alone."""
+    denoiser = programs(tiny, SMALL, "int8-w8a8")["denoiser"]
+    one = activation_bytes(denoiser)
+    inputs = sum(4 * math.prod(port.shape) for port in denoiser.inputs)
+    monkeypatch.setattr("exporter.activations.MOST_BYTES", 2 * one + 1)
+    taken = [bytes_to_choose(denoiser, calls) for calls in (1, 2, 3, 4)]
+    more = [b - a for a, b in itertools.pairwise(taken)]
+    assert more == pytest.approx([RUNNING * one + inputs, inputs, inputs], abs=1)
+    assert taken[0] > RUNNING * one + inputs
+    assert build_bytes(denoiser, MEMORY, 4) == MEMORY.build_process_bytes + taken[3]
+    plain = programs(tiny, SMALL, "int8")["denoiser"]
+    assert bytes_to_choose(plain, 4) == 0
+    assert build_bytes(plain, MEMORY, 4) == build_bytes(plain, MEMORY, 0)
 
 
 def test_smaller_formats_and_pictures_take_less(tiny: Checkpoint) -> None:
@@ -89,6 +112,8 @@ def test_files_are_as_large_as_predicted(
             traced(shapes, recipe.cut),
             {built.backend: recipe.backend(built.backend).options},
             {built.scheme: recipe.scheme(built.scheme)},
+            recipe.t5_parts,
+            {},
         )
         for size in found:
             entry = manifest.graph(size.graph)

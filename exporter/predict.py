@@ -22,7 +22,7 @@ from exporter.quantize import QuantizedProgram, stored_behind
 from exporter.trace import Stored, activation_bytes
 
 ATEN = torch.ops.aten
-DERIVED = 3.0  # copies of a weight while it is computed
+DERIVED = 5.0  # copies of a weight while it is computed
 WEIGHTS = {  # which argument of an operator is a weight, and of which kind
     ATEN.linear.default: (1, "linear"),
     ATEN.conv2d.default: (1, "conv"),
@@ -52,8 +52,8 @@ def build_bytes(program: QuantizedProgram, memory: Memory, calls: int) -> int:
         return (written + (DERIVED if _is_computed(source) else 0)) * 4 * math.prod(source.shape)
 
     taken = (taken_by(*item) for item in program.stored().items())
-    files = memory.build_file * file_bytes(program, memory)
-    held = max(max(taken, default=0) + files, bytes_to_choose(program, calls))
+    nodes = memory.build_node_bytes * len(program.nodes())
+    held = max(max(taken, default=0) + nodes, bytes_to_choose(program, calls))
     return int(memory.build_process_bytes + held)
 
 

@@ -5,8 +5,10 @@ Needs no torch: the golden tensors are the quantized program's own inputs and ou
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from exporter.runtime.manifest import Golden
 from exporter.runtime.package import DEFAULT, Package, check_file
 
 Progress = Callable[[str], None]
+READ_AT_ONCE = 2  # files
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
     """Check every file's digest; returns how many. Raises CheckFailed naming a damaged one."""
     manifest = package.manifest
     files = [*manifest.files, *(f for g in manifest.graphs for f in g.files)]
-    for file in files:
-        check_file(package.folder, file)
+    with ThreadPoolExecutor(READ_AT_ONCE) as readers:
+        for _ in readers.map(functools.partial(check_file, package.folder), files):
+            pass
     progress(f"{len(files)} files whole")
     return len(files)
 

@@ -249,9 +249,10 @@ class Convolutions(nn.Module):
         self.wide = nn.Conv2d(8, 6, (3, 2), padding=(1, 0))
         self.single = nn.Conv2d(8, 4, 1, bias=False)
         self.step = nn.Conv2d(8, 5, 3, stride=2)
+        self.skip = nn.Conv2d(8, 4, 1, stride=2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.wide(x), self.single(x), self.step(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.wide(x), self.single(x), self.step(x), self.skip(x)
 
 
 def test_a_rounded_convolution_is_what_backends_compute(
@@ -263,7 +264,12 @@ def test_a_rounded_convolution_is_what_backends_compute(
         name: 0.1 * torch.randn(p.shape, generator=GENERATOR)
         for name, p in module.named_parameters()
     }
-    shapes = {"wide": (1, 6, 10, 6), "single": (1, 4, 10, 7), "step": (1, 5, 4, 3)}
+    shapes = {
+        "wide": (1, 6, 10, 6),
+        "single": (1, 4, 10, 7),
+        "step": (1, 5, 4, 3),
+        "skip": (1, 4, 5, 4),
+    }
     inputs = (Port("x", (1, 8, 10, 7)),)
     outputs = tuple(Port(name, shape) for name, shape in shapes.items())
     graph = Graph("vae_decoder", "vae", module, inputs, outputs, {})

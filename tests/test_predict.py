@@ -37,7 +37,7 @@ MEMORY = backends.Memory(
     patches=0.0,
     build_process_bytes=500,
     build_weight={"": 2.0, "fp32": 1.0},
-    build_file=0.0,
+    build_node_bytes=0,
     node_file_bytes=7,
 )
 

@@ -105,7 +105,7 @@ class Memory:
         patches: for each byte of ``exporter.predict.patch_bytes``.
         build_process_bytes: to write a graph, without its weights.
         build_weight: for each byte of the largest weight in float32, by format; ``""``: others.
-        build_file: for each byte of the graph's files, while they are written.
+        build_node_bytes: for each operator, while the graph is written.
         node_file_bytes: of the graph's files, for each operator.
     """
 
@@ -116,7 +116,7 @@ class Memory:
     patches: float
     build_process_bytes: int
     build_weight: Mapping[str, float]
-    build_file: float
+    build_node_bytes: int
     node_file_bytes: int
 
 

@@ -45,9 +45,9 @@ MEMORY = Memory(
     held={},
     activations={"t5": 1.0, "vae_decoder": 1.0, "vae_encoder": 1.0, "": 0.5},
     patches=0.0,
-    build_process_bytes=400_000_000,
-    build_weight={"fp32": 2.0, "": 2.6},
-    build_file=0.0,
+    build_process_bytes=380_000_000,
+    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "int4": 1.3, "int2": 1.3, "": 2.6},
+    build_node_bytes=35_000,
     node_file_bytes=0,
 )
 # Activations are rounded to fp16 at every operator (writer.py says which are not).

@@ -54,15 +54,15 @@ MEMORY = Memory(
     node_bytes=10_000,
     held={
         "embedding int8": 0.0, "embedding fp16": 2.6, "embedding fp32": 0.0,
-        "linear int8": 1.35, "linear int4": 1.38, "linear int2": 1.3,
-        "linear fp16": 2.15, "linear fp32": 1.0,
+        "linear int8": 1.35, "linear w8a8": 1.13, "linear int4": 1.38, "linear int2": 1.3,
+        "linear fp16": 1.9, "linear fp32": 1.0,
         "conv int8": 2.0, "conv fp16": 5.0, "conv fp32": 2.4,
     },
     activations={"denoiser": 2.6, "vae_decoder": 1.4, "vae_encoder": 1.4, "": 1.0},
     patches=3.7,
-    build_process_bytes=420_000_000,
-    build_weight={"fp32": 2.0, "fp16": 1.5, "": 0.1},
-    build_file=0.0,
+    build_process_bytes=350_000_000,
+    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 1.3},
+    build_node_bytes=0,
     node_file_bytes=130,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)

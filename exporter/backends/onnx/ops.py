@@ -9,17 +9,12 @@ Forms were chosen by measuring memory and time on onnxruntime's CPU provider
 - RMSNorm: the Pow, ReduceMean, Sqrt, Div, Mul form, which onnxruntime fuses into one node;
 - a linear layer: MatMul with a (K, N) weight and Add, never Gemm, which keeps 2-, 4- and 8-bit
   weights out of their kernels;
-- a layer whose input is rounded to 8 bits: ``com.microsoft:MatMulIntegerToFloat``, 2.3 times as
-  fast as MatMulNBits with 1024 rows of 1536 and 6144 outputs; DequantizeLinear on both sides is not
-  fused without a rounded output and multiplies in float32. A convolution is such a product of its
-  patches, 1.4 to 1.8 times as fast as in float32; ConvInteger is slower than that;
 - scales of groups: fp16 behind a Cast, which onnxruntime folds when it loads the graph, so that
   the weight still becomes a MatMulNBits; a Cast behind DequantizeLinear keeps it from that.
 """
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,9 +24,9 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from exporter import aten
-from exporter.activations import Rounding, along
+from exporter.backends.onnx import rounded
 from exporter.formats import narrowed
-from exporter.quantize import Adapted, Part
+from exporter.quantize import Part
 from exporter.trace import Stored
 
 if TYPE_CHECKING:
@@ -204,8 +199,9 @@ def _pixel_shuffle(e: Emitter, node: fx.Node) -> None:
 
 
 def _conv2d(e: Emitter, node: fx.Node) -> None:
-    if _rounding(e, node.args[1]) is not None:
-        return _conv2d_in_8_bits(e, node)
+    rounding = rounded.rounding_of(e, node)
+    if rounding is not None:
+        return rounded.conv2d(e, node, rounding)
     bias, strides, padding = aten.convolution(node)
     inputs = [e.value(node.args[0]), weight(e, node.args[1])]
     if bias is not None:
@@ -221,96 +217,11 @@ def _conv2d(e: Emitter, node: fx.Node) -> None:
     )
 
 
-def _conv2d_in_8_bits(e: Emitter, node: fx.Node) -> None:
-    """As a product of what each output reads, channels last, with the kernels' columns."""
-    bias, strides, (above, left) = aten.convolution(node)
-    x, kernels = node.args[:2]
-    assert isinstance(x, fx.Node)
-    kernel, size = aten.shape(kernels)[2:], aten.shape(node)[2:]
-    codes, zero_point = _codes(e, x, kernels, 1)
-    last = f"{codes}_last"
-    e.once((last,), lambda: e.add("Transpose", [codes], last, perm=[0, 2, 3, 1]))
-    if above or left:
-        pads, padded = e.ints([0, above, left, 0] * 2), f"{last}_{above}_{left}"
-        last = e.once((padded,), lambda: e.add("Pad", [last, pads, zero_point], padded))
-    read = []
-    for place in itertools.product(*map(range, kernel)):
-        ends = [
-            first + stride * (count - 1) + 1
-            for first, stride, count in zip(place, strides, size, strict=True)
-        ]
-        bounds = [e.ints(part) for part in (place, ends, (1, 2), strides)]
-        name = f"{node.name}_{'_'.join(map(str, place))}"
-        read.append(e.add("Slice", [last, *bounds], name) if max(kernel) > 1 else last)
-    patches = read[0]
-    if len(read) > 1:
-        patches = e.add("Concat", read, f"{node.name}_patches", axis=3)
-    product = _product_in_8_bits(e, patches, node, bias, f"{node.name}_product")
-    e.add("Transpose", [product], e.name(node), perm=[0, 3, 1, 2])
-
-
-def _product_in_8_bits(e: Emitter, codes: str, layer: fx.Node, bias: object, output: str) -> str:
-    """The product of codes (..., taps K) and a layer's weight, in float32."""
-    x, node = layer.args[:2]
-    assert isinstance(x, fx.Node) and isinstance(node, fx.Node)
-    rounding, part = _rounding(e, node), e.program.part(node)
-    assert rounding is not None and part is not None
-    name = f"{node.name}_rounded"
-
-    def written() -> str:
-        stored = rounding.stored(e.read(Adapted(part.of, part.methods)).float())
-        assert stored.scale is not None
-        e.tensor(f"{name}_scale", stored.scale.flatten())
-        taps_first = stored.values.flatten(2).permute(2, 1, 0) if stored.values.ndim == 4 else None
-        columns = stored.values.T if taps_first is None else taps_first.flatten(0, 1)
-        return e.tensor(name, columns)
-
-    weight = e.once((name,), written)
-    step, zero_point = _levels(e, rounding)
-    inputs = [codes, weight, step, f"{name}_scale", zero_point]
-    if bias is not None:
-        inputs += ["", e.value(bias)]
-    return e.add("com.microsoft:MatMulIntegerToFloat", inputs, output)
-
-
-def _rounding(e: Emitter, weight: object) -> Rounding | None:
-    """How a layer rounds its input, or None."""
-    part = e.program.part(weight) if isinstance(weight, fx.Node) else None
-    return e.roundings.get(part.of.name) if part is not None else None
-
-
-def _codes(e: Emitter, x: fx.Node, weight: object, axis: int) -> tuple[str, str]:
-    """A layer's input, whose channels lie along ``axis``, in 8 bits, and its zero point; once for
-    all layers that read it."""
-    rounding = _rounding(e, weight)
-    assert rounding is not None
-    step, zero_point = _levels(e, rounding)
-
-    def written() -> str:
-        value = e.value(x)
-        if rounding.has_factors:
-            factor = along(1 / rounding.factor, len(aten.shape(x)), axis)
-            inverse = e.tensor(f"{x.name}_inverse_factor", factor)
-            value = e.add("Mul", [value, inverse], f"{x.name}_even")
-        return e.add("QuantizeLinear", [value, step, zero_point], f"{x.name}_codes")
-
-    return e.once((x, "codes"), written), zero_point
-
-
-def _levels(e: Emitter, rounding: Rounding) -> tuple[str, str]:
-    """A rounding's step and zero point."""
-    zero_point = rounding.zero_point
-    level = torch.tensor(zero_point, dtype=torch.uint8)
-    return e.scalar(rounding.step), e.tensor(f"level_{zero_point}", level)
-
-
 def _linear(e: Emitter, node: fx.Node) -> None:
-    bias, x = aten.argument(node, 2), node.args[0]
-    if _rounding(e, node.args[1]) is not None:
-        assert isinstance(x, fx.Node)
-        codes, _ = _codes(e, x, node.args[1], -1)
-        _product_in_8_bits(e, codes, node, bias, e.name(node))
-        return
+    rounding = rounded.rounding_of(e, node)
+    if rounding is not None:
+        return rounded.linear(e, node, rounding)
+    bias = aten.argument(node, 2)
     inputs = [e.value(node.args[0]), weight(e, node.args[1], transpose=True)]
     if bias is None:
         e.add("MatMul", inputs, e.name(node))

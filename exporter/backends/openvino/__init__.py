@@ -62,9 +62,9 @@ MEMORY = Memory(
     },
     activations={"": 1.3},
     patches=0.0,
-    build_process_bytes=425_000_000,
-    build_weight={"fp32": 2.0, "fp16": 1.5, "": 0.05},
-    build_file=0.045,
+    build_process_bytes=350_000_000,
+    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 1.3},
+    build_node_bytes=35_000,
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)

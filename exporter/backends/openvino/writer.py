@@ -204,7 +204,7 @@ class Emitter:
         if array.nbytes >= LARGE_BYTES:
             self._waiting.seek(0, 2)
             offset = self._waiting.tell()
-            self._waiting.write(array.tobytes())
+            self._waiting.write(np.ascontiguousarray(array).data)
             self._waiting.flush()
             array = np.memmap(self._waiting, array.dtype, "r+", offset, array.shape)
         self._mapped.append(array)

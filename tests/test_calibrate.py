@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from exporter import calibrate
-from exporter.calibrate import LayerInputs, Trajectories, gather, linears, travel
+from exporter.calibrate import (
+    LayerInputs,
+    Trajectories,
+    call_counts,
+    gather,
+    linears,
+    travel,
+)
 from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
 from exporter.golden import reference_player
@@ -209,9 +216,13 @@ def trajectories(player: Player) -> Trajectories:
 
 def test_every_call_on_the_way_to_the_latents_is_kept(trajectories: Trajectories) -> None:
     found = {name: len(given) for name, given in trajectories.calls.items()}
-    assert found == {"clip_l": 3, "clip_g": 3, "t5": 3, "conditioner": 3, "denoiser": 12}
+    rounded = {"denoiser": 12, "vae_decoder": 3}
+    assert found == {"clip_l": 3, "clip_g": 3, "t5": 3, "conditioner": 3, **rounded}
+    assert call_counts(3, 4) == rounded
     for name, given in trajectories.calls.items():
         assert len({tuple(c) for c in given}) == 1, name
+    for call, latent in zip(trajectories.calls["vae_decoder"], trajectories.latents, strict=True):
+        assert call["latent"] is latent
     steps = trajectories.calls["denoiser"]
     for prompt in range(3):  # prompt by prompt: the context stays, the latent moves
         own = steps[4 * prompt : 4 * prompt + 4]

@@ -342,7 +342,7 @@ def test_what_is_refused(target: str) -> None:
     ("name", "scheme", "table", "words"),
     [
         ("coreml", "int8-w8a8", "", ("as w8a8", "on a Mac", "pal4, pal4-grouped, pal6")),
-        ("onnx", "pal4", "", ("as pal4", "schemes that onnx can: fp16, fp32, int4, int8")),
+        ("onnx", "pal4", "", ("as pal4", "onnx can: fp16, fp32, int4, int4-a8, int8, int8-w8a8")),
         (
             "coreml",
             "int4",

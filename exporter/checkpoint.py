@@ -212,7 +212,9 @@ def _from_hub(place: str) -> Path:
     parts = place.split("/")
     names_a_path = place.startswith((".", "~")) or Path(parts[0]).exists()
     if len(parts) != 2 or not all(parts) or names_a_path:
-        raise InputError(f"checkpoint {place}: no such folder")
+        raise InputError(
+            f"checkpoint {place}: no such folder; name one in diffusers layout, or a hub id"
+        )
     try:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import huggingface_hub

@@ -149,9 +149,28 @@ def chooser(
     return roundings
 
 
+def rounding_of(
+    program: QuantizedProgram, roundings: Mapping[str, Rounding], weight: object
+) -> Rounding | None:
+    """How the layer of a weight's node rounds its input, or None."""
+    part = program.part(weight) if isinstance(weight, fx.Node) else None
+    return roundings.get(part.of.name) if part is not None else None
+
+
+def rounded_weight(
+    program: QuantizedProgram, read: Callable[[object], Tensor], weight: object, rounding: Rounding
+) -> tuple[Tensor, Tensor]:
+    """The codes (N, K, ...) int8 and scales (N,) float32 of a weight's node."""
+    part = program.part(weight) if isinstance(weight, fx.Node) else None
+    assert part is not None
+    stored = rounding.stored(read(Adapted(part.of, part.methods)).float())
+    assert stored.scale is not None
+    return stored.values, stored.scale.flatten()
+
+
 def asked(program: QuantizedProgram) -> set[str]:
     """The weights whose layers' inputs are to be rounded: those of the format w8a8."""
-    return {name for name, form in program.formats.items() if form.name == "w8a8"}
+    return {name for name, form in program.formats.items() if form.rounds_inputs}
 
 
 def not_rounded(
@@ -165,7 +184,7 @@ def not_rounded(
 def spared(program: QuantizedProgram, roundings: Mapping[str, Rounding]) -> tuple[str, ...]:
     """What to remark of a graph with rounded inputs: which layers keep theirs."""
     weights = (name for name, source in program.stored().items() if len(source.shape) in (2, 4))
-    names = [name for name in weights if program.formats[name].name != "w8a8"] if roundings else []
+    names = [name for name in weights if roundings and name not in asked(program)]
     return (f"inputs not rounded to 8 bits: {', '.join(names)}",) if names else ()
 
 
@@ -207,7 +226,7 @@ def _sharing(program: QuantizedProgram) -> list[dict[fx.Node, Part]]:
         source, weight = node.args[:2]
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
         part = program.part(weight)
-        if part is None or part.format.name != "w8a8" or source.name in program.tensors:
+        if part is None or not part.format.rounds_inputs or source.name in program.tensors:
             continue
         keys, layers = {source, part.of}, {node: part}
         for other in [one for one in found if one[0] & keys]:

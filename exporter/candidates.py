@@ -105,7 +105,7 @@ def _weight(source: object) -> str:
 def parse_formats(names: Sequence[str]) -> tuple[Format, ...]:
     """Formats by name; raises InputError."""
     found = tuple(dict.fromkeys(parse_format(name) for name in names))
-    if any(form.name == "w8a8" for form in found):
+    if any(form.rounds_inputs for form in found):
         raise InputError(
             "format 'w8a8': what 8-bit activations lose is not measured; plan without it, and put "
             "it into the plan's file by hand"

@@ -65,7 +65,12 @@ class Format:
     @property
     def takes_methods(self) -> bool:
         """Whether codes can be chosen by what a layer puts out."""
-        return self.is_integer and self.name != "w8a8"
+        return self.is_integer and not self.rounds_inputs
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the layer's input is rounded too, in a fixed range."""
+        return self.name == "w8a8"
 
     @property
     def is_palette(self) -> bool:
@@ -185,7 +190,7 @@ def roles_for(form: Format) -> tuple[str, ...]:
     """
     if form.is_grouped or form.is_palette:
         return ("linear",)
-    if form.name == "w8a8":
+    if form.rounds_inputs:
         return ("linear", "conv")
     weights = tuple(role for role in ROLES if role != "vector")
     return tuple(role for role in weights if role != "table") if form.is_integer else weights

@@ -146,7 +146,7 @@ def scheme_of(
 
 
 def _rule(graph: str, weight: str, form: Format) -> Rule:
-    if form.name == "w8a8" and graph not in ROUNDED_GRAPHS:
+    if form.rounds_inputs and graph not in ROUNDED_GRAPHS:
         raise InputError(f"w8a8 applies to {' and '.join(ROUNDED_GRAPHS)}")
     return Rule(graph, weight, form, roles_for(form))
 

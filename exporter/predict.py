@@ -86,7 +86,7 @@ def patch_bytes(program: QuantizedProgram) -> int:
     for node in program.nodes():
         weight = node.args[1] if node.target is ATEN.conv2d.default else None
         part = program.part(weight) if isinstance(weight, fx.Node) else None
-        if part is not None and part.format.name == "w8a8":
+        if part is not None and part.format.rounds_inputs:
             sizes.append(math.prod(part.of.shape[1:]) * math.prod(aten.shape(node)[2:]))
     return max(sizes)
 

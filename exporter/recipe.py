@@ -297,7 +297,7 @@ def _override(raw: Any) -> Rule:
     if not form.is_grouped and (size is not None or symmetric is not None):
         grouped = " and ".join(name for name, f in FORMATS.items() if f.is_grouped)
         raise InputError(f"{where} group_size and symmetric apply to {grouped}, not to {form.name}")
-    if form.name == "w8a8" and graph not in ROUNDED_GRAPHS:
+    if form.rounds_inputs and graph not in ROUNDED_GRAPHS:
         raise InputError(f"{where} w8a8 applies to graph: {' or '.join(ROUNDED_GRAPHS)}")
     if size is not None:
         form = replace(form, group_size=size)

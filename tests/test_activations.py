@@ -201,6 +201,20 @@ def test_of_too_many_calls_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     assert one["first.weight"].high == two["first.weight"].high
 
 
+def test_backends_share_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for a graph, however many backends ask."""
+    asked: list[str] = []
+
+    def calls(graph: str) -> list[dict[str, np.ndarray]]:
+        asked.append(graph)
+        return [loud(1)]
+
+    roundings, program = chooser(read, calls), layers()
+    assert roundings(program) is roundings(program)
+    assert asked == [program.name]
+    assert chooser(read, calls)(layers("int8")) == {} and asked == [program.name]
+
+
 def test_other_formats_are_left_alone() -> None:
     assert choose(layers("int8"), read, [loud(1)]) == {}
 

@@ -195,3 +195,13 @@ def test_a_hub_id_in_the_cache(monkeypatch: pytest.MonkeyPatch, tiny_folder: Pat
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert open_checkpoint("someone/tiny").folder == tiny_folder
+
+
+def test_a_file_that_vanishes_under_the_digest_is_an_error(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny.folder, tmp_path / "copy")
+    checkpoint = open_checkpoint(str(tmp_path / "copy"))
+    (tmp_path / "copy" / "vae" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        _ = checkpoint.digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.memory import measured, predicted, table
-from exporter import backends
+from exporter import aten, backends
 from exporter.activations import RUNNING, bytes_to_choose
 from exporter.checkpoint import Checkpoint
 from exporter.cli import main
@@ -22,7 +23,7 @@ from exporter.formats import load_scheme
 from exporter.inspect import refuse_too_large, sizes, traced
 from exporter.parts import split
 from exporter.pipeline import Built, build
-from exporter.predict import build_bytes, file_bytes, run_bytes
+from exporter.predict import DERIVED, build_bytes, file_bytes, patch_bytes, run_bytes
 from exporter.quantize import QuantizedProgram, quantize_all
 from exporter.recipe import Recipe, read_recipe
 from exporter.runtime import open_package
@@ -85,6 +86,51 @@ def test_choosing_how_activations_are_rounded_counts(
     plain = programs(tiny, SMALL, "int8")["denoiser"]
     assert bytes_to_choose(plain, 4) == 0
     assert build_bytes(plain, MEMORY, 4) == build_bytes(plain, MEMORY, 0)
+
+
+def test_patches_of_rounded_convolutions_count(tiny: Checkpoint) -> None:
+    plain, rounded = (programs(tiny, SMALL, name)["vae_decoder"] for name in ("int8", "int8-w8a8"))
+    assert patch_bytes(plain) == 0 < patch_bytes(rounded)
+    reading = [
+        math.prod(aten.shape(node.args[1])[1:]) * math.prod(aten.shape(node)[2:])
+        for node in rounded.nodes()
+        if "conv2d" in str(node.target)
+    ]
+    assert max(reading) >= patch_bytes(rounded) and patch_bytes(rounded) in reading
+    more = run_bytes(rounded, replace(MEMORY, patches=2.0)) - run_bytes(rounded, MEMORY)
+    assert more == 2 * patch_bytes(rounded)
+
+
+def test_weights_that_are_computed_take_more(tiny: Checkpoint) -> None:
+    """The kernels that doublings are folded into, which are larger than those of the checkpoint."""
+    decoder = programs(tiny, SMALL, "int8")["vae_decoder"]
+    sizes = {
+        name: 4 * math.prod(source.shape)
+        for name, source in decoder.stored().items()
+        if source.derivation is not None
+    }
+    largest = max(4 * math.prod(source.shape) for source in decoder.stored().values())
+    assert sizes and max(sizes.values()) == largest
+    assert build_bytes(decoder, MEMORY, 0) == 500 + (2 + DERIVED) * largest
+
+
+def test_prompts_of_the_recipe_count(shapes: Checkpoint, tmp_path: Path) -> None:
+    """What choosing roundings takes is predicted for as many calls as they make."""
+    shipped = (ROOT / "recipes" / "shapes-flash.toml").read_text()
+    found = []
+    for prompts in (["a"], [f"{i} red stars" for i in range(200)]):
+        file = tmp_path / "recipe.toml"
+        file.write_text(
+            shipped.replace('prompts = "recipes/shapes-flash.prompts.txt"', f"prompts = {prompts}")
+        )
+        run = CliRunner().invoke(
+            main, ["inspect", str(shapes.folder), "--recipe", str(file), "--json"]
+        )
+        graphs = json.loads(run.stdout)["graphs"]
+        found.append({(g["backend"], g["scheme"], g["graph"]): g["build_bytes"] for g in graphs})
+    grew = {key for key, size in found[1].items() if size > found[0][key]}
+    assert {scheme for _, scheme, _ in grew} == {"int8-w8a8", "int4-a8"}
+    assert {graph for _, _, graph in grew} == {"denoiser", "vae_decoder"}
 
 
 def test_smaller_formats_and_pictures_take_less(tiny: Checkpoint) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -350,3 +352,47 @@ def test_damaged_weights_are_named(tiny: Checkpoint) -> None:
         InputError, match=r"text_encoder: tensor 'text_model.*' has a value that is not"
     ):
         run(program, Damaged(tiny).read, {"ids": torch.zeros(1, 77, dtype=torch.int32)})
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4", "int2", "pal4"])
+def test_a_bfloat16_weight_is_encoded_as_its_float32_values(name: str) -> None:
+    weight = torch.randn(70, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    one, other = encode(weight, FORMATS[name]), encode(weight.float(), FORMATS[name])
+    for part in ("values", "scale", "zero_point", "palette"):
+        found, expected = getattr(one, part), getattr(other, part)
+        assert (found is None) == (expected is None), part
+        assert found is None or (found.dtype == expected.dtype and torch.equal(found, expected))
+    assert torch.equal(weight.float(), weight.clone().float())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4", "pal4"])
+def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    weight = torch.ones(70, 128)
+    weight[69, 127] = value
+    with pytest.raises(ValueError, match="not finite"):
+        encode(weight, FORMATS[name])
+
+
+WIDEN = """
+import sys, torch
+from pathlib import Path
+from exporter.formats import FORMATS
+from exporter.quantize import encode
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+weight = torch.ones(1 << 16, 1 << 10, dtype=torch.bfloat16)
+encode(weight[:64], FORMATS[sys.argv[1]])
+before = peak()
+encode(weight, FORMATS[sys.argv[1]])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's /proc")
+def test_a_weight_is_not_widened_as_a_whole() -> None:
+    """64 Mi values: their codes are 64 MiB, float32 would be 256."""
+    run = [sys.executable, "-c", WIDEN, "int8"]
+    found = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    assert 60 < int(found) < 120

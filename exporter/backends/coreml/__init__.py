@@ -56,7 +56,7 @@ TOLERANCE = Tolerance(graph_relative=5e-3, image_psnr_db=40.0)
 
 def refuse(form: Format, options: Mapping[str, str]) -> str | None:
     """Why a format cannot be expressed, or None."""
-    if form.name == "w8a8":
+    if form.rounds_inputs:
         return "8-bit activations need Core ML itself to calibrate, on a Mac"
     if options["target"] == "iOS17" and needs_ios18(form):
         return 'iOS 17 has no such weights; say target = "iOS18" in [coreml]'

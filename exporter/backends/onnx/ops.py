@@ -24,6 +24,7 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from exporter import aten
+from exporter.activations import rounding_of
 from exporter.backends.onnx import rounded
 from exporter.formats import narrowed
 from exporter.quantize import Part
@@ -199,7 +200,7 @@ def _pixel_shuffle(e: Emitter, node: fx.Node) -> None:
 
 
 def _conv2d(e: Emitter, node: fx.Node) -> None:
-    rounding = rounded.rounding_of(e, node)
+    rounding = rounding_of(e.program, e.roundings, node.args[1])
     if rounding is not None:
         return rounded.conv2d(e, node, rounding)
     bias, strides, padding = aten.convolution(node)
@@ -218,7 +219,7 @@ def _conv2d(e: Emitter, node: fx.Node) -> None:
 
 
 def _linear(e: Emitter, node: fx.Node) -> None:
-    rounding = rounded.rounding_of(e, node)
+    rounding = rounding_of(e.program, e.roundings, node.args[1])
     if rounding is not None:
         return rounded.linear(e, node, rounding)
     bias = aten.argument(node, 2)

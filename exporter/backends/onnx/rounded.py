@@ -15,18 +15,10 @@ import torch
 from torch import fx
 
 from exporter import aten
-from exporter.activations import Rounding, along
-from exporter.quantize import Adapted
+from exporter.activations import Rounding, along, rounded_weight
 
 if TYPE_CHECKING:
     from exporter.backends.onnx.writer import Emitter
-
-
-def rounding_of(e: Emitter, layer: fx.Node) -> Rounding | None:
-    """How a layer rounds its input, or None."""
-    weight = layer.args[1]
-    part = e.program.part(weight) if isinstance(weight, fx.Node) else None
-    return e.roundings.get(part.of.name) if part is not None else None
 
 
 def linear(e: Emitter, layer: fx.Node, rounding: Rounding) -> None:
@@ -85,14 +77,12 @@ def _product(
     """Codes (..., taps K) times a layer's weight, in float32."""
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
-    part, name = e.program.part(weight), f"{weight.name}_rounded"
-    assert part is not None
+    name = f"{weight.name}_rounded"
 
     def written() -> str:
-        stored = rounding.stored(e.read(Adapted(part.of, part.methods)).float())
-        assert stored.scale is not None
-        e.tensor(f"{name}_scale", stored.scale.flatten())
-        taps_first = stored.values.reshape(*part.of.shape[:2], -1).permute(2, 1, 0)
+        values, scale = rounded_weight(e.program, e.read, weight, rounding)
+        e.tensor(f"{name}_scale", scale)
+        taps_first = values.reshape(*values.shape[:2], -1).permute(2, 1, 0)
         return e.tensor(name, taps_first.flatten(0, 1))
 
     columns = e.once((name,), written)

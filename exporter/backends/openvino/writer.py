@@ -22,11 +22,11 @@ from openvino import opset15 as op
 from torch import Tensor, fx
 
 from exporter import aten
-from exporter.activations import LEVELS, Rounding, along
+from exporter.activations import LEVELS, Rounding, along, rounded_weight, rounding_of
 from exporter.backends.openvino import ops
 from exporter.cut import graph_of
 from exporter.formats import Format, narrowed, pack
-from exporter.quantize import Adapted, Part, QuantizedProgram
+from exporter.quantize import QuantizedProgram
 from exporter.staging import writing
 
 LARGE_BYTES = 1 << 16
@@ -118,12 +118,11 @@ class Emitter:
     def operands(self, x: object, weight: fx.Node, axis: int) -> tuple[Any, Any]:
         """A layer's input, whose channels lie along ``axis``, and its weight; both in 8 bits if its
         input is to be rounded."""
-        part = self.program.part(weight)
-        rounding = self.roundings.get(part.of.name) if part is not None else None
+        rounding = rounding_of(self.program, self.roundings, weight)
         if rounding is None:
             return self.value(x), self.value(weight)
-        assert isinstance(x, fx.Node) and part is not None
-        return self._round(x, rounding, axis), self._scaled(weight, part, rounding)
+        assert isinstance(x, fx.Node)
+        return self._round(x, rounding, axis), self._scaled(weight, rounding)
 
     def _round(self, x: fx.Node, rounding: Rounding, axis: int) -> Any:
         """x over the factors, to 256 levels; one operator for all layers that read x."""
@@ -136,14 +135,12 @@ class Emitter:
             self._rounded[x] = rounded.output(0)
         return self._rounded[x]
 
-    def _scaled(self, node: fx.Node, part: Part, rounding: Rounding) -> Any:
+    def _scaled(self, node: fx.Node, rounding: Rounding) -> Any:
         """A weight (N, K, ...) whose columns are multiplied by the factors, as int8; written once
         for all strips of a feature map."""
         if node not in self._rounded:
-            encoded = rounding.stored(self.read(Adapted(part.of, part.methods)).float())
-            assert encoded.scale is not None
-            value = self._by_channel(encoded.values.numpy(), encoded.scale.numpy())
-            self._rounded[node] = value.output(0)
+            values, scale = rounded_weight(self.program, self.read, node, rounding)
+            self._rounded[node] = self._by_channel(values.numpy(), scale.numpy()).output(0)
         return self._rounded[node]
 
     def _weight(self, node: fx.Node) -> Any:

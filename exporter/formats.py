@@ -28,6 +28,7 @@ BITS: dict[str, int] = {
 }
 METHODS = ("equalize", "scales", "feedback", "bias")  # what each does: exporter.codes
 ROUNDED_GRAPHS = ("denoiser", "vae_decoder")  # that may have w8a8: nearly all of the time is theirs
+PACKED_AT_ONCE = 1 << 18  # bytes: what a core's cache holds
 ROLES = ("linear", "conv", "embedding", "table", "vector")
 
 
@@ -215,11 +216,18 @@ def fit(asked: Format, shape: Sequence[int]) -> Format:
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes of 2 or 4 bits, of any shape, in bytes: the first in the low bits, 0 after the last."""
-    flat = codes.reshape(-1).astype(np.uint8) & ((1 << bits) - 1)
-    in_byte = np.pad(flat, (0, -flat.size % (8 // bits))).reshape(-1, 8 // bits)
-    packed = in_byte[:, 0].copy()
-    for place in range(1, 8 // bits):
-        packed |= in_byte[:, place] << (bits * place)
+    in_byte = 8 // bits
+    flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    flat = np.pad(flat, (0, -flat.size % in_byte)) if flat.size % in_byte else flat
+    words = flat.view(f"<u{in_byte}")  # of the codes of one byte
+    mask = np.full(in_byte, (1 << bits) - 1, np.uint8).view(words.dtype)
+    packed = np.empty(len(words), np.uint8)
+    for first in range(0, len(words), PACKED_AT_ONCE):
+        part = words[first : first + PACKED_AT_ONCE] & mask
+        out = packed[first : first + PACKED_AT_ONCE]
+        out[:] = part
+        for place in range(1, in_byte):
+            out |= (part >> (place * (8 - bits))).astype(np.uint8)
     return packed
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.checkpoint import READ_AT_ONCE, Checkpoint, file_digest, open_checkpoint
 from exporter.errors import InputError
 from exporter.graphs import cut_graphs
 from exporter.quantize import Weights
@@ -205,3 +206,25 @@ def test_a_file_that_vanishes_under_the_digest_is_an_error(
     (tmp_path / "copy" / "vae" / "config.json").unlink()
     with pytest.raises(FileNotFoundError):
         _ = checkpoint.digest
+
+
+def test_the_digest_is_read_beside_by_few_threads(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    inside: list[Path] = []
+    most: list[int] = []
+
+    def slow(file: Path) -> str:
+        inside.append(file)
+        most.append(len(inside))
+        go.wait()
+        inside.remove(file)
+        return file_digest(file)
+
+    monkeypatch.setattr("exporter.checkpoint.file_digest", slow)
+    opened = open_checkpoint(str(tiny.folder))
+    opened.begin_digest()  # does not wait
+    go.set()
+    assert opened.digest == tiny.digest
+    assert len(most) > READ_AT_ONCE >= max(most)

@@ -209,10 +209,12 @@ def test_convolutions_have_one_scale_per_output_channel() -> None:
 
 
 def test_non_finite_weights_are_refused() -> None:
-    values = torch.ones(4, 32)
-    values[1, 2] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
-        encode(values, FORMATS["int4"])
+    values = torch.ones(4, 64)
+    for form in FORMATS.values():
+        for wrong in ("nan", "inf", "-inf"):
+            values[1, 2] = float(wrong)
+            with pytest.raises(ValueError, match="not finite"):
+                encode(values, form)
     values[1, 2] = 70000
     with pytest.raises(ValueError, match="beyond fp16's 65504"):
         encode(values, FORMATS["fp16"])

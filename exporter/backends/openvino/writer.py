@@ -4,14 +4,17 @@ A compressed weight is a low-bit Constant, Convert, Subtract, Multiply and Resha
 that OpenVINO's plugins take as weight decompression and keep compressed while they run. OpenVINO
 has no i2: 2-bit codes from -2 to 1 are stored as u2 from 0 to 3, and 2 is subtracted.
 
-OpenVINO wants all constants at hand when it saves a model. They wait in a file that is mapped, in
-the form in which they are stored, so that memory holds one weight at a time.
+OpenVINO wants all constants at hand when it saves a model, and would write each a second time. So
+the ``.bin`` is ours: a constant goes there when it is made, in the form in which it is stored, and
+OpenVINO gets zeros of the same shape, which take no memory. Then it writes the ``.xml``, in which
+the places of the zeros give way to those in our file.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +32,7 @@ from exporter.formats import Format, narrowed, pack
 from exporter.quantize import QuantizedProgram
 from exporter.staging import writing
 
+ALIGNMENT_BYTES = 64
 LARGE_BYTES = 1 << 16
 ZERO_OF_2_BITS = np.array([2], np.int8)
 
@@ -40,15 +44,25 @@ def write_graph(
     roundings: Mapping[str, Rounding],
 ) -> tuple[Path, Path]:
     """Write ``<name>.xml`` and ``<name>.bin`` into ``folder``."""
-    with tempfile.TemporaryFile(dir=folder) as waiting:
-        emitter = Emitter(program, read, waiting, roundings)
+    file, values = folder / f"{program.name}.xml", folder / f"{program.name}.bin"
+    with values.open("wb") as stream:
+        constants = Constants(stream)
+        emitter = Emitter(program, read, constants, roundings)
         for node in program.nodes():
             emitter.node(node)
         model = emitter.model()
         if graph_of(program.name) == "t5":
             # Read by the plugins that compute in fp16; the CPU's ignores it.
             model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
-        return save(model, folder / f"{program.name}.xml")
+        places = constants.places(model)
+    with writing(file):
+        ov.serialize(model, file, os.devnull)
+    written = ET.parse(file)
+    for layer in written.iter("layer"):
+        if layer.get("type") == "Const":
+            layer[0].set("offset", str(places[layer.attrib["name"]]))
+    written.write(file, encoding="utf-8", xml_declaration=True)
+    return file, values
 
 
 def save(model: ov.Model, file: Path) -> tuple[Path, Path]:
@@ -60,11 +74,53 @@ def save(model: ov.Model, file: Path) -> tuple[Path, Path]:
     return file, values
 
 
+class Constants:
+    """Writes the values of constants into a file, and makes what stands for them in a model."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._small: dict[bytes | None, int] = {}
+        self._zeros = np.zeros(0, np.uint8)  # never written to, and so never in memory
+        self._placed: list[tuple[Any, int, np.ndarray]] = []  # a Constant shares its zeros' memory
+
+    def make(self, array: np.ndarray, shape: tuple[int, ...], kind: ov.Type | None = None) -> Any:
+        """A Constant with an array's bytes; of its own type unless another is given."""
+        offset = self._write(array)
+        if array.nbytes > self._zeros.nbytes:
+            self._zeros = np.zeros(array.nbytes, np.uint8)
+        zeros = self._zeros[: array.nbytes].view(array.dtype)
+        tensor = ov.Tensor(zeros, ov.Shape(list(shape)), kind or ov.Type(array.dtype))
+        self._placed.append((op.constant(tensor), offset, zeros))
+        return self._placed[-1][0]
+
+    def places(self, model: ov.Model) -> dict[str, int]:
+        """Where each constant of the model lies in the file, by name; the rest are written now."""
+        found = {constant.get_friendly_name(): offset for constant, offset, _ in self._placed}
+        operators: Any = model.get_ordered_ops()
+        for operator in operators:
+            name = operator.get_friendly_name()
+            if operator.get_type_name() == "Constant" and name not in found:
+                found[name] = self._write(operator.data)
+        return found
+
+    def _write(self, array: np.ndarray) -> int:
+        """Where it lies in the file; a small one that is there already is not written again."""
+        small = array.tobytes() if array.nbytes < LARGE_BYTES else None
+        if small in self._small:
+            return self._small[small]
+        offset = -(-self._stream.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self._stream.seek(offset)
+        self._stream.write(small or np.ascontiguousarray(array).data)
+        if small is not None:
+            self._small[small] = offset
+        return offset
+
+
 class Emitter:
     """Builds one ov.Model.
 
     Args:
-        waiting: an empty file, for large constants.
+        constants: where they go.
         roundings: how layers round their input, by their weight.
     """
 
@@ -72,15 +128,14 @@ class Emitter:
         self,
         program: QuantizedProgram,
         read: Callable[[object], Tensor],
-        waiting: IO[bytes],
+        constants: Constants,
         roundings: Mapping[str, Rounding],
     ) -> None:
         self.program, self.read, self.roundings = program, read, roundings
-        self._waiting = waiting
+        self._constant = constants.make
         self._rounded: dict[fx.Node, Any] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
-        self._mapped: list[np.ndarray] = []  # a Constant made of a Tensor shares its memory
         for node, port in zip(program.feeds(), program.inputs, strict=True):
             kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
             parameter = op.parameter(list(port.shape), kind, name=port.name)
@@ -194,19 +249,6 @@ class Emitter:
     def _float(self, node: fx.Node) -> np.ndarray:
         return self._read(node).astype(np.float32, copy=False)
 
-    def _constant(
-        self, array: np.ndarray, shape: tuple[int, ...], kind: ov.Type | None = None
-    ) -> Any:
-        """A Constant; a large one's values wait in the file."""
-        if array.nbytes >= LARGE_BYTES:
-            self._waiting.seek(0, 2)
-            offset = self._waiting.tell()
-            self._waiting.write(np.ascontiguousarray(array).data)
-            self._waiting.flush()
-            array = np.memmap(self._waiting, array.dtype, "r+", offset, array.shape)
-        self._mapped.append(array)
-        return op.constant(ov.Tensor(array, ov.Shape(list(shape)), kind or ov.Type(array.dtype)))
-
     def model(self) -> ov.Model:
         """The finished model, every operator named by its place so that builds are identical."""
         results = []
@@ -215,7 +257,7 @@ class Emitter:
             output.get_tensor().set_names({port.name})
             results.append(op.result(output))
         model = ov.Model(results, self._parameters, self.program.name)
-        operators: Iterable[Any] = model.get_ordered_ops()
+        operators: Any = model.get_ordered_ops()
         for i, operator in enumerate(operators):
             if operator.get_type_name() != "Parameter":
                 operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")

@@ -35,6 +35,7 @@ ATEN = torch.ops.aten
 CHANNELS: dict[Any, int] = {ATEN.linear.default: -1, ATEN.conv2d.default: 1}  # their axis of x
 LEVELS = 256
 TRIED_INPUTS = 512  # of all that a layer meets
+TRIED_OUTPUTS = 512  # of all that it has, at most
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
 SHRINKS = (0.9, 0.8, 0.65, 0.5)
 MOST_BYTES = 2 << 30  # of activations that are alive at once
@@ -121,7 +122,7 @@ def choose(
                 f"'{parts[0].of.name}' meets values that are not finite"
             )
         weights = [Adapted(part.of, part.methods) for part in parts]
-        best = _best(group, lambda: (read(weight) for weight in weights))
+        best = _best(group, (read(weight) for weight in weights))
         found.update({part.of.name: best for part in parts})
 
     samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in call.items()} for call in calls]
@@ -256,8 +257,8 @@ class _Group:
 
     def add(self, layer: fx.Node, x: Tensor) -> None:
         """Another input of a layer, (1, ..., K) of a linear one, (1, K, h, w) of a convolution."""
-        channels = x.transpose(0, CHANNELS[layer.target]).flatten(1)
-        low, high = torch.aminmax(channels, dim=1)
+        others = _all_but(CHANNELS[layer.target], x.ndim)
+        low, high = x.amin(others), x.amax(others)
         self._low, self._high = torch.minimum(self._low, low), torch.maximum(self._high, high)
         if x.ndim == 4:
             tried = _patches(layer, x, self._each, self._places)
@@ -305,13 +306,20 @@ def _patches(layer: fx.Node, x: Tensor, count: int, places: torch.Generator) -> 
     return torch.stack(found)
 
 
-def _best(group: _Group, weights: Callable[[], Iterator[Tensor]]) -> Rounding:
+def _all_but(axis: int, rank: int) -> tuple[int, ...]:
+    return tuple(i for i in range(rank) if i != axis % rank)
+
+
+def _best(group: _Group, weights: Iterator[Tensor]) -> Rounding:
     """Of the exponents the best one, then of the shrunk ranges."""
-    columns = torch.stack([w.abs().transpose(0, 1).flatten(1).amax(1) for w in weights()]).amax(0)
+    columns, tried = torch.zeros(()), []
+    for weight in weights:
+        columns = torch.maximum(columns, weight.abs().amax(_all_but(1, weight.ndim)))
+        tried.append(weight[:: -(-len(weight) // TRIED_OUTPUTS)].clone())
     factors = [_factor(group.loudest, columns, exponent) for exponent in EXPONENTS]
-    best = _least(group, [group.rounding(factor) for factor in factors], weights)
+    best = _least(group, [group.rounding(factor) for factor in factors], tried)
     shrunk = [group.rounding(best.factor, shrink) for shrink in SHRINKS]
-    return _least(group, [best, *shrunk], weights)
+    return _least(group, [best, *shrunk], tried)
 
 
 def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
@@ -322,12 +330,10 @@ def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
     return torch.where((loudest > 0) & (columns > 0), factor, 1.0)
 
 
-def _least(
-    group: _Group, candidates: Sequence[Rounding], weights: Callable[[], Iterator[Tensor]]
-) -> Rounding:
+def _least(group: _Group, candidates: Sequence[Rounding], weights: Sequence[Tensor]) -> Rounding:
     """The candidate with the least squared error over the outputs of all layers."""
     errors = [0.0] * len(candidates)
-    for weight in weights():
+    for weight in weights:
         tried = group.tried(weight[0, 0].numel())
         exact = tried.flatten(1) @ weight.flatten(1).T
         for i, candidate in enumerate(candidates):

@@ -93,15 +93,13 @@ def _rms_norm(e: Emitter, n: fx.Node) -> Any:
 
 def _linear(e: Emitter, n: fx.Node) -> Any:
     weight: Any = n.args[1]
-    product = e.matmul(n.args[0], weight)
-    bias = aten.argument(n, 2)
-    return product if bias is None else op.add(product, e.value(bias))
+    return e.linear(n.args[0], weight, aten.argument(n, 2))
 
 
 def _conv2d(e: Emitter, n: fx.Node) -> Any:
     bias, strides, padding = aten.convolution(n)
     source: Any = n.args[1]
-    x, weight = e.operands(n.args[0], source, 1)
+    x, weight = e.convolved(n.args[0], source)
     value = op.convolution(x, weight, strides, padding, padding, [1, 1])
     if bias is None:
         return value

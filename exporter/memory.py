@@ -1,4 +1,4 @@
-"""Memory that the C library keeps for later: given back to the system, or kept for a while.
+"""Memory that the C library keeps for later: given back to the system.
 
 Tensors of many sizes that come and go leave holes, and glibc holds on to them: drawing a full-size
 model's gradients piece by piece grew by several GB over one pass, of which all but the live values
@@ -13,12 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 M_MMAP_THRESHOLD = -3  # mallopt(3): from how many bytes on a block is mapped for itself
-M_ARENA_MAX = -8  # mallopt(3): how many heaps there may be
-M_TRIM_THRESHOLD = -1  # mallopt(3): from how many free bytes on the end of the heap goes back
 SMALL_BYTES = 1 << 17  # glibc's threshold at the start
 LARGE_BYTES = 1 << 25  # the largest that it goes up to by itself
-HUGE_BYTES = 1 << 30
-_INSIDE: list[None] = []  # one for each thread that keeps
 
 
 def release() -> None:
@@ -46,42 +42,6 @@ def returning() -> Iterator[None]:
         if option is not None:
             option(M_MMAP_THRESHOLD, LARGE_BYTES)
         release()
-
-
-@contextmanager
-def keeping() -> Iterator[None]:
-    """While it lasts, free blocks of up to ``HUGE_BYTES`` are used again and do not go back.
-
-    A runtime that opens a graph layer by layer allocates blocks of the same size over and over, and
-    each that is new is filled with zeros page by page: OpenVINO opened the full-size denoiser in
-    int8-w8a8 with 3.2 million page faults in 11.7 s, and does with 0.4 million in 7.2 s, with the
-    same peak. Several threads may be inside; the last one out gives back what is free.
-    """
-    option = _option()
-    _INSIDE.append(None)
-    if option is not None:
-        option(M_MMAP_THRESHOLD, HUGE_BYTES)
-        option(M_TRIM_THRESHOLD, HUGE_BYTES)
-    try:
-        yield
-    finally:
-        _INSIDE.pop()
-        if not _INSIDE:
-            if option is not None:
-                option(M_MMAP_THRESHOLD, LARGE_BYTES)
-                option(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)  # where glibc's own rule ends up
-            release()
-
-
-def share_heap() -> None:
-    """Threads that start from now on allocate from the first thread's heap.
-
-    Heaps of their own hold no block above 64 MB, whatever ``keeping`` says. Two threads that opened
-    the full-size int8-w8a8 graphs so took 9 s in place of 13.
-    """
-    option = _option()
-    if option is not None:
-        option(M_ARENA_MAX, 1)
 
 
 @functools.cache

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter import backends, memory, quantize
+from exporter import memory, quantize
 from exporter.checkpoint import Checkpoint
 from exporter.quantize import Weights
 from exporter.runtime import open_package
 from exporter.trace import Stored
-from tests.conftest import needs
 
 # Pieces too small to be mapped one by one, and one above them that keeps the heap from shrinking.
 GROW = """
@@ -65,94 +64,6 @@ def test_while_a_graph_is_opened_large_blocks_go_back_at_once() -> None:
     assert left_mb("as it is") > 250
 
 
-KEEP = """
-import contextlib, resource, sys
-from exporter.memory import keeping
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(l.split()[1]) // 1024 for l in lines if l.startswith("RssAnon"))
-with keeping() if sys.argv[1] == "keeping" else contextlib.nullcontext():
-    bytes(50_000_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        bytearray(b"1") * 50_000_000
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(anonymous())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt, Linux's /proc")
-def test_while_a_graph_is_opened_large_blocks_are_used_again() -> None:
-    """And what is free afterwards goes back."""
-
-    def faults_and_left_mb(how: str) -> tuple[int, int]:
-        code = [sys.executable, "-c", KEEP, how]
-        found = subprocess.run(code, check=True, capture_output=True, text=True).stdout
-        faults, left_mb = map(int, found.split())
-        return faults, left_mb
-
-    many, usual_mb = faults_and_left_mb("plain")
-    few, left_mb = faults_and_left_mb("keeping")
-    assert few < many / 5
-    assert left_mb < usual_mb + 20
-
-
-def test_of_two_that_keep_the_last_one_out_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    released: list[bool] = []
-    monkeypatch.setattr(memory, "release", lambda: released.append(True))
-    with memory.keeping():
-        with memory.keeping():
-            pass
-        assert released == []
-    assert released == [True]
-
-
-SHARE = """
-import sys, threading
-from exporter.memory import keeping, share_heap
-import resource
-def work():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        bytearray(b"1") * 80_000_000  # more than a heap of a thread's own holds
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-if sys.argv[1] == "shared":
-    share_heap()
-with keeping():
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt, Linux's /proc")
-def test_threads_that_share_the_heap_use_large_blocks_again() -> None:
-    faults = {
-        how: int(
-            subprocess.run(
-                [sys.executable, "-c", SHARE, how], check=True, capture_output=True, text=True
-            ).stdout
-        )
-        for how in ("own", "shared")
-    }
-    assert faults["shared"] < faults["own"] / 3
-
-
-def test_openvino_keeps_while_it_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = backends.load("openvino")
-    if backends.missing(needs("openvino")):
-        pytest.skip(f"openvino: pip install 'fourstep[{backend.BUILD_EXTRA}]'")
-    import openvino as ov
-    from openvino import opset15 as op
-
-    x = op.parameter([1, 2], ov.Type.f32, name="x")
-    ov.save_model(ov.Model([op.abs(x)], [x], "abs"), tmp_path / "abs.xml")
-    seen: list[str] = []
-    monkeypatch.setattr(memory, "_option", lambda: lambda *given: seen.append(str(given)))
-    backend.session(tmp_path / "abs.xml", {}, backends.Setup())
-    assert seen[:2] == ["(-3, 1073741824)", "(-1, 1073741824)"]
-
-
 def test_a_session_is_opened_so(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every large weight that is read gives back what the one before it left."""
     seen: list[str] = []
@@ -182,8 +93,7 @@ def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", nothing)
     memory._trim.cache_clear()
     memory._option.cache_clear()
-    memory.share_heap()
-    with memory.returning(), memory.keeping():
+    with memory.returning():
         memory.release()
     assert memory._trim() is None and memory._option() is None
     memory._trim.cache_clear()

@@ -370,13 +370,15 @@ def test_exactly_the_asked_layers_round_their_input(cases: dict[tuple[str, str],
     assert found.count(kind="FullyConnected", input="f32", weight="i8") == 1
     assert found.attentions == 5 and case.emitted.adjusted == ()
     model = ov.Core().read_model(case.emitted.entry)
+    roundings = [n for n in model.get_ordered_ops() if n.get_type_name() == "FakeQuantize"]
     readers = {
         reader.get_node().get_type_name()
-        for node in model.get_ordered_ops()
-        if node.get_type_name() == "FakeQuantize"
+        for node in roundings
         for reader in node.output(0).get_target_inputs()
     }
     assert readers <= {"MatMul", "Reshape"}
+    lowest = [node.input_value(3).get_node().data.item() for node in roundings]
+    assert lowest and not any(lowest)  # else opening multiplies zero points by the weights
 
 
 def test_the_vaes_convolutions_round_their_input(cases: dict[tuple[str, str], Case]) -> None:

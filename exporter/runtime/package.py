@@ -11,7 +11,6 @@ from pathlib import Path
 
 from exporter import backends
 from exporter.errors import CheckFailed, InputError
-from exporter.memory import share_heap
 from exporter.runtime import preview, text
 from exporter.runtime.loop import ENCODERS, Player, Session
 from exporter.runtime.manifest import FileEntry, GraphEntry, Manifest, read_manifest
@@ -110,7 +109,6 @@ def open_package(folder: Path) -> Package:
 
 def _open_ahead(opened: Callable[[str], Session], names: Sequence[str]) -> Callable[[str], Session]:
     """Open these graphs from now on, in this order, and any other when it is asked for; once."""
-    share_heap()
     workers = ThreadPoolExecutor(OPENED_AT_ONCE)
     begun = {name: workers.submit(opened, name) for name in names}
     workers.shutdown(wait=False)

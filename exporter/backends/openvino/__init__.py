@@ -23,7 +23,6 @@ import numpy as np
 from exporter.backends import Emitted, Memory, Order, Session, Setup
 from exporter.cut import graph_of
 from exporter.errors import CheckFailed
-from exporter.memory import keeping
 from exporter.runtime.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
@@ -153,8 +152,7 @@ def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
 
             halve_attention(model)
             config["INFERENCE_PRECISION_HINT"] = "f32"
-        with keeping():
-            compiled = core.compile_model(model, device.removesuffix("W"), config)
+        compiled = core.compile_model(model, device.removesuffix("W"), config)
     except Exception as error:  # OpenVINO raises bare RuntimeError
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None

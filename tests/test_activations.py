@@ -18,7 +18,16 @@ from exporter.checkpoint import Checkpoint
 from exporter.errors import InputError
 from exporter.formats import FORMATS, load_scheme
 from exporter.graphs import Graph, Port, cut_graphs
-from exporter.quantize import Adapted, Part, QuantizedProgram, Weights, decode, encode, quantize
+from exporter.quantize import (
+    Adapted,
+    Encoded,
+    Part,
+    QuantizedProgram,
+    Weights,
+    decode,
+    encode,
+    quantize,
+)
 from exporter.trace import Observe, Program, Stored, activation_bytes, run, run_all, trace
 from tests.conftest import SMALL, needs
 
@@ -119,6 +128,38 @@ def test_the_same_inputs_give_the_same_roundings() -> None:
     for name, rounding in one.items():
         assert (rounding.low, rounding.high) == (two[name].low, two[name].high)
         assert torch.equal(rounding.factor, two[name].factor)
+
+
+def test_of_many_outputs_some_are_tried_and_every_weight_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they say holds for all; a column's largest weight is looked for in all rows."""
+    weights = WEIGHTS | {"second.weight": WEIGHTS["second.weight"].clone()}
+    weights["second.weight"][47, 5] = 30.0  # a row that is not tried
+    monkeypatch.setattr("tests.test_activations.WEIGHTS", weights)
+    x = torch.from_numpy(loud(2)["x"]).reshape(-1, WIDTH)
+    whole = choose(layers(), read, [loud(2)])["first.weight"]
+    tried: list[int] = []
+    stored = Rounding.stored
+
+    def spy(self: Rounding, weight: Tensor) -> Encoded:
+        tried.append(len(weight))
+        return stored(self, weight)
+
+    monkeypatch.setattr(Rounding, "stored", spy)
+    monkeypatch.setattr(activations, "TRIED_OUTPUTS", 16)
+    asked: list[object] = []
+
+    def listening(source: object) -> Tensor:
+        asked.append(source)
+        return read(source)
+
+    some = choose(layers(), listening, [loud(2)])["first.weight"]
+    assert {*tried} == {16}
+    assert len([s for s in asked if isinstance(s, Adapted)]) == 3
+    errors = [output_error(r, x, weights["first.weight"]) for r in (whole, some)]
+    assert errors[1] < 1.2 * errors[0]
+    assert some.factor[5] < some.factor[6:].median()
 
 
 def test_silent_channels_keep_their_factor() -> None:

@@ -104,8 +104,10 @@ def choose(
     Raises InputError naming the first layer that meets a value that is not finite.
     """
     calls = _some(calls, _side_by_side(program))
-    groups = [_Group(layers, len(calls)) for layers in _sharing(program)]
-    group_of = {reader: group for group in groups for reader in group.readers}
+    group_of: dict[fx.Node, _Group] = {}
+    for layers in _sharing(program):
+        group = _Group(layers, len(calls))
+        group_of |= dict.fromkeys(group.readers, group)
     found: dict[str, Rounding] = {}
 
     def observe(node: fx.Node, arguments: Sequence[Any]) -> None:
@@ -115,6 +117,8 @@ def choose(
         group.add(node, arguments[0])
         if not group.is_whole:
             return
+        for reader in group.readers:
+            del group_of[reader]  # and with it, what the layers met: 1 GB of the full-size denoiser
         parts = list(dict.fromkeys(group.layers.values()))
         if not group.loudest.isfinite().all():
             raise InputError(

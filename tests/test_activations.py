@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -160,6 +161,21 @@ def test_of_many_outputs_some_are_tried_and_every_weight_is_read_once(
     errors = [output_error(r, x, weights["first.weight"]) for r in (whole, some)]
     assert errors[1] < 1.2 * errors[0]
     assert some.factor[5] < some.factor[6:].median()
+
+
+def test_what_layers_met_is_let_go_with_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all inputs that are tried lie in memory at the end."""
+    chosen: list[weakref.ref[object]] = []
+    best = activations._best
+
+    def spy(group: activations._Group, weights: Iterator[Tensor]) -> Rounding:
+        assert all(before() is None for before in chosen)
+        chosen.append(weakref.ref(group))
+        return best(group, weights)
+
+    monkeypatch.setattr(activations, "_best", spy)
+    choose(layers(), read, [loud(2), loud(1)])
+    assert len(chosen) == 2
 
 
 def test_silent_channels_keep_their_factor() -> None:

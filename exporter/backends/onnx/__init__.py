@@ -61,7 +61,7 @@ MEMORY = Memory(
     activations={"denoiser": 2.6, "vae_decoder": 1.4, "vae_encoder": 1.4, "": 1.0},
     patches=3.7,
     build_process_bytes=350_000_000,
-    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 1.3},
+    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 0.8},
     build_node_bytes=0,
     node_file_bytes=130,
 )  # fmt: skip

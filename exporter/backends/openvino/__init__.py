@@ -61,9 +61,9 @@ MEMORY = Memory(
     },
     activations={"": 1.3},
     patches=0.0,
-    build_process_bytes=350_000_000,
-    build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 1.3},
-    build_node_bytes=35_000,
+    build_process_bytes=305_000_000,
+    build_weight={"fp32": 1.0, "fp16": 1.55, "int8": 0.22, "w8a8": 0.22, "": 0.8},
+    build_node_bytes=44_000,
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)

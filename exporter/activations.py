@@ -39,7 +39,7 @@ TRIED_OUTPUTS = 512  # of all that it has, at most
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
 SHRINKS = (0.9, 0.8, 0.65, 0.5)
 MOST_BYTES = 2 << 30  # of activations that are alive at once
-WEIGHT_COPIES = 4  # that trying a rounding makes of a weight
+WEIGHT_COPIES = 8  # that trying a rounding makes of a weight and of what it is tried on
 RUNNING = 1.4  # what torch takes for each byte of activations (``benchmarks.memory``)
 
 

@@ -148,7 +148,10 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     """Round a weight (N, K, ...) to nearest in ``form``, in float32, slab by slab.
 
     int8: scale = max |w| / 127 over an output channel, code = w / scale rounded half to even
-    (onnxruntime's per-channel symmetric quantizer).
+    (onnxruntime's per-channel symmetric quantizer). w8a8: instead of max |w| the largest sum of two
+    neighbours of one sign along the input axis, the first and second, third and fourth and so on.
+    So no two codes that a processor without 8-bit dot products multiplies by levels of 0 to 255 and
+    adds in 16 bits add up to more than 128: 128 x 255 is within 16 bits, and nothing is clipped.
     int4, by groups: the extreme value w* of a group maps to -8, so scale = w* / -8 may be
     negative and all 16 codes are in use; asymmetric: scale = (max - min) / 15 with 0 inside the
     range. Codes round half away from zero (onnxruntime's block quantizers). int2 alike: w* maps
@@ -159,7 +162,7 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     Raises ValueError when a value is not finite, or too large for fp16.
     """
     if form.is_integer:
-        return _encode_groups(weight, form) if form.is_grouped else _encode_channels(weight)
+        return _encode_groups(weight, form) if form.is_grouped else _encode_channels(weight, form)
     refuse_infinite(*torch.aminmax(weight))
     if form.name == "fp32":
         return Encoded(weight.float())
@@ -198,16 +201,28 @@ def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _encode_channels(weight: Tensor) -> Encoded:
+def _encode_channels(weight: Tensor, form: Format) -> Encoded:
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(len(weight))
     for rows, slab in _slabs(weight):
-        low, high = _extremes(slab.flatten(1))
+        low, high = _extremes(_pairs(slab) if form.rounds_inputs else slab.flatten(1))
         largest = torch.maximum(high, -low)
         scale[rows] = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
         spread = scale[rows].reshape(-1, *(1,) * (slab.ndim - 1))
         codes[rows] = slab.div_(spread).round_().clamp_(-127, 127)
     return Encoded(codes, scale[:, None])
+
+
+def _pairs(rows: Tensor) -> Tensor:
+    """Sums of what is above 0, and of what is below it, of two neighbours along axis 1, (N, ...).
+
+    Where neighbours are not the same in all layouts, since K is odd: twice the values.
+    """
+    if rows.shape[1] % 2:
+        return rows.flatten(1) * 2
+    one, other = rows[:, ::2].flatten(1), rows[:, 1::2].flatten(1)
+    above, below = (one.clamp(**e) + other.clamp(**e) for e in ({"min": 0}, {"max": 0}))
+    return torch.cat([above, below], 1)
 
 
 def _encode_groups(weight: Tensor, form: Format) -> Encoded:

@@ -66,6 +66,9 @@ def test_the_recipe_is_one(tmp_path: Path, steps: int) -> None:
     recipe = read_recipe(write_recipe(model, tmp_path))
     assert recipe.cut.sigmas == model.sigmas and len(model.sigmas) == steps + 1
     assert (recipe.cut.width_px, recipe.cut.t5) == (768, True)
+    layer = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert str(recipe.scheme("int8").format_of("t5", layer, "linear")) == "int4-g64"
+    assert str(recipe.scheme("int8").format_of("t5", "shared.weight", "embedding")) == "int8"
     if steps == 4:
         shipped = read_recipe(Path(__file__).parents[1] / "recipes/sd3.5-flash.toml")
         assert model.sigmas == pytest.approx(shipped.cut.sigmas)
@@ -144,6 +147,13 @@ def test_a_row_has_all_figures(contestant: Contestant) -> None:
     assert "| 3 | 2.0 | 2.0 | 0.5 | 0.2 | 0.20 | 0.8 |" in line
     again = run(contestant, [])
     assert "export" not in again  # the package is there
+
+
+def test_everything_is_drawn_as_on_another_processor(contestant: Contestant) -> None:
+    code = f"import os; os.environ['LEVEL']; print({json.dumps([PICTURE, PICTURE])!r})"
+    one = replace(contestant, draw=python(code))
+    assert "error" not in run(one, [], {"LEVEL": "avx2"})
+    assert run(one, [])["error"] == "draw: exit code 1"
 
 
 @pytest.mark.parametrize(

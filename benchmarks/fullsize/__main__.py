@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures
+from benchmarks import avx2, figures
 from benchmarks.fullsize.contestants import (
     ENVIRONMENTS,
     TORCH,
@@ -22,7 +22,7 @@ from benchmarks.fullsize.contestants import (
     contestants,
     write_recipe,
 )
-from benchmarks.fullsize.floor import peak_flops, step_flop
+from benchmarks.fullsize.floor import step_flop
 from benchmarks.memcap import Measured, measure, parse_bytes
 
 SLOWER = 1.2  # inside a limit than without one: what still counts as fitting
@@ -49,9 +49,26 @@ def environment(name: str, folder: Path) -> str:
     return str(place / "bin/python")
 
 
-def run(contestant: Contestant, limits_bytes: Sequence[int]) -> Row:
-    """Export unless the package is there, draw, and draw again inside each limit until it fits."""
+def older(folder: Path, pythons: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Variables under which each environment, and this one (""), runs as on AVX2."""
+    places = {"": sys.executable, **pythons}
+    return {
+        name: avx2.environment(python, folder / "avx2" / (name or "fourstep"))
+        for name, python in places.items()
+    }
+
+
+def run(
+    contestant: Contestant,
+    limits_bytes: Sequence[int],
+    processor: Mapping[str, str] | None = None,
+) -> Row:
+    """Export unless the package is there, draw, and draw again inside each limit until it fits.
+
+    ``processor``: variables to draw under (``benchmarks.avx2``).
+    """
     row: Row = {}
+    variables = {**QUIET, **(processor or {})}
     if contestant.export and not contestant.package.is_dir():
         exported = measure(contestant.export, environment=QUIET)
         if not exported.completed:
@@ -63,15 +80,15 @@ def run(contestant: Contestant, limits_bytes: Sequence[int]) -> Row:
             f.stat().st_size for f in contestant.package.rglob("*") if f.is_file()
         )
     if contestant.warm:
-        measure(contestant.warm, environment=QUIET)
-    drawn = measure(contestant.draw, environment=QUIET)
+        measure(contestant.warm, environment=variables)
+    drawn = measure(contestant.draw, environment=variables)
     if not drawn.completed:
         return {**row, "error": f"draw: {_reason(drawn)}"}
     row["draw"] = _figures(drawn)
     row["pictures"] = json.loads(drawn.output.splitlines()[-1])
     for limit_bytes in sorted(limits_bytes):
         try:
-            capped = measure(contestant.draw, limit_bytes, QUIET)
+            capped = measure(contestant.draw, limit_bytes, variables)
         except OSError as error:
             row["limit"] = f"no memory cgroup can be made here: {error}"
             break
@@ -161,8 +178,13 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of contestants")
     parser.add_argument("--limits", type=parse_bytes, nargs="*", default=[], help="such as 2G 3G")
+    parser.add_argument(
+        "--avx2", action="store_true", help="draw as on a processor without AVX-512 and VNNI"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    if arguments.avx2 and (reason := avx2.hindrance()):
+        parser.error(f"--avx2: {reason}")
     folder = arguments.folder.absolute()
     (folder / "packages").mkdir(parents=True, exist_ok=True)
     checkpoint = synthesize(folder, arguments.preset, arguments.t5)
@@ -177,13 +199,17 @@ def main() -> None:
             ]
             needed = {c.environment for c in everybody if c.name in chosen} - {""}
             pythons = {name: environment(name, folder) for name in sorted(needed)}
+            processors = older(folder, pythons) if arguments.avx2 else {}
             for contestant in contestants(model, folder, pythons, arguments.schemes):
                 if contestant.name in chosen:
                     name = f"{contestant.name}, {px} px, {steps} steps"
-                    rows[name] = run(contestant, arguments.limits)
+                    processor = processors.get(contestant.environment)
+                    rows[name] = run(contestant, arguments.limits, processor)
                     print(table({name: rows[name]}).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(rows))
-    flops = peak_flops()
+    own = older(folder, {})[""] if arguments.avx2 else None
+    peak = measure([sys.executable, "-m", "benchmarks.fullsize.floor"], environment=own)
+    flops = float(peak.output)
     floors = {px: step_flop(px) / flops for px in arguments.px}
     for px, seconds in floors.items():
         print(f"floor: a step at {px} px, unfolded, float32 at {flops / 1e9:.0f} GFLOP/s: "

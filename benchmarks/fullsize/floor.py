@@ -1,4 +1,7 @@
-"""How fast a step of the unfolded graph could be in float32: its products at the machine's peak."""
+"""How fast a step of the unfolded graph could be in float32: its products at the machine's peak.
+
+As a command it prints that peak.
+"""
 
 from __future__ import annotations
 
@@ -37,3 +40,7 @@ def peak_flops() -> float:
         torch.mm(a, b)
         seconds.append(time.perf_counter() - started)
     return 2 * SIZE**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    print(peak_flops())

@@ -81,6 +81,14 @@ def _show_warning(
 
 
 device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")
+half_option = click.option(
+    "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."
+)
+at_once_option = click.option(
+    "--at-once",
+    is_flag=True,
+    help="Open graphs while the ones before them run: faster, in the memory of all of them.",
+)
 cache_option = click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -277,14 +285,8 @@ def _size(flag: str, text: str | None) -> int | None:
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
 @device_option
-@click.option(
-    "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."
-)
-@click.option(
-    "--at-once",
-    is_flag=True,
-    help="Open graphs while the ones before them run: faster, in the memory of all of them.",
-)
+@half_option
+@at_once_option
 @cache_option
 @json_option
 def run(
@@ -445,6 +447,55 @@ def _verify_table(report: Any) -> str:
         )
     lines.append("ok" if report.ok else "FAILED")
     return "\n".join(lines)
+
+
+@main.command()
+@click.argument("packages", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--prompt", default="two red circles left of a blue square", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@half_option
+@at_once_option
+@cache_option
+@json_option
+def bench(
+    packages: Sequence[Path],
+    prompt: str,
+    seed: int,
+    device: str | None,
+    half: bool,
+    at_once: bool,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Time PACKAGES: two pictures of each, in a process of its own.
+
+    With --cache each draws once while the folder fills and once from it.
+    """
+    from exporter.apart import Asked, Manner
+    from exporter.bench import bench as measure
+    from exporter.bench import table
+    from exporter.runtime import open_package
+
+    if not prompt.strip():
+        raise InputError("the prompt is empty; say what to draw")
+    opened = [open_package(folder) for folder in packages]
+    for package in opened:
+        backends.load_to_run(package.manifest.backend)
+        setup = backends.Setup(device=device, cache=cache, half=half)
+        backends.check_setup(package.manifest.backend, setup)
+    pictures = 2 * (2 if cache else 1) * len(opened)
+    steps = opened[0].manifest.schedule.steps
+    progress = Progress(bar_on_terminal, expected=pictures * (steps + 1))
+    manner = Manner(device, str(cache) if cache else None, half, at_once)
+    rows = list(measure(opened, Asked(prompt, seed), manner, progress))
+    end_of_bar()
+    for remark in dict.fromkeys(remark for row in rows for remark in row.drawn.remarks):
+        click.echo(f"fourstep: warning: {remark}", err=True)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        click.echo(table(rows))
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +14,11 @@ from exporter.activations import chooser
 from exporter.calibrate import Inputs, Trajectories, travel
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS
+from exporter.formats import FORMATS, Scheme
 from exporter.graphs import cut_graphs
 from exporter.inspect import refuse_too_large
 from exporter.parts import emitted
-from exporter.plan import is_plan, read_plan
+from exporter.plan import Plan, is_plan, read_plan
 from exporter.progress import Progress
 from exporter.quantize import (
     Methods,
@@ -186,63 +186,37 @@ def build(
         for name in backend_names or recipe.backends
     }
     modules = {name: backends.load_to_build(name) for name in wanted}
-    given_names = dict.fromkeys(n for names in wanted.values() for n in names)
-    plans = {n: read_plan(Path(n)) if is_plan(n) else None for n in given_names}
-    schemes = {n: p.scheme if p else recipe.scheme(n) for n, p in plans.items()}
-    for one, other in itertools.combinations(schemes, 2):
-        if schemes[one].name == schemes[other].name:
-            raise InputError(f"{one} and {other} would be built into the same folder; rename one")
-    model = trace_model(recipe, KEEP_BYTES if recipe.prompts else 0, progress)
+    chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
+    keep_bytes = KEEP_BYTES if recipe.prompts else 0
+    model = trace_model(recipe, keep_bytes, progress)
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
-    quantized = {name: quantize_all(model.programs, scheme) for name, scheme in schemes.items()}
-    parts = {name: emitted(programs, recipe.t5_parts) for name, programs in quantized.items()}
-    for name, names in wanted.items():
-        options = recipe.backend(name).options
-        for given in names:
-            backends.refuse_inexpressible(name, modules[name], options, given, quantized[given])
-
-    if recipe.device_memory_bytes is not None:
-        for name, given in ((name, given) for name, names in wanted.items() for given in names):
-            refuse_too_large(
-                recipe.device_memory_bytes, name, schemes[given].name, parts[given],
-                functools.partial(_expressible, model, name),
-            )  # fmt: skip
+    jobs = []
+    for given, (scheme, plan) in chosen.items():
+        programs = quantize_all(model.programs, scheme)
+        parts = emitted(programs, recipe.t5_parts)
+        for name in (name for name, names in wanted.items() if given in names):
+            target = out / f"{name}-{scheme.name}"
+            jobs.append(_Job(given, name, modules[name], target, scheme, plan, programs, parts))
+    for job in jobs:
+        _refuse_unfit(job, model)
 
     # Resume: packages that are whole, and just what this build would make, are kept.
-    graphs = [g for g in model.programs if any(q[g].methods for q in quantized.values())]
+    graphs = [g for g in model.programs if any(job.programs[g].methods for job in jobs)]
     place = statistics or out / STATISTICS
     calibration = kept(place, model.provenance(graphs)) if graphs else None
-    jobs = [
-        _Job(given, name, modules[name], out / f"{name}-{scheme.name}")
-        for given, scheme in schemes.items()
-        for name, names in wanted.items()
-        if given in names
-    ]
-
-    def origin(job: _Job) -> package.Origin:
-        given = job.scheme
-        return package.Origin(schemes[given], plans[given], quantized[given], calibration)
-
-    def basis(job: _Job) -> str:
-        return resume.basis_of(recipe, model.checkpoint, (job.backend, job.module), origin(job))
-
-    built = {job: _kept_package(job, schemes[job.scheme].name, basis(job)) for job in jobs}
+    built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
-    graphs_left = sum(len(parts[job.scheme]) for job in left)
-    progress.expect(_lines(len(model.programs), len(jobs), left, len(recipe.prompts)) + graphs_left)
+    progress.expect(_lines(model, jobs, left))
     for job in jobs:
         if job not in left:
             progress(f"{job.target.name} is whole already")
-    needed_bytes = sum(_bytes(quantized[job.scheme]) for job in left)
-    refuse_place(out, needed_bytes - sum(resume.unfinished_bytes(job.target) for job in left))
+    refuse_place(out, sum(job.missing_bytes() for job in left))
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
-    if calibration is None and any(schemes[job.scheme].used_methods for job in left):
+    if calibration is None and any(job.scheme.used_methods for job in left):
         calibration = calibrate(model, graphs, place, progress)
-    weights = Weights(
-        model.checkpoint, keep_bytes=KEEP_BYTES if recipe.prompts else 0, calibration=calibration
-    )
+    weights = Weights(model.checkpoint, keep_bytes=keep_bytes, calibration=calibration)
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
     painter = golden.Painter(weights, model.schedule, model.tokenizers, recipe)
@@ -250,62 +224,126 @@ def build(
         progress("golden pictures, unquantized, in torch")
     plain = painter.draw(model.unrounded) if left else []
 
-    for given, same in itertools.groupby(left, key=lambda job: job.scheme):
-        scheme, programs = schemes[given], quantized[given]
+    # Emit and verify, the packages of a scheme one after the other.
+    for _, same in itertools.groupby(left, key=lambda job: job.given):
+        first, *others = same
         if recipe.prompts:
-            progress(f"{scheme.name}: golden pictures in torch")
-        drawings = painter.draw(programs)
-        roundings = chooser(weights.read, model.calls_as(programs, weights))
-        for job in same:
-            name, target = job.backend, job.target
-            order = backends.Order(recipe.backend(name).options, roundings)
-            with resume.resuming(target, basis(job), progress) as (folder, whole):
-                # Emit: each backend translates the same programs, reading weights one at a time.
-                for program in parts[given]:
-                    if program.name in whole:
-                        progress(f"{program.name} is whole already")
-                        continue
-                    progress(f"emit {program.name}")
-                    whole[program.name] = package.emit_graph(
-                        job.module, program, weights.read, folder, order
-                    )
-                    resume.write_journal(target, basis(job), whole.values())
-                entries = [whole[part.name] for part in parts[given]]
-                manifest = package.fill(
-                    folder, recipe, model.checkpoint, (name, job.module), entries, origin(job),
-                    model.tokenizers, drawings, plain,
-                )  # fmt: skip
-                # Verify: the files, every graph against torch, whole pictures. Without golden
-                # outputs no graph is opened: a runtime may need more memory than the build.
-                progress(f"verify {target.name}")
-                written = open_package(folder)
-                if recipe.prompts:
-                    report = verify(written, progress)
-                else:
-                    report = Report(target.name, check_files(written, progress), (), (), ())
-                if not report.ok:
-                    raise CheckFailed(f"{target.name}: {'; '.join(report.failures)}")
-                package.write_log(target, folder, manifest, basis(job), report.to_json())
-            built[job] = Built(target, name, scheme.name, manifest.bytes, report)
+            progress(f"{first.scheme.name}: golden pictures in torch")
+        drawings = painter.draw(first.programs)
+        roundings = chooser(weights.read, model.calls_as(first.programs, weights))
+        for job in (first, *others):
+            order = backends.Order(recipe.backend(job.backend).options, roundings)
+            built[job] = _build_package(
+                job, model, weights, order, calibration, (drawings, plain), progress
+            )
     return [found for found in built.values() if found is not None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    """A package to build: the scheme as it was given, the backend, the folder."""
+    """A package to build, in the folder ``target``.
 
-    scheme: str
+    Attributes:
+        given: the scheme as it was asked for: its name, or the file of a plan.
+        programs, parts: the quantized graphs, and those that are emitted for them.
+    """
+
+    given: str
     backend: str
     module: ModuleType
     target: Path
+    scheme: Scheme
+    plan: Plan | None
+    programs: dict[str, QuantizedProgram]
+    parts: Sequence[QuantizedProgram]
+
+    def origin(self, calibration: Calibration | None) -> package.Origin:
+        return package.Origin(self.scheme, self.plan, self.programs, calibration)
+
+    def basis(self, model: Model, calibration: Calibration | None) -> str:
+        backend = (self.backend, self.module)
+        return resume.basis_of(model.recipe, model.checkpoint, backend, self.origin(calibration))
+
+    def missing_bytes(self) -> int:
+        """Of its graphs, what an interrupted build has not written."""
+        whole = sum(program.stored_bytes() for program in self.programs.values())
+        return whole - resume.unfinished_bytes(self.target)
 
 
-def _kept_package(job: _Job, scheme: str, basis: str) -> Built | None:
+def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Plan | None]]:
+    """Each scheme, and the plan that it was read from; raises InputError."""
+    found: dict[str, tuple[Scheme, Plan | None]] = {}
+    for name in given:
+        plan = read_plan(Path(name)) if is_plan(name) else None
+        found[name] = (plan.scheme if plan else recipe.scheme(name), plan)
+    for one, other in itertools.combinations(found, 2):
+        if found[one][0].name == found[other][0].name:
+            raise InputError(f"{one} and {other} would be built into the same folder; rename one")
+    return found
+
+
+def _refuse_unfit(job: _Job, model: Model) -> None:
+    """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
+    options = model.recipe.backend(job.backend).options
+    backends.refuse_inexpressible(job.backend, job.module, options, job.given, job.programs)
+    if model.recipe.device_memory_bytes is not None:
+        refuse_too_large(
+            model.recipe.device_memory_bytes, job.backend, job.scheme.name, job.parts,
+            functools.partial(_expressible, model, job.backend),
+        )  # fmt: skip
+
+
+def _build_package(
+    job: _Job,
+    model: Model,
+    weights: Weights,
+    order: backends.Order,
+    calibration: Calibration | None,
+    drawings: tuple[Sequence[golden.Drawing], Sequence[golden.Drawing]],
+    progress: Progress,
+) -> Built:
+    """Emit what is not whole yet, write what stands beside it, verify.
+
+    Args:
+        drawings: the golden pictures, by the quantized and by the unquantized program.
+    """
+    recipe, basis = model.recipe, job.basis(model, calibration)
+    with resume.resuming(job.target, basis, progress) as (folder, whole):
+        # Emit: each backend translates the same programs, reading weights one at a time.
+        for program in job.parts:
+            if program.name in whole:
+                progress(f"{program.name} is whole already")
+                continue
+            progress(f"emit {program.name}")
+            whole[program.name] = package.emit_graph(
+                job.module, program, weights.read, folder, order
+            )
+            resume.write_journal(job.target, basis, whole.values())
+        manifest = package.fill(
+            folder, recipe, model.checkpoint, (job.backend, job.module),
+            [whole[part.name] for part in job.parts], job.origin(calibration), model.tokenizers,
+            *drawings,
+        )  # fmt: skip
+        # Verify: the files, every graph against torch, whole pictures. Without golden outputs no
+        # graph is opened: a runtime may need more memory than the build.
+        progress(f"verify {job.target.name}")
+        written = open_package(folder)
+        if recipe.prompts:
+            report = verify(written, progress)
+        else:
+            report = Report(job.target.name, check_files(written, progress), (), (), ())
+        if not report.ok:
+            raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
+        package.write_log(job.target, folder, manifest, basis, report.to_json())
+    return Built(job.target, job.backend, job.scheme.name, manifest.bytes, report)
+
+
+def _kept_package(job: _Job, basis: str) -> Built | None:
     found = resume.whole_package(job.target, basis)
     if found is None:
         return None
     whole, report = found
-    return Built(job.target, job.backend, scheme, whole.manifest.bytes, report)
+    return Built(job.target, job.backend, job.scheme.name, whole.manifest.bytes, report)
 
 
 def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedProgram]]:
@@ -315,13 +353,10 @@ def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedPro
     return {name: quantize_all(model.programs, model.recipe.scheme(name)) for name in able}
 
 
-def _bytes(programs: dict[str, QuantizedProgram]) -> int:
-    return sum(p.stored_bytes() for p in programs.values())
-
-
-def _lines(graphs: int, packages: int, left: Sequence[_Job], pictures: int) -> int:
-    """How many progress lines a build shows beside those of the graphs that it emits: one for each
-    package that it keeps."""
-    per_package = 1 + 1 + (graphs + pictures if pictures else 0)
-    drawings = 1 + len({job.scheme for job in left}) if pictures and left else 0
-    return graphs + packages - len(left) + drawings + len(left) * per_package
+def _lines(model: Model, jobs: Sequence[_Job], left: Sequence[_Job]) -> int:
+    """How many progress lines a build shows, a line for each package that it keeps among them."""
+    graphs, pictures = len(model.programs), len(model.recipe.prompts)
+    verified = 1 + (graphs + pictures if pictures else 0)
+    drawings = 1 + len({job.given for job in left}) if pictures and left else 0
+    written = sum(len(job.parts) + 1 + verified for job in left)
+    return graphs + len(jobs) - len(left) + drawings + written

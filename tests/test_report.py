@@ -25,6 +25,7 @@ from PIL import Image as Picture
 from safetensors.numpy import load_file, save_file
 
 from exporter import backends
+from exporter.apart import Asked, draw_apart
 from exporter.cli import main
 from exporter.measures import (
     SAME_DB,
@@ -40,7 +41,6 @@ from exporter.pipeline import build
 from exporter.recipe import Recipe
 from exporter.report import charts
 from exporter.report.charts import Axis, Point
-from exporter.report.draw import Asked, draw_apart
 from exporter.report.metric import read_metric
 from exporter.report.plans import level
 from exporter.report.sensitivities import read_sensitivities
@@ -258,7 +258,7 @@ def test_times_and_memory_are_the_packages_own(packages: Path, tmp_path: Path) -
 def test_without_proc_memory_is_said_to_be_unknown(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.report.draw._status", lambda process: {})
+    monkeypatch.setattr("exporter.apart._status", lambda process: {})
     for name in ("onnx-fp32", "onnx-int4"):
         shutil.rmtree(copy / name)
     assert report(copy).exit_code == 0

@@ -6,48 +6,26 @@ import argparse
 import hashlib
 import json
 import time
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from exporter.backends import Session, Setup
+from exporter.apart import Clock
+from exporter.backends import Setup
 from exporter.runtime import Image, Request, generate, open_package
 from exporter.runtime.loop import Player
-
-STAGES = {"denoiser": "step", "vae_decoder": "vae"}  # all else encodes the prompt
 
 
 def timed(player: Player, prompt: str, seed: int) -> dict[str, Any]:
     """One picture, and how long each stage took; a graph that is open already opens in no time."""
-    spent: dict[str, list[float]] = defaultdict(list)
-
-    def opened(name: str) -> Session:
-        started = time.perf_counter()
-        session = player.open(name)
-        spent["load"].append(time.perf_counter() - started)
-        stage = STAGES.get(name, "text")
-
-        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            began = time.perf_counter()
-            outputs = session(inputs)
-            spent[stage].append(time.perf_counter() - began)
-            return outputs
-
-        return call
-
-    started = time.perf_counter()
-    events = generate(replace(player, open=opened), [Request(prompt, seed)])
+    clock, started = Clock(), time.perf_counter()
+    events = generate(clock.watch(player), [Request(prompt, seed)])
     (image,) = [event for event in events if isinstance(event, Image)]
     return {
         "picture_s": time.perf_counter() - started,
-        "load_s": sum(spent["load"]),
-        "text_s": sum(spent["text"]),
-        "steps_s": spent["step"],
-        "vae_s": sum(spent["vae"]),
+        "load_s": sum(sum(opens) for opens in clock.opens_s.values()),
+        "text_s": sum(sum(clock.runs_s[name]) for name in clock.once()),
+        "steps_s": clock.runs_s["denoiser"],
+        "vae_s": sum(clock.runs_s["vae_decoder"]),
         "pixels_sha256": hashlib.sha256(image.pixels.tobytes()).hexdigest(),
         "pixels_std": float(image.pixels.std()),
     }

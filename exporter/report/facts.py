@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from exporter.apart import Asked, Memory, Times
 from exporter.measures import finite, mean_db
-from exporter.report.draw import Asked, Memory, Times
 from exporter.report.sensitivities import Sensitivities
 from exporter.runtime.manifest import Manifest, Schedule
 

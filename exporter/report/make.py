@@ -16,11 +16,11 @@ import numpy as np
 from safetensors import safe_open
 
 from exporter import __version__, backends
+from exporter.apart import Asked, Drawn, draw_apart
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.formats import BITS
 from exporter.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
-from exporter.report.draw import Asked, Drawn, draw_apart
 from exporter.report.facts import UNQUANTIZED, Entry, Figures, Machine, Report
 from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page

@@ -1,9 +1,10 @@
 """Draws with one package in a process of its own, so that seconds and memory are that package's.
 
-    python -m exporter.report.draw PACKAGE REQUESTS.json FOLDER
+    python -m exporter.apart PACKAGE ORDER.json FOLDER
 
-draws the requests and leaves in FOLDER each picture, the latent after each step, and what it took.
-The first picture is drawn from nothing, the others in a second call, which opens each graph once.
+draws what is ordered and leaves in FOLDER each picture, the latent after each step, and what it
+took. The first picture is drawn from nothing, the others in a second call, which opens each graph
+once, unless the first call left it open.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from exporter.backends import Setup
 from exporter.errors import CheckFailed, FourstepError
 from exporter.runtime.loop import Image, Player, Request, Session, Step, generate
 from exporter.runtime.package import open_package
@@ -44,11 +46,32 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How to draw: ``exporter.backends.Setup``, and whether graphs stay open."""
+
+    device: str | None = None
+    cache: str | None = None
+    half: bool = False
+    keep: bool = False
+
+    def player(self, package: Path) -> Player:
+        """A package, opened to be drawn with so."""
+        setup = Setup(
+            device=self.device, cache=Path(self.cache) if self.cache else None, half=self.half
+        )
+        return open_package(package).player(setup, self.keep)
+
+
+AS_SHIPPED = Manner()
+
+
+@dataclass(frozen=True)
 class Times:
     """Seconds, after imports; files had been read before, so a disk's speed is not in them.
 
     Attributes:
-        loads_s: to open each graph for the first picture, its digest checked.
+        loads_s: to open each graph for the first picture, its digest checked; of graphs that are
+            opened ahead, how long the loop waited for them.
         encode_s: text encoders and conditioner of one prompt.
         step_s, decode_s: medians over all steps and pictures.
         first_s: the first picture, with everything that has to be opened.
@@ -97,17 +120,22 @@ class Drawn:
 
 
 def draw_apart(
-    package: Path, asked: Sequence[Asked], place: Path, progress: Callable[[str], None]
+    package: Path,
+    asked: Sequence[Asked],
+    place: Path,
+    progress: Callable[[str], None],
+    manner: Manner = AS_SHIPPED,
 ) -> Drawn:
     """Draw with a package in another process; raises CheckFailed with what stopped it.
 
     Args:
         place: an empty folder for what is drawn.
     """
-    requests = place / "requests.json"
-    requests.write_text(json.dumps([asdict(a) for a in asked]), encoding="utf-8")
-    arguments = [str(package), str(requests), str(place)]
-    command = [sys.executable, "-m", "exporter.report.draw", *arguments]
+    order = place / "order.json"
+    ordered = {"asked": [asdict(a) for a in asked], "manner": asdict(manner)}
+    order.write_text(json.dumps(ordered), encoding="utf-8")
+    arguments = [str(package), str(order), str(place)]
+    command = [sys.executable, "-m", "exporter.apart", *arguments]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
@@ -169,8 +197,8 @@ def _status(process: int) -> dict[str, int]:
 class Clock:
     """Seconds that each graph took: to open, and to run, in order."""
 
-    opens_s: dict[str, list[float]]
-    runs_s: dict[str, list[float]]
+    opens_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    runs_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def watch(self, player: Player) -> Player:
         """The same player, timed."""
@@ -185,6 +213,10 @@ class Clock:
 
         return replace(player, open=open_session)
 
+    def once(self) -> list[str]:
+        """The graphs that ran and encode a prompt."""
+        return [name for name in self.runs_s if name not in ("denoiser", "vae_decoder")]
+
 
 def _timed(seconds: list[float], work: Callable[[], T]) -> T:
     started = time.perf_counter()
@@ -193,18 +225,23 @@ def _timed(seconds: list[float], work: Callable[[], T]) -> T:
     return done
 
 
-def draw(package: Path, asked: Sequence[Asked], place: Path) -> Times:
+def draw(package: Path, asked: Sequence[Asked], place: Path, manner: Manner) -> Times:
     """Draw in this process; a line on stdout for each step and picture."""
-    clock = Clock(defaultdict(list), defaultdict(list))
+    clock = Clock()
     seconds: list[float] = []
-    _timed(seconds, lambda: _draw(package, asked[:1], 0, place, clock))
+
+    def first() -> Player:
+        player = clock.watch(manner.player(package))
+        _draw(player, asked[:1], 0, place)
+        return player
+
+    player = _timed(seconds, first)
     if asked[1:]:
-        _timed(seconds, lambda: _draw(package, asked[1:], 1, place, clock))
+        _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
     runs_s = clock.runs_s
-    once = [name for name in runs_s if name not in ("denoiser", "vae_decoder")]
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
-        encode_s=sum(runs_s[name][0] for name in once),
+        encode_s=sum(runs_s[name][0] for name in clock.once()),
         step_s=statistics.median(runs_s["denoiser"]),
         decode_s=statistics.median(runs_s["vae_decoder"]),
         first_s=seconds[0],
@@ -212,8 +249,7 @@ def draw(package: Path, asked: Sequence[Asked], place: Path) -> Times:
     )
 
 
-def _draw(package: Path, asked: Sequence[Asked], first: int, place: Path, clock: Clock) -> None:
-    player = clock.watch(open_package(package).player())
+def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> None:
     for event in generate(player, [Request(a.prompt, a.seed) for a in asked]):
         if isinstance(event, Step):
             number = first + event.index
@@ -226,13 +262,14 @@ def _draw(package: Path, asked: Sequence[Asked], first: int, place: Path, clock:
 
 
 def main() -> None:
-    package, requests, place = (Path(a) for a in sys.argv[1:])
-    asked = [Asked(**raw) for raw in json.loads(requests.read_text(encoding="utf-8"))]
+    package, order, place = (Path(a) for a in sys.argv[1:])
+    ordered = json.loads(order.read_text(encoding="utf-8"))
+    asked = [Asked(**raw) for raw in ordered["asked"]]
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", PromptCut)
-            times = draw(package, asked, place)
+            times = draw(package, asked, place, Manner(**ordered["manner"]))
     except FourstepError as error:
         sys.exit(str(error))
     remarks = list(dict.fromkeys(str(w.message) for w in said))

@@ -1,0 +1,104 @@
+"""``fourstep bench``: what it prints was measured, and how packages are drawn is what was asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from exporter import backends
+from exporter.apart import Asked, Manner
+from exporter.bench import bench
+from exporter.cli import main
+from exporter.pipeline import build
+from exporter.recipe import Recipe
+from exporter.runtime import open_package
+from exporter.runtime.package import Package
+from tests.conftest import needs
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+def test_a_package_is_timed(tiny_package: Path) -> None:
+    shown = invoke(tiny_package, "--prompt", "a red circle", "--json")
+    assert shown.exit_code == 0, shown.output
+    (row,) = json.loads(shown.stdout)
+    assert row["package"] == tiny_package.name
+    assert row["bytes"] == open_package(tiny_package).manifest.bytes
+    graphs = {"clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder"}
+    assert set(row["loads_s"]) == graphs
+    steps = 4 * row["step_s"] + row["decode_s"] + row["encode_s"]
+    assert row["next_s"] > 0 and sum(row["loads_s"].values()) + steps / 2 < row["first_s"]
+    assert row["peak_rss_bytes"] > row["peak_anonymous_bytes"] > 10 << 20
+
+
+def test_the_table_has_a_line_for_each(tiny_package: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_package, tmp_path / "other")
+    shown = invoke(tiny_package, other)
+    assert shown.exit_code == 0, shown.output
+    head, *lines = shown.stdout.splitlines()
+    assert "first s" in head and "next s" in head
+    assert [line.split()[0] for line in lines] == [tiny_package.name, "other"]
+    assert len({len(line) for line in (head, *lines)}) == 1
+
+
+def test_packages_are_drawn_as_asked(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half, device, cache and open graphs reach the player of the other process."""
+    made: list[tuple[backends.Setup, bool]] = []
+
+    def player(package: Package, setup: backends.Setup, keep: bool) -> None:
+        made.append((setup, keep))
+
+    monkeypatch.setattr(Package, "player", player)
+    Manner("CPU", str(tmp_path), half=True, keep=True).player(tiny_package)
+    Manner().player(tiny_package)
+    setup = backends.Setup(device="CPU", cache=tmp_path, half=True)
+    assert made == [(setup, True), (backends.Setup(), False)]
+
+
+@pytest.mark.skipif(
+    bool(backends.missing(needs("openvino"))), reason="pip install 'fourstep[build,openvino-build]'"
+)
+def test_a_cache_is_filled_then_used_then_removed(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (built,) = build(tiny_recipe, tmp_path / "out", ["openvino"], ["int8"])
+    cache, sizes = tmp_path / "cache", []
+
+    def progress(line: str) -> None:
+        sizes.append(sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()))
+
+    cache.mkdir()
+    manner = Manner(cache=str(cache))
+    rows = list(bench([open_package(built.path)], Asked("a red circle", 0), manner, progress))
+    assert [row.name.partition(", ")[2] for row in rows] == ["filling the cache", "from the cache"]
+    half = len(sizes) // 2
+    assert sizes[half - 1] == sizes[-1] > 1 << 16  # compiled once
+    assert list(cache.iterdir()) == []
+
+
+def test_mistakes_are_one_line(tiny_package: Path, tmp_path: Path) -> None:
+    for arguments, code, words in (
+        ((tmp_path / "none",), 2, "no such folder"),
+        ((tiny_package, "--half"), 2, "--half: onnx computes on CPU as the package says"),
+        ((tiny_package, "--cache", tmp_path / "c"), 2, "--cache: onnx keeps no compiled graphs"),
+        ((tiny_package, "--device", "TPU"), 2, "--device: onnx has no TPU"),
+        ((tiny_package, "--prompt", " "), 2, "the prompt is empty"),
+    ):
+        shown = invoke(*arguments)
+        assert shown.exit_code == code and words in shown.stderr, shown.output
+        assert shown.stdout == "" and len(shown.stderr.splitlines()) == 1
+
+
+def test_a_damaged_package_is_named(tiny_package: Path, tmp_path: Path) -> None:
+    package = shutil.copytree(tiny_package, tmp_path / "damaged")
+    file = package / "graphs" / "denoiser" / "denoiser.onnx.data"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    shown = invoke(package)
+    assert shown.exit_code == 1 and "damaged: SHA-256 differs" in shown.stderr
+    assert "Traceback" not in shown.stderr and shown.stdout == ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.apart import Asked, Drawn, Manner, draw_apart
 from exporter.runtime.package import Package
+from exporter.staging import refuse_place
 
 FILLING, FILLED = "filling the cache", "from the cache"
 
@@ -40,13 +41,15 @@ def bench(
     With a cache each package draws twice: into a folder of its own there, and from it. The folder
     is removed in the end.
 
-    Raises CheckFailed with what stopped a package.
+    Raises CheckFailed with what stopped a package, InputError for a cache without room for one.
     """
     for package in packages:
         name, size = package.folder.name, package.manifest.bytes
         if manner.cache is None:
             yield Row(name, size, _draw(package, asked, manner, progress))
             continue
+        # A runtime that cannot write its cache says nothing and does without.
+        refuse_place(Path(manner.cache), size, "choose another --cache")
         with tempfile.TemporaryDirectory(dir=manner.cache) as own:
             for what in (FILLING, FILLED):
                 drawn = _draw(package, asked, replace(manner, cache=own), progress)

@@ -87,7 +87,7 @@ half_option = click.option(
 at_once_option = click.option(
     "--at-once",
     is_flag=True,
-    help="Open graphs while the ones before them run: faster, in the memory of all of them.",
+    help="Open graphs while others run and keep them for the next picture: in the memory of all.",
 )
 cache_option = click.option(
     "--cache",

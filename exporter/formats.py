@@ -37,7 +37,8 @@ class Format:
     """How one weight is stored.
 
     Attributes:
-        name: a key of ``BITS``. ``w8a8`` is stored as ``int8``; a backend that can express it also
+        name: a key of ``BITS``. ``w8a8`` is stored as ``int8`` is, with scales of its own
+            (``exporter.quantize.encode``); a backend that can express it also
             rounds the layer's input to 8 bits, with a scale from calibration. ``pal4`` and ``pal6``
             are palettes: codes that index a table of 16 or 64 values. ``int4`` and ``int2`` have
             groups, each with a scale in fp16 (``exporter.quantize`` says when in float32).

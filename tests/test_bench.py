@@ -13,6 +13,7 @@ from exporter import backends
 from exporter.apart import Asked, Manner
 from exporter.bench import bench
 from exporter.cli import main
+from exporter.errors import InputError
 from exporter.pipeline import build
 from exporter.recipe import Recipe
 from exporter.runtime import open_package
@@ -80,6 +81,20 @@ def test_a_cache_is_filled_then_used_then_removed(tiny_recipe: Recipe, tmp_path:
     half = len(sizes) // 2
     assert sizes[half - 1] == sizes[-1] > 1 << 16  # compiled once
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_without_room_is_refused(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime would draw without a word, and the second row would not be from a cache."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("exporter.staging.shutil.disk_usage", lambda place: usage)
+    manner = Manner(cache=str(tmp_path))
+    with pytest.raises(
+        InputError, match="needs .* MB are free; free space or choose another --cac"
+    ):
+        list(bench([open_package(tiny_package)], Asked("x", 0), manner, lambda line: None))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mistakes_are_one_line(tiny_package: Path, tmp_path: Path) -> None:

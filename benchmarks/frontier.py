@@ -14,11 +14,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.formats import METHODS
-from exporter.pipeline import build
-from exporter.planning import Aim, plan
+from exporter.build.pipeline import build
+from exporter.plan.road import plan
+from exporter.plan.search import Aim
 from exporter.progress import Progress, bar_on_terminal
-from exporter.recipe import Recipe, read_recipe
+from exporter.quantize.formats import METHODS
+from exporter.recipe.recipe import Recipe, read_recipe
 
 RECIPE = Path("recipes/shapes-flash.toml")
 BITS = (3.5, 4.0, 4.25, 4.5, 5.0, 6.0, 7.0, 8.0)

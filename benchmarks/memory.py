@@ -25,23 +25,23 @@ import numpy as np
 from benchmarks import figures
 from benchmarks.memcap import measure
 from exporter import backends
-from exporter.runtime.manifest import GraphEntry, Port, parse
+from exporter.package.manifest import GraphEntry, Port, parse
 
 if TYPE_CHECKING:
-    from exporter.recipe import Recipe
+    from exporter.recipe.recipe import Recipe
 
 Row = dict[str, Any]
 
 
 def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, folder: Path) -> None:
     """Write one graph, and its manifest entry beside it."""
-    from exporter import package
-    from exporter.activations import chooser
-    from exporter.parts import emitted
-    from exporter.pipeline import trace_model
+    from exporter.build import write
+    from exporter.build.model import trace_model
+    from exporter.calibrate.activations import chooser
     from exporter.progress import Progress
-    from exporter.quantize import quantize_all
-    from exporter.recipe import read_recipe
+    from exporter.quantize.program import quantize_all
+    from exporter.quantize.split import emitted
+    from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(recipe_file)
     model = trace_model(recipe, 0, Progress())
@@ -54,13 +54,13 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     )
     order = backends.Order(options, roundings)
     backend = backends.load_to_build(backend_name)
-    entry = package.emit_graph(backend, program, model.weights.read, folder, order)
+    entry = write.emit_graph(backend, program, model.weights.read, folder, order)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
 
 
 def calls(recipe: Recipe) -> dict[str, int]:
     """Of each graph, on the recipe's calibration prompts."""
-    from exporter.calibrate import call_counts
+    from exporter.calibrate.trajectories import call_counts
 
     return call_counts(len(recipe.calibration.prompts), recipe.cut.steps)
 
@@ -69,7 +69,7 @@ def run_one(backend_name: str, folder: Path) -> None:
     """Open a graph, and run it once on random inputs."""
     entry = parse(GraphEntry, json.loads((folder / "entry.json").read_text()))
     backend = backends.load_to_run(backend_name)
-    session = backend.session(folder / entry.entry, entry.session, backends.Setup())
+    session = backend.open_graph(folder / entry.entry, entry.session, backends.Setup())
     session(random_inputs(entry.inputs))
 
 
@@ -101,10 +101,11 @@ def measured(recipe: Path, backend: str, scheme: str, graph: str) -> Row:
 
 def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     """The same figures as ``fourstep inspect`` predicts them, by backend, scheme and graph."""
-    from exporter.checkpoint import open_checkpoint
-    from exporter.formats import scheme_names
-    from exporter.inspect import sizes, traced
-    from exporter.recipe import read_recipe
+    from exporter.build.model import traced
+    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.predict.checkpoint import sizes
+    from exporter.quantize.schemes import scheme_names
+    from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(recipe_file)
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)

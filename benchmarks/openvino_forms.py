@@ -60,8 +60,9 @@ class RandomWeights:
     def read(self, source: object) -> Any:
         import torch
 
-        from exporter.quantize import Part, encode
-        from exporter.trace import Constant
+        from exporter.program.program import Constant
+        from exporter.quantize.nearest import encode
+        from exporter.quantize.program import Part
 
         if isinstance(source, Constant):
             return torch.from_numpy(source.value).float()
@@ -83,8 +84,8 @@ def _random(stored: Any) -> Any:
 
 def denoiser() -> Any:
     """The graph before tracing: SD3.5 Medium's widths, two blocks, one with dual attention."""
-    from exporter.cut import Cut
-    from exporter.graphs.denoiser import TransformerConfig, cut
+    from exporter.network.cut import Cut
+    from exporter.network.denoiser import TransformerConfig, cut
 
     config = TransformerConfig(2, HEADS, HEAD, 16, 2, 4096, 2048, 384, (0,), True)
     return cut(config, Cut((1.0, 0.0), 512, 512, t5=False, t5_tokens=256))
@@ -93,9 +94,9 @@ def denoiser() -> Any:
 def write(road: str, scheme: str, folder: Path) -> Path:
     """Write the denoiser; returns the file that OpenVINO reads."""
     from exporter import backends
-    from exporter.formats import load_scheme
-    from exporter.quantize import quantize
-    from exporter.trace import trace
+    from exporter.program.trace import trace
+    from exporter.quantize.program import quantize
+    from exporter.quantize.schemes import load_scheme
 
     program = trace(denoiser())
     weights = RandomWeights()
@@ -113,7 +114,7 @@ def _convert(program: Any, weights: RandomWeights, folder: Path) -> Path:
     import openvino as ov
     import torch
 
-    from exporter.trace import Stored
+    from exporter.program.program import Stored
 
     graph = denoiser()
     module = graph.module.to_empty(device="cpu").eval()

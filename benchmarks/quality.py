@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts, score, summarize
-from exporter.measures import SAME_DB, psnr_db, snr_db
-from exporter.runtime import Image, Request, generate, open_package
+from exporter.drawing.loop import Image, Request, generate
+from exporter.package.measures import SAME_DB, psnr_db, snr_db
+from exporter.runtime.package import open_package
 
 SHAPES = Path("artifacts/shapes-flash")
 

@@ -33,7 +33,8 @@ PICTURES = 8
 
 def measure_package(package: Path) -> dict[str, float]:
     """Time the first picture, a step, and a picture of a batch."""
-    from exporter.runtime import Image, Request, Step, generate, open_package
+    from exporter.drawing.loop import Image, Request, Step, generate
+    from exporter.runtime.package import open_package
 
     started = time.perf_counter()
     for event in generate(open_package(package).player(), [Request(PROMPT, 0)]):
@@ -104,8 +105,8 @@ def _in_process(kind: str, place: Path) -> dict[str, float]:
 
 
 def _build(folder: Path) -> list[Path]:
-    from exporter.pipeline import build
-    from exporter.recipe import read_recipe
+    from exporter.build.pipeline import build
+    from exporter.recipe.recipe import read_recipe
 
     schemes = ("fp32", "fp16", "int8", "int4")
     return [b.path for b in build(read_recipe(RECIPE), folder, ["onnx"], schemes)]

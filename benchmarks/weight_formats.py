@@ -25,12 +25,15 @@ import torch
 
 from benchmarks import figures
 from exporter import backends
-from exporter.activations import chooser
-from exporter.formats import FORMATS, Format
-from exporter.graphs import Graph, Port
-from exporter.measures import relative_error
-from exporter.quantize import Part, encode, quantize
-from exporter.trace import run, trace
+from exporter.calibrate.activations import chooser
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port
+from exporter.package.measures import relative_error
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, Format
+from exporter.quantize.nearest import encode
+from exporter.quantize.program import Part, quantize
 
 ROWS, INPUTS, OUTPUTS = (1024, 1), 1536, 6144
 ROUNDS, CALLS = 9, 3
@@ -103,7 +106,9 @@ def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, A
             if suffix and not form.is_integer:
                 continue
             exact, session = (
-                backend.session(files.entry, files.session | settings, backends.Setup(exact=exact))
+                backend.open_graph(
+                    files.entry, files.session | settings, backends.Setup(exact=exact)
+                )
                 for exact in (True, False)
             )
             calls.append(functools.partial(session, given))

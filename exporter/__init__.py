@@ -1,3 +1,5 @@
 """fourstep: from a Stable Diffusion 3.5 checkpoint to packages that draw in four steps."""
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

@@ -126,10 +126,10 @@ def build(
     A scheme is a name, or the file of a plan.
     """
     _require_build()
-    from exporter.formats import scheme_names as all_schemes
-    from exporter.pipeline import build as build_packages
-    from exporter.plan import is_plan
-    from exporter.recipe import read_recipe
+    from exporter.build.pipeline import build as build_packages
+    from exporter.quantize.schemes import scheme_names as all_schemes
+    from exporter.recipe.plan import is_plan
+    from exporter.recipe.recipe import read_recipe
 
     for flag, names, options in (
         ("--backend", backend_names, backends.names()),
@@ -205,10 +205,10 @@ def plan(
 ) -> None:
     """Choose a format for every weight of RECIPE under a budget, or for a floor of quality."""
     _require_build()
-    from exporter.cut import UPSTREAM
-    from exporter.planning import Aim
-    from exporter.planning import plan as make_plan
-    from exporter.recipe import read_recipe
+    from exporter.package.names import UPSTREAM
+    from exporter.plan.road import plan as make_plan
+    from exporter.plan.search import Aim
+    from exporter.recipe.recipe import read_recipe
 
     if sum(aim is not None for aim in (budget, memory, bits, floor_db)) != 1:
         raise InputError("give one of --budget 1.2GB, --memory 2GB, --bits 4.5 and --floor 35")
@@ -305,7 +305,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
-    from exporter.runtime.text import PromptCut
+    from exporter.drawing.text import PromptCut
 
     setup = backends.Setup(exact, device, cache, half)
     try:
@@ -413,9 +413,9 @@ def _read_image(place: Path) -> Any:
 @json_option
 def verify(package: Path, device: str | None, cache: Path | None, as_json: bool) -> None:
     """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
-    from exporter.runtime import open_package
-    from exporter.verify import Report
-    from exporter.verify import verify as check
+    from exporter.runtime.package import open_package
+    from exporter.runtime.verify import Report
+    from exporter.runtime.verify import verify as check
 
     opened = open_package(package)
     graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
@@ -472,10 +472,10 @@ def bench(
 
     With --cache each draws once while the folder fills and once from it.
     """
-    from exporter.apart import Asked, Manner
-    from exporter.bench import bench as measure
-    from exporter.bench import table
-    from exporter.runtime import open_package
+    from exporter.bench.bench import bench as measure
+    from exporter.bench.bench import table
+    from exporter.bench.process import Asked, Manner
+    from exporter.runtime.package import open_package
 
     if not prompt.strip():
         raise InputError("the prompt is empty; say what to draw")
@@ -513,7 +513,7 @@ def inspect(place: str, recipe: Path | None, as_json: bool) -> None:
 def _inspect_package(folder: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from exporter.runtime import open_package
+    from exporter.runtime.package import open_package
 
     manifest = open_package(folder).manifest
     if as_json:
@@ -540,11 +540,12 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     _require_build()
     from dataclasses import asdict
 
-    from exporter.calibrate import call_counts
-    from exporter.checkpoint import open_checkpoint
-    from exporter.formats import load_scheme, scheme_names
-    from exporter.inspect import default_cut, sizes, traced
-    from exporter.recipe import calibration_prompts, read_recipe
+    from exporter.build.model import traced
+    from exporter.calibrate.trajectories import call_counts
+    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.predict.checkpoint import default_cut, sizes
+    from exporter.quantize.schemes import load_scheme, scheme_names
+    from exporter.recipe.recipe import calibration_prompts, read_recipe
 
     checkpoint = open_checkpoint(place)
     recipe = read_recipe(recipe_file) if recipe_file else None
@@ -617,7 +618,7 @@ def report(
     folder: Path, out: Path | None, prompts: Path | None, metric: Path | None, as_json: bool
 ) -> None:
     """Write one self-contained HTML page about all packages in DIR."""
-    from exporter.measures import finite
+    from exporter.package.measures import finite
     from exporter.report.facts import summary
     from exporter.report.make import make
     from exporter.report.markup import decibels
@@ -653,7 +654,8 @@ def synth(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) -> N
     sd3.5-flash-mini two of each network's.
     """
     _require_build()
-    from exporter.synth import find_preset, synthesize
+    from exporter.synth.presets import find_preset
+    from exporter.synth.write import synthesize
 
     made = synthesize(find_preset(preset), folder, not no_t5, seed, Progress(bar_on_terminal))
     end_of_bar()

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from exporter import backends
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.cut import Cut
-from exporter.formats import FORMATS, Rule, Scheme, load_scheme
-from exporter.pipeline import Built, build
-from exporter.recipe import Recipe, read_recipe
-from exporter.trace import Program
+from exporter.build.pipeline import Built, build
+from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.network.cut import Cut
+from exporter.program.program import Program
+from exporter.quantize.formats import FORMATS, Rule, Scheme
+from exporter.quantize.schemes import load_scheme
+from exporter.recipe.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"

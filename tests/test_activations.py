@@ -12,24 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter import activations, backends
-from exporter.activations import Rounding, choose, chooser
-from exporter.backends import Order, Setup
-from exporter.checkpoint import Checkpoint
+from exporter import backends
+from exporter.backends.contract import Order, Setup
+from exporter.calibrate import activations
+from exporter.calibrate.activations import Rounding, choose, chooser
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import FORMATS, load_scheme
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.quantize import (
-    Adapted,
-    Encoded,
-    Part,
-    QuantizedProgram,
-    Weights,
-    decode,
-    encode,
-    quantize,
-)
-from exporter.trace import Observe, Program, Stored, activation_bytes, run, run_all, trace
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port
+from exporter.program.program import Program, Stored
+from exporter.program.run import Observe, run, run_all
+from exporter.program.sizes import activation_bytes
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS
+from exporter.quantize.nearest import Encoded, decode, encode
+from exporter.quantize.program import Adapted, Part, QuantizedProgram, quantize
+from exporter.quantize.schemes import load_scheme
 from tests.conftest import SMALL, needs
 
 WIDTH = 48
@@ -252,7 +252,7 @@ def test_of_too_many_calls_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append(len(samples))
         return run_all(program, read, samples, observe)
 
-    monkeypatch.setattr("exporter.activations.run_all", counting)
+    monkeypatch.setattr("exporter.calibrate.activations.run_all", counting)
     one, two = choose(layers(), read, calls), choose(layers(), read, calls)
     assert seen == [5, 5]
     assert one["first.weight"].high == two["first.weight"].high
@@ -294,7 +294,7 @@ def backend(request: pytest.FixtureRequest) -> ModuleType:
 def test_a_rounding_is_what_backends_compute(backend: ModuleType, tmp_path: Path) -> None:
     program, inputs = layers(), loud(3)
     emitted = backend.emit(program, read, tmp_path, Order({}, chooser(read, lambda _: [inputs])))
-    found = backend.session(emitted.entry, emitted.session, Setup(exact=True))(inputs)["y"]
+    found = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))(inputs)["y"]
     roundings = choose(program, read, [inputs])
 
     def layer(x: Tensor, name: str) -> Tensor:
@@ -360,7 +360,7 @@ def test_a_rounded_convolution_is_what_backends_compute(
     given = {"x": x.numpy()}
     roundings = chooser(read_value, lambda _: [given])
     emitted = backend.emit(program, read_value, tmp_path, Order({}, roundings))
-    found = backend.session(emitted.entry, emitted.session, Setup(exact=True))(given)
+    found = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))(given)
     rounding = roundings(program)["wide.weight"]
     assert rounding.low < 0 < rounding.high and float(rounding.factor[3]) != 1
     replaced = {}

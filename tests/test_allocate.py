@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from exporter.allocate import Candidate, Choice, allocate, smallest, total_bytes, total_noise
 from exporter.errors import InputError
-from exporter.formats import FORMATS
+from exporter.plan.allocate import Candidate, Choice, allocate, smallest, total_bytes, total_noise
+from exporter.quantize.formats import FORMATS
 
 Rows = list[list[Candidate]]
 BITS = (2.25, 2.5, 4.125, 4.25, 4.5, 5, 8, 16)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.avx2 import environment, hindrance, replace_cpuid
-from exporter.pipeline import Built
+from exporter.build.pipeline import Built
 
 REASON = hindrance()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -58,7 +58,7 @@ def test_rounded_inputs_mean_the_same_there(
     if name not in shapes_packages:
         pytest.skip(f"pip install 'fourstep[{name.split('-')[0]}]' enables this")
     built = shapes_packages[name]
-    command = [sys.executable, "-m", "exporter.cli", "verify", str(built.path), "--json"]
+    command = [sys.executable, "-m", "exporter", "verify", str(built.path), "--json"]
     found = json.loads(subprocess.check_output(command, text=True, env=older))
     assert found["ok"]
     for graph, here in zip(found["graphs"], built.report.graphs, strict=True):

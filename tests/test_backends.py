@@ -16,16 +16,23 @@ import pytest
 import torch
 
 from exporter import backends
-from exporter.activations import Rounding, chooser
-from exporter.checkpoint import Checkpoint
+from exporter.build.write import emit_graph
+from exporter.calibrate.activations import Rounding, chooser
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS, GROUP_SIZES, Format, scheme_names
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.measures import relative_error
-from exporter.package import emit_graph
-from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize, unquantized
-from exporter.staging import TRIAL_BYTES, staging, writing
-from exporter.trace import Program, run, trace
+from exporter.files.staging import TRIAL_BYTES, staging, writing
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port
+from exporter.package.measures import relative_error
+from exporter.program.program import Program
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, GROUP_SIZES, Format
+from exporter.quantize.nearest import encode
+from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
+from exporter.quantize.schemes import scheme_names
 from tests.conftest import SMALL, needs, random_inputs, scheme_of
 
 
@@ -67,7 +74,7 @@ def worst_error(
     expected = run(program, read, inputs)
     given = {name: value.numpy() for name, value in inputs.items()}
     emitted = backend.emit(program, read, folder, order(backend, chooser(read, lambda _: [given])))
-    found = backend.session(emitted.entry, emitted.session, EXACT)(given)
+    found = backend.open_graph(emitted.entry, emitted.session, EXACT)(given)
     assert set(found) == set(expected)
     worst = max(relative_error(found[p], value.numpy()) for p, value in expected.items())
     return worst, emitted.tolerance.graph_relative
@@ -140,7 +147,7 @@ def test_large_activations_stay_exact(
     latent = {"latent": 30 * torch.randn(decoder.inputs[0].shape)}
     expected = run(decoder, weights.read, latent)["image"].numpy()
     emitted = backend.emit(decoder, weights.read, tmp_path, order(backend))
-    session = backend.session(emitted.entry, emitted.session, EXACT)
+    session = backend.open_graph(emitted.entry, emitted.session, EXACT)
     found = session({"latent": latent["latent"].numpy()})
     assert np.isfinite(found["image"]).all()
     assert relative_error(found["image"], expected) <= emitted.tolerance.graph_relative
@@ -167,7 +174,7 @@ def test_a_file_that_is_no_graph(
         whole = file.read_bytes()
         file.write_bytes(b"nothing that a runtime knows")
         with pytest.raises(CheckFailed, match="cannot open it"):
-            backend.session(emitted.entry, emitted.session, backends.Setup())
+            backend.open_graph(emitted.entry, emitted.session, backends.Setup())
         file.write_bytes(whole)
 
 

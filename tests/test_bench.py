@@ -10,14 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from exporter import backends
-from exporter.apart import Asked, Manner
-from exporter.bench import bench
+from exporter.bench.bench import bench
+from exporter.bench.process import Asked, Manner
+from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.errors import InputError
-from exporter.pipeline import build
-from exporter.recipe import Recipe
-from exporter.runtime import open_package
-from exporter.runtime.package import Package
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.package import Package, open_package
 from tests.conftest import needs
 
 
@@ -88,7 +87,7 @@ def test_a_cache_without_room_is_refused(
 ) -> None:
     """A runtime would draw without a word, and the second row would not be from a cache."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("exporter.staging.shutil.disk_usage", lambda place: usage)
+    monkeypatch.setattr("exporter.files.staging.shutil.disk_usage", lambda place: usage)
     manner = Manner(cache=str(tmp_path))
     with pytest.raises(
         InputError, match="needs .* MB are free; free space or choose another --cac"

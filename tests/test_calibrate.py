@@ -11,24 +11,24 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from exporter import calibrate
-from exporter.calibrate import (
-    LayerInputs,
-    Trajectories,
-    call_counts,
-    gather,
-    linears,
-    travel,
-)
-from exporter.checkpoint import Checkpoint
+from exporter.build.model import token_counts
+from exporter.build.reference import reference_player
+from exporter.calibrate import inputs
+from exporter.calibrate.inputs import gather
+from exporter.calibrate.layer_inputs import LayerInputs
+from exporter.calibrate.trajectories import Trajectories, call_counts, travel
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.tokenizers import tokenizer_files
+from exporter.drawing.loop import Image, Player, Request, generate
 from exporter.errors import InputError
-from exporter.golden import reference_player
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.quantize import Weights, unquantized
-from exporter.runtime.loop import Image, Player, Request, generate
-from exporter.runtime.manifest import Schedule
-from exporter.tokenizers import tokenizer_files
-from exporter.trace import Program, Stored, run, run_all, trace
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port, Schedule
+from exporter.program.program import Program, Stored, linears
+from exporter.program.run import run, run_all
+from exporter.program.trace import trace
+from exporter.quantize.program import unquantized
 from tests.conftest import SIGMAS, SMALL, random_inputs
 
 SHAPES = {"q.weight": (24, 40), "q.bias": (24,), "k.weight": (24, 40)}
@@ -99,14 +99,14 @@ def test_means_and_covariances_are_those_of_all_inputs() -> None:
     rows = np.concatenate([c["x"][0] for c in given]).astype(np.float64)
     weights = {n: value(Stored("transformer", n, s)).double().numpy() for n, s in SHAPES.items()}
     inner = np.tanh(rows @ weights["q.weight"].T + weights["q.bias"] + rows @ weights["k.weight"].T)
-    for inputs, expected in ((x, rows), (hidden, inner)):
-        assert inputs.tokens == len(expected) == 150
-        assert inputs.mean.dtype == inputs.covariance.dtype == torch.float32
-        np.testing.assert_allclose(inputs.mean, expected.mean(0, keepdims=True), atol=1e-4)
+    for seen, expected in ((x, rows), (hidden, inner)):
+        assert seen.tokens == len(expected) == 150
+        assert seen.mean.dtype == seen.covariance.dtype == torch.float32
+        np.testing.assert_allclose(seen.mean, expected.mean(0, keepdims=True), atol=1e-4)
         covariance = np.cov(expected.T, bias=True)[None]
-        np.testing.assert_allclose(inputs.covariance, covariance, atol=1e-4 * covariance.max())
+        np.testing.assert_allclose(seen.covariance, covariance, atol=1e-4 * covariance.max())
         moment = (expected.T @ expected / len(expected))[None]
-        np.testing.assert_allclose(inputs.second_moment(), moment, atol=1e-4 * moment.max())
+        np.testing.assert_allclose(seen.second_moment(), moment, atol=1e-4 * moment.max())
 
 
 def test_few_rows_have_a_mean_each() -> None:
@@ -137,7 +137,7 @@ def test_wide_layers_have_diagonal_blocks(
 ) -> None:
     """The fewest equal ones; CLIP's 5120 channels are four of 1280."""
     (_, whole), *_ = gathered(layers(), calls())
-    monkeypatch.setattr(calibrate, "MOST_WIDTH", most)
+    monkeypatch.setattr(inputs, "MOST_WIDTH", most)
     (_, cut), *_ = gathered(layers(), calls())
     assert cut.covariance.shape == (blocks, 40 // blocks, 40 // blocks)
     expected = torch.block_diag(*cut.covariance)  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ def test_wide_layers_have_diagonal_blocks(
 
 @pytest.mark.parametrize(("width", "blocks"), [(1536, 1), (2048, 1), (5120, 4), (6144, 3)])
 def test_blocks_of_true_widths(width: int, blocks: int) -> None:
-    assert calibrate._blocks(width) == blocks
+    assert inputs._blocks(width) == blocks
 
 
 def test_values_that_are_not_finite_name_the_layer() -> None:
@@ -204,7 +204,7 @@ def test_samples_side_by_side_equal_samples_in_turn(
 
 @pytest.fixture(scope="module")
 def player(programs: dict[str, Program], tiny: Checkpoint) -> Player:
-    encoders = {n: f.encoder(n) for n, f in tokenizer_files(tiny, programs).items()}
+    encoders = {n: f.encoder(n) for n, f in tokenizer_files(tiny, token_counts(programs)).items()}
     plain = {name: unquantized(program) for name, program in programs.items()}
     return reference_player(plain, Weights(tiny), Schedule("euler", SIGMAS), encoders)
 

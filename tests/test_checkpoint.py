@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint import READ_AT_ONCE, Checkpoint, file_digest, open_checkpoint
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import READ_AT_ONCE, Checkpoint, open_checkpoint
 from exporter.errors import InputError
-from exporter.graphs import cut_graphs
-from exporter.quantize import Weights
-from exporter.trace import bind, run, trace
+from exporter.files.read import file_digest
+from exporter.network.assemble import cut_graphs
+from exporter.program.run import run
+from exporter.program.trace import bind, trace
 from tests.conftest import SMALL, edit_json
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -222,7 +224,7 @@ def test_the_digest_is_read_beside_by_few_threads(
         inside.remove(file)
         return file_digest(file)
 
-    monkeypatch.setattr("exporter.checkpoint.file_digest", slow)
+    monkeypatch.setattr("exporter.checkpoint.folder.file_digest", slow)
     opened = open_checkpoint(str(tiny.folder))
     opened.begin_digest()  # does not wait
     go.set()

@@ -11,27 +11,27 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exporter.calibrate import LayerInputs, gather, linears, travel
-from exporter.checkpoint import Checkpoint
-from exporter.codes import best_codes, damped, searched_grid
+from exporter.build.model import token_counts
+from exporter.build.reference import reference_player
+from exporter.calibrate.codes import best_codes, damped, searched_grid
+from exporter.calibrate.inputs import gather
+from exporter.calibrate.layer_inputs import LayerInputs
+from exporter.calibrate.store import Calibration, Provenance
+from exporter.calibrate.trajectories import travel
+from exporter.calibrate.weights import Weights, calibrated
+from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.tokenizers import tokenizer_files
 from exporter.errors import InputError
-from exporter.formats import FORMATS, METHODS, Format, narrowed
-from exporter.golden import reference_player
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.quantize import (
-    Part,
-    QuantizedProgram,
-    Weights,
-    calibrated,
-    decode,
-    encode,
-    quantize,
-    unquantized,
-)
-from exporter.runtime.manifest import Schedule
-from exporter.statistics import Calibration, Provenance
-from exporter.tokenizers import tokenizer_files
-from exporter.trace import Program, Stored, run, trace
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port, Schedule
+from exporter.program.program import Program, Stored, linears
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, METHODS, Format
+from exporter.quantize.nearest import decode, encode
+from exporter.quantize.packing import narrowed
+from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
 from tests.conftest import SIGMAS, SMALL
 
 FORMS = [
@@ -332,7 +332,7 @@ def test_adaln_of_a_model_keeps_each_steps_mean(tiny: Checkpoint, tmp_path: Path
     """Layers that meet the steps' vectors of real prompts: a row of the modulation each."""
     programs = {g.name: trace(g) for g in cut_graphs(tiny, SMALL)}
     plain = {name: unquantized(program) for name, program in programs.items()}
-    encoders = {n: f.encoder(n) for n, f in tokenizer_files(tiny, programs).items()}
+    encoders = {n: f.encoder(n) for n, f in tokenizer_files(tiny, token_counts(programs)).items()}
     player = reference_player(plain, Weights(tiny), Schedule("euler", SIGMAS), encoders)
     calls = travel(player, ["a red circle", "two stars", "a square"], 0).calls["conditioner"]
     given = [{k: torch.from_numpy(v) for k, v in call.items()} for call in calls]

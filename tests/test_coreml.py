@@ -30,24 +30,31 @@ if importlib.util.find_spec("coremltools") is None:
     pytest.skip("pip install 'fourstep[build,coreml]'", allow_module_level=True)
 
 from exporter import backends
-from exporter.backends import Emitted, Order, Setup
 from exporter.backends import coreml as backend
-from exporter.backends.coreml import library, lint, writer
-from exporter.backends.coreml.evaluator import BLOB_HEADER, open_program
+from exporter.backends.contract import Emitted, Order, Setup
+from exporter.backends.coreml import emitter, library, lint
+from exporter.backends.coreml import session as session_module
+from exporter.backends.coreml.evaluator.program import BLOB_HEADER, open_program
 from exporter.backends.coreml.predictor import open_model
-from exporter.checkpoint import Checkpoint
+from exporter.build.pipeline import build
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS, Format, load_scheme, scheme_names
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.graphs.layers import RMSNorm, attend
-from exporter.measures import relative_error
-from exporter.pipeline import build
-from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize
-from exporter.recipe import Recipe, read_recipe
-from exporter.runtime import open_package
-from exporter.runtime.manifest import Tolerance
-from exporter.trace import Constant, Program, Stored, run, trace
-from exporter.verify import verify
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.network.layers import RMSNorm, attend
+from exporter.package.manifest import Port, Tolerance
+from exporter.package.measures import relative_error
+from exporter.program.program import Constant, Program, Stored
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, Format
+from exporter.quantize.nearest import encode
+from exporter.quantize.program import Part, QuantizedProgram, quantize
+from exporter.quantize.schemes import load_scheme, scheme_names
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.runtime.package import open_package
+from exporter.runtime.verify import verify
 from tests.conftest import ROOT, SMALL, random_inputs, scheme_of
 from tests.test_cli import RECIPE, fourstep, mistake
 
@@ -467,13 +474,13 @@ def test_graphs_that_leave_the_range_of_fp16_compute_in_float32(
     inputs = random_inputs(program)
     emitted = emit(program, read, tmp_path / "graph")
     assert error_of(program, read, emitted, inputs) <= 1e-5
-    monkeypatch.setattr(writer, "FLOAT32_GRAPHS", ())
+    monkeypatch.setattr(emitter, "FLOAT32_GRAPHS", ())
     naive = emit(program, read, tmp_path / "naive")
     assert not error_of(program, read, naive, inputs) <= 5e-3
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8"])
-@pytest.mark.parametrize("graph", writer.FLOAT32_GRAPHS)
+@pytest.mark.parametrize("graph", emitter.FLOAT32_GRAPHS)
 def test_float32_graphs_have_no_value_in_fp16(
     programs: dict[str, Program], weights: Weights, tmp_path: Path, graph: str, scheme: str
 ) -> None:
@@ -673,7 +680,7 @@ def test_lint_reads_the_weight_file(
     values = {"out.weight": torch.randn(1024, 64), "out.bias": torch.randn(1024)}
     read = reader(values | {"mask": torch.full((1024,), -4e4)})
     assert emit(program, read, tmp_path / "finite").remarks == ()
-    monkeypatch.setattr(writer.Emitter, "_half", lambda _, array: array.astype(np.float16))
+    monkeypatch.setattr(emitter.Emitter, "_half", lambda _, array: array.astype(np.float16))
     read = reader(values | {"mask": torch.full((1024,), value)})
     emitted = emit(program, read, tmp_path / "graph")
     assert blobs(emitted.entry)["val"].count(("fp16", 2 * 1024)) == 2  # the bias and the mask
@@ -931,10 +938,10 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> FakeCoreML:
     """This machine as a Mac, with a Core ML that is a hundredth off."""
     fake = FakeCoreML(lambda value: 1.01 * value)
     monkeypatch.setattr(library, "coremltools", lambda: fake)
-    monkeypatch.setattr(backend, "ON_A_MAC", True)
+    monkeypatch.setattr(session_module, "ON_A_MAC", True)
     units = tuple(u.name for u in ComputeUnit)
-    monkeypatch.setattr(backend, "COMPUTE_UNITS", units)
-    monkeypatch.setattr(backend, "DEVICES", (*units, backend.EVALUATOR))
+    monkeypatch.setattr(session_module, "COMPUTE_UNITS", units)
+    monkeypatch.setattr(backend, "DEVICES", (*units, session_module.EVALUATOR))
     monkeypatch.setattr(backend, "CACHES", units)
     return fake
 
@@ -999,7 +1006,7 @@ def test_a_mac_runs_core_ml_unless_told_otherwise(clip: Path, mac: FakeCoreML) -
         for device in (None, "ALL", "CPU_AND_NE", "EVALUATOR")
     }
     assert off == {None: True, "ALL": True, "CPU_AND_NE": True, "EVALUATOR": False}
-    assert mac.units[0] == ComputeUnit[backend.COMPUTE_UNITS[0]]
+    assert mac.units[0] == ComputeUnit[session_module.COMPUTE_UNITS[0]]
     assert session_error(clip, Setup(exact=True)) == 0
     assert session_error(clip, Setup(exact=True, device="ALL")) == 0
 
@@ -1008,7 +1015,7 @@ def test_the_evaluator_keeps_nothing_in_a_cache(
     package: Path, tmp_path: Path, mac: FakeCoreML
 ) -> None:
     cache = tmp_path / "cache"
-    setup = Setup(device=backend.EVALUATOR, cache=cache)
+    setup = Setup(device=session_module.EVALUATOR, cache=cache)
     with pytest.raises(InputError, match="--cache: coreml keeps no compiled graphs on EVALUATOR"):
         open_package(package).session("clip_l", setup)
     assert not cache.exists()
@@ -1019,14 +1026,14 @@ def test_the_evaluator_keeps_nothing_in_a_cache(
 def test_elsewhere_the_evaluator_runs(
     clip: Path, mac: FakeCoreML, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "ON_A_MAC", False)
+    monkeypatch.setattr(session_module, "ON_A_MAC", False)
     assert session_error(clip, Setup()) == 0
     assert mac.units == []
 
 
 def session_error(package: Path, setup: Setup) -> float:
     """How far a session is from the evaluator."""
-    found = backend.session(package, {}, setup)(IDS)
+    found = session_module.open_graph(package, {}, setup)(IDS)
     return max(relative_error(found[n], v) for n, v in open_program(package)(IDS).items())
 
 

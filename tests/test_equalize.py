@@ -11,17 +11,22 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from exporter import equalize, synth
-from exporter.calibrate import LayerInputs
-from exporter.checkpoint import Checkpoint
-from exporter.codes import damped
-from exporter.cut import Cut
-from exporter.equalize import best_factors, find_sites, fold
-from exporter.formats import Format, fit
-from exporter.graphs import conditioner, cut_graphs, denoiser
-from exporter.measures import relative_error
-from exporter.quantize import Weights, decode, encode
-from exporter.trace import Program, Stored, run, trace
+from exporter.calibrate import equalize
+from exporter.calibrate.codes import damped
+from exporter.calibrate.equalize import best_factors, find_sites, fold
+from exporter.calibrate.layer_inputs import LayerInputs
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.network import conditioner, denoiser
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.package.measures import relative_error
+from exporter.program.program import Program, Stored
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import Format, fit
+from exporter.quantize.nearest import decode, encode
+from exporter.synth import presets
 from tests.conftest import SIGMAS, random_inputs
 
 ATEN = torch.ops.aten
@@ -91,7 +96,7 @@ def test_sites_of_shapes_flash(programs: dict[str, Program]) -> None:
 
 def test_sites_of_full_width_without_t5() -> None:
     """The null token's extra channel of q and k is no obstacle."""
-    preset = synth.find_preset("sd3.5-flash-mini")
+    preset = presets.find_preset("sd3.5-flash-mini")
     graphs = [
         denoiser.cut(preset.transformer, NO_T5),
         conditioner.cut(preset.transformer, preset.clip_l, preset.clip_g, NO_T5),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exporter.backends.coreml import library
-from exporter.backends.coreml.evaluator import open_program
-from exporter.backends.coreml.operators import TABLE, Parameters, unpack
+from exporter.backends.coreml.evaluator.operators import TABLE, Parameters, unpack
+from exporter.backends.coreml.evaluator.program import open_program
 from exporter.errors import CheckFailed
 
 if importlib.util.find_spec("coremltools") is None:

@@ -16,9 +16,9 @@ from benchmarks.fidelity.nncf_peer import compress
 from benchmarks.fidelity.onnxruntime_peer import blockwise, matmul_nbits
 from benchmarks.fidelity.variant import GRAPHS, Quantize, Samples, Variant
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
-from exporter.backends import Session
-from exporter.measures import SAME_DB, relative_error
-from exporter.recipe import Recipe
+from exporter.backends.contract import Session
+from exporter.package.measures import SAME_DB, relative_error
+from exporter.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

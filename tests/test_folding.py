@@ -16,16 +16,19 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.cut import Cut
-from exporter.golden import reference_player
-from exporter.graphs import cut_graphs
-from exporter.graphs.conditioner import timestep_sinusoids
-from exporter.measures import relative_error
-from exporter.quantize import QuantizedProgram, Weights, unquantized
-from exporter.runtime.loop import Image, Request, from_pixels, generate
-from exporter.runtime.manifest import Schedule
-from exporter.trace import Constant, Program, bind, run, trace
+from exporter.build.reference import reference_player
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.drawing.loop import Image, Request, from_pixels, generate
+from exporter.network.assemble import cut_graphs
+from exporter.network.conditioner import timestep_sinusoids
+from exporter.network.cut import Cut
+from exporter.package.manifest import Schedule
+from exporter.package.measures import relative_error
+from exporter.program.program import Constant, Program
+from exporter.program.run import run
+from exporter.program.trace import bind, trace
+from exporter.quantize.program import QuantizedProgram, unquantized
 from tests.conftest import SHAPES, SIGMAS
 
 PROMPT = "two red circles left of a blue square"

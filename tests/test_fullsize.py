@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cut import Cut
-from exporter.formats import load_scheme
-from exporter.graphs import Graph, clip, conditioner, denoiser, t5, vae
-from exporter.graphs.strips import Doubling
-from exporter.quantize import quantize
-from exporter.recipe import read_recipe
-from exporter.sensitivity import SEGMENT_BYTES, kept_bytes, segments
-from exporter.synth import FLASH
-from exporter.trace import Program, Stored, trace
+from exporter.network import clip, conditioner, denoiser, t5, vae
+from exporter.network.cut import Cut
+from exporter.network.graph import Graph
+from exporter.network.strips import Doubling
+from exporter.program.differentiate import SEGMENT_BYTES, kept_bytes, segments
+from exporter.program.program import Program, Stored
+from exporter.program.trace import trace
+from exporter.quantize.program import quantize
+from exporter.quantize.schemes import load_scheme
+from exporter.recipe.recipe import read_recipe
+from exporter.synth.presets import FLASH
 from tests.conftest import ROOT
 
 

@@ -14,8 +14,8 @@ from benchmarks.fullsize.contestants import Contestant, Model, contestants, writ
 from benchmarks.fullsize.draw_fourstep import timed
 from benchmarks.fullsize.floor import step_flop
 from benchmarks.fullsize.stages import stages
-from exporter.recipe import read_recipe
-from exporter.runtime import open_package
+from exporter.recipe.recipe import read_recipe
+from exporter.runtime.package import open_package
 from tests.conftest import SHAPES
 
 PICTURE = {

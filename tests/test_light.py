@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from exporter import backends
-from exporter.pipeline import build
-from exporter.recipe import Recipe
+from exporter.build.pipeline import build
+from exporter.recipe.recipe import Recipe
 from tests.conftest import ROOT, needs
 
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "optimum", "nncf", "scipy")
@@ -55,9 +55,9 @@ def refuse(*_, **__):
 socket.socket.connect = socket.socket.connect_ex = socket.create_connection = refuse
 from pathlib import Path
 from dataclasses import replace
-from exporter.cut import Cut
-from exporter.pipeline import build
-from exporter.recipe import read_recipe
+from exporter.network.cut import Cut
+from exporter.build.pipeline import build
+from exporter.recipe.recipe import read_recipe
 
 recipe = read_recipe(Path(sys.argv[1]))
 recipe = replace(recipe, checkpoint=sys.argv[2], cut=Cut((1.0, 0.0), 64, 64))
@@ -91,7 +91,7 @@ def test_building_opens_no_connection(
 
 def test_importing_the_runtime_is_light() -> None:
     code = (
-        "import sys, exporter.runtime, exporter.verify;"
+        "import sys, exporter.runtime, exporter.runtime.verify;"
         f"assert not [m for m in {(*HEAVY, 'onnxruntime')!r} if m in sys.modules]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from exporter.errors import InputError
-from exporter.runtime.loop import (
+from exporter.drawing.loop import (
     Conditioned,
     Image,
     Player,
@@ -21,9 +20,10 @@ from exporter.runtime.loop import (
     generate,
     to_pixels,
 )
-from exporter.runtime.manifest import Schedule
-from exporter.runtime.noise import TorchNoise
-from exporter.runtime.preview import Preview, fit
+from exporter.drawing.noise import TorchNoise
+from exporter.errors import InputError
+from exporter.package.manifest import Schedule
+from exporter.package.preview import Preview, fit
 
 SIGMAS = (1.0, 0.5, 0.25, 0.0)
 LATENT = (1, 16, 2, 3)

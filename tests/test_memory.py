@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from exporter import memory, quantize
-from exporter.checkpoint import Checkpoint
-from exporter.quantize import Weights
-from exporter.runtime import open_package
-from exporter.trace import Stored
+from exporter.calibrate import weights
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.files import heap
+from exporter.program.program import Stored
+from exporter.runtime.package import open_package
 
 # Pieces too small to be mapped one by one, and one above them that keeps the heap from shrinking.
 GROW = """
-from exporter.memory import release
+from exporter.files.heap import release
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) // 1024 for l in lines if l.startswith("RssAnon"))
@@ -40,7 +41,7 @@ def test_memory_goes_back() -> None:
 
 OPEN = """
 import contextlib, sys
-from exporter.memory import returning
+from exporter.files.heap import returning
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) // 1024 for l in lines if l.startswith("RssAnon"))
@@ -67,8 +68,8 @@ def test_while_a_graph_is_opened_large_blocks_go_back_at_once() -> None:
 def test_a_session_is_opened_so(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every large weight that is read gives back what the one before it left."""
     seen: list[str] = []
-    monkeypatch.setattr(memory, "release", lambda: seen.append("release"))
-    monkeypatch.setattr(memory, "_option", lambda: lambda *given: seen.append(str(given)))
+    monkeypatch.setattr(heap, "release", lambda: seen.append("release"))
+    monkeypatch.setattr(heap, "_option", lambda: lambda *given: seen.append(str(given)))
     open_package(tiny_package).session("clip_l")
     assert seen == ["(-3, 131072)", "(-3, 33554432)", "release"]
 
@@ -77,11 +78,11 @@ def test_each_large_weight_gives_back_what_was_left(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(quantize, "release", lambda: seen.append(1))
+    monkeypatch.setattr(weights, "release", lambda: seen.append(1))
     table = Stored("text_encoder_3", "shared.weight", (1000, 96))
     Weights(tiny).read(table)
     assert not seen
-    monkeypatch.setattr(quantize, "LARGE_VALUES", 96_000)
+    monkeypatch.setattr(weights, "LARGE_VALUES", 96_000)
     Weights(tiny).read(table)
     assert seen
 
@@ -91,10 +92,10 @@ def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
         return object()
 
     monkeypatch.setattr("ctypes.CDLL", nothing)
-    memory._trim.cache_clear()
-    memory._option.cache_clear()
-    with memory.returning():
-        memory.release()
-    assert memory._trim() is None and memory._option() is None
-    memory._trim.cache_clear()
-    memory._option.cache_clear()
+    heap._trim.cache_clear()
+    heap._option.cache_clear()
+    with heap.returning():
+        heap.release()
+    assert heap._trim() is None and heap._option() is None
+    heap._trim.cache_clear()
+    heap._option.cache_clear()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.runtime.noise import TorchNoise
+from exporter.drawing.noise import TorchNoise
 
 SIZES = [1, 2, 3, 7, 15, 16, 17, 23, 31, 32, 33, 47, 100, 255, 4096, 4100, 16 * 64 * 64]
 

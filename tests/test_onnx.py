@@ -11,14 +11,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporter import activations
-from exporter.activations import chooser
-from exporter.backends import Emitted, Order, Setup
 from exporter.backends import onnx as backend
-from exporter.checkpoint import Checkpoint
-from exporter.graphs import cut_graphs
-from exporter.quantize import QuantizedProgram, Weights, quantize
-from exporter.trace import Program, trace
+from exporter.backends.contract import Emitted, Order, Setup
+from exporter.backends.onnx.session import open_graph
+from exporter.calibrate import activations
+from exporter.calibrate.activations import chooser
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.network.assemble import cut_graphs
+from exporter.program.program import Program
+from exporter.program.trace import trace
+from exporter.quantize.program import QuantizedProgram, quantize
 from tests.conftest import SMALL, scheme_of
 
 NOTHING = Order({}, lambda graph: {})
@@ -149,7 +152,7 @@ def test_a_session_keeps_no_activations(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
     model.ir_version = 10
     onnx.save(model, tmp_path / "wide.onnx")
-    session = backend.session(tmp_path / "wide.onnx", {}, Setup())
+    session = open_graph(tmp_path / "wide.onnx", {}, Setup())
     before_mb = anonymous_mb()
     assert session({"x": np.ones(1, np.float32)})["y"] == 2
     assert anonymous_mb() - before_mb < 100  # of 400 that it took

@@ -25,22 +25,28 @@ from click.testing import CliRunner
 
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
-from exporter.activations import chooser
-from exporter.backends import Emitted, Order, Setup
+from exporter.backends.contract import Emitted, Order, Setup
 from exporter.backends.openvino.half import halve_attention
-from exporter.checkpoint import Checkpoint
+from exporter.build.model import token_counts
+from exporter.build.pipeline import build
+from exporter.calibrate.activations import chooser
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.cli import main
-from exporter.cut import Cut
+from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS, Format, load_scheme
-from exporter.graphs import cut_graphs, denoiser
-from exporter.measures import relative_error
-from exporter.pipeline import build
-from exporter.quantize import Part, QuantizedProgram, Weights, encode, quantize
-from exporter.recipe import Recipe
-from exporter.runtime.text import PromptCut
-from exporter.tokenizers import TokenizerFile, tokenizer_files
-from exporter.trace import Constant, Program, Stored, trace
+from exporter.network import denoiser
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.package.measures import relative_error
+from exporter.program.program import Constant, Program, Stored
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, Format
+from exporter.quantize.nearest import encode
+from exporter.quantize.program import Part, QuantizedProgram, quantize
+from exporter.quantize.schemes import load_scheme
+from exporter.recipe.recipe import Recipe
 from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of
 
 backend = backends.load("openvino")
@@ -65,9 +71,9 @@ class Case:
     inputs: Inputs
 
     def run(self, **setup: Any) -> Inputs:
-        found: Inputs = backend.session(self.emitted.entry, self.emitted.session, Setup(**setup))(
-            self.inputs
-        )
+        found: Inputs = backend.open_graph(
+            self.emitted.entry, self.emitted.session, Setup(**setup)
+        )(self.inputs)
         return found
 
 
@@ -496,7 +502,7 @@ def listen(event, _):
 
 sys.addaudithook(listen)
 from exporter.backends import Setup, openvino
-openvino.session(Path(sys.argv[1]), {}, Setup())
+openvino.open_graph(Path(sys.argv[1]), {}, Setup())
 import exporter.quantize
 from exporter.backends.openvino import tokenizers, writer
 """
@@ -704,7 +710,7 @@ def all_prompts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizers(tiny: Checkpoint, programs: dict[str, Program]) -> dict[str, TokenizerFile]:
-    return tokenizer_files(tiny, programs)
+    return tokenizer_files(tiny, token_counts(programs))
 
 
 Tokenize = Callable[[str], list[int]]

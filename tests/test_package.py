@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter import golden
-from exporter.backends import Session, Setup
 from exporter.backends import onnx as backend
+from exporter.backends.contract import Session, Setup
+from exporter.build import golden
+from exporter.build.pipeline import build
+from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import CheckFailed, InputError
-from exporter.formats import FORMATS, Rule
-from exporter.pipeline import build
-from exporter.recipe import Recipe
-from exporter.runtime import Image, Request, generate, open_package
-from exporter.runtime.package import Package
-from exporter.verify import verify
+from exporter.quantize.formats import FORMATS, Rule
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.package import Package, open_package
+from exporter.runtime.verify import verify
 from tests.conftest import edit_json
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exporter import backends
 from exporter.backends.coreml import library
-from exporter.palettes import palettize
+from exporter.quantize.palettes import palettize
 
 
 def squared_error(weight: Tensor, codes: Tensor, palettes: Tensor) -> float:

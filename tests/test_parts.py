@@ -12,19 +12,20 @@ import pytest
 import torch
 
 from exporter import backends
-from exporter.checkpoint import Checkpoint
+from exporter.build.pipeline import build
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.drawing.loop import Image, Request, Session, generate
 from exporter.errors import InputError
-from exporter.formats import load_scheme
-from exporter.graphs import cut_graphs
-from exporter.parts import split
-from exporter.pipeline import build
-from exporter.quantize import QuantizedProgram, Weights, quantize_all
-from exporter.recipe import Recipe, read_recipe
+from exporter.network.assemble import cut_graphs
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.program import QuantizedProgram, quantize_all
+from exporter.quantize.schemes import load_scheme
+from exporter.quantize.split import split
+from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.report import diagrams
-from exporter.runtime import Image, Request, generate, open_package
-from exporter.runtime.loop import Session
-from exporter.runtime.package import Package
-from exporter.trace import run, trace
+from exporter.runtime.package import Package, open_package
 from tests.conftest import ROOT, SMALL, needs, random_inputs
 
 

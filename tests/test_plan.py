@@ -15,23 +15,30 @@ import pytest
 import torch
 
 from benchmarks.fidelity.graphs import constant_bytes
-from exporter import backends, pipeline, planning
-from exporter.allocate import Candidate, Choice
-from exporter.checkpoint import Checkpoint
+from exporter import backends
+from exporter.build import model as model_module
+from exporter.build.model import Model, trace_model
+from exporter.build.pipeline import Built, build
+from exporter.calibrate.store import open_statistics
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import METHODS, Format, Scheme, load_scheme, parse_format
-from exporter.graphs import cut_graphs
-from exporter.measures import relative_error, snr_db
-from exporter.pipeline import Built, Model, build, trace_model
-from exporter.plan import is_plan, read_plan, scheme_of, write_plan
-from exporter.predict import run_bytes
+from exporter.network.assemble import cut_graphs
+from exporter.package.manifest import Manifest
+from exporter.package.measures import relative_error, snr_db
+from exporter.plan import road, search
+from exporter.plan.allocate import Candidate, Choice
+from exporter.predict.graph import run_bytes
+from exporter.program.program import Program
+from exporter.program.run import run
+from exporter.program.trace import trace
 from exporter.progress import Progress
-from exporter.quantize import MMDIT, NEAREST, QuantizedProgram, Weights, quantize, quantize_all
-from exporter.recipe import Recipe, read_recipe
-from exporter.runtime.manifest import Manifest
+from exporter.quantize.formats import METHODS, Format, Scheme, parse_format
+from exporter.quantize.program import MMDIT, NEAREST, QuantizedProgram, quantize, quantize_all
+from exporter.quantize.schemes import load_scheme
+from exporter.recipe.plan import is_plan, read_plan, scheme_of, write_plan
+from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import open_package
-from exporter.statistics import open_statistics
-from exporter.trace import Program, run, trace
 from tests.conftest import SHAPES, SMALL, needs
 from tests.test_cli import fourstep, mistake
 
@@ -251,7 +258,7 @@ def traced(small: Path) -> Model:
 @pytest.fixture
 def once(traced: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model is traced and drawn unquantized once for all tests."""
-    monkeypatch.setattr(planning, "trace_model", lambda *_: traced)
+    monkeypatch.setattr(road, "trace_model", lambda *_: traced)
 
 
 def planned(small: Path, file: Path, *arguments: object) -> dict[str, Any]:
@@ -357,15 +364,15 @@ def test_a_floor_is_found_whatever_is_drawn(floor: float, slope: float) -> None:
         seen.append(choice)
         return 5 + 100 * math.pow(choice[0] / 12, slope)
 
-    found, drawn = planning._above(CANDIDATE, floor, draw)
+    found, drawn = search._above(CANDIDATE, floor, draw)
     fewest = next(i for i in range(13) if draw((i,)) >= floor)
     assert drawn == draw(found) >= floor and found == (fewest,)
-    assert len(seen) <= planning.MOST_TRIES + fewest + 2  # those of this test included
+    assert len(seen) <= search.MOST_TRIES + fewest + 2  # those of this test included
 
 
 def test_a_floor_below_all_formats() -> None:
     for drawn in (0.0, 40.0, 1000.0):
-        assert planning._above(CANDIDATE, 0, lambda choice: drawn) == ((0,), drawn)  # noqa: B023
+        assert search._above(CANDIDATE, 0, lambda choice: drawn) == ((0,), drawn)  # noqa: B023
 
 
 def test_a_floor_that_nothing_reaches() -> None:
@@ -373,10 +380,10 @@ def test_a_floor_that_nothing_reaches() -> None:
         "--floor 106 dB: not met by any choice of these formats: the best reach 105.0 dB; give"
     )
     with pytest.raises(InputError, match=message):
-        planning._above(CANDIDATE, 106, lambda choice: 5 + 100 * choice[0] / 12)
-    assert planning._above(CANDIDATE, 119, None) == ((12,), None)
+        search._above(CANDIDATE, 106, lambda choice: 5 + 100 * choice[0] / 12)
+    assert search._above(CANDIDATE, 119, None) == ((12,), None)
     with pytest.raises(InputError, match="the best reach 120.0 dB"):
-        planning._above(CANDIDATE, 121, None)
+        search._above(CANDIDATE, 121, None)
 
 
 @pytest.mark.usefixtures("once")
@@ -423,7 +430,7 @@ def test_sensitivities_are_used_again(
     budget = between(traced, 0.5)
     aim = ("--budget", budget, "--no-draw")
     row = planned(small, first, *aim, "--graph", "t5", "--probes", 2)
-    monkeypatch.setattr(planning, "measure", None)
+    monkeypatch.setattr(road, "measure", None)
     found = planned(small, again, *aim, "--graph", "t5", "--from", first)
     assert found == row | {"path": str(again)}
     assert read_text(again.with_suffix(".json")) == read_text(first.with_suffix(".json"))
@@ -695,7 +702,7 @@ def test_activations_are_calibrated_in_the_units_of_the_methods(
         seen.append(calls("denoiser"))
         raise InputError("seen enough")
 
-    monkeypatch.setattr("exporter.pipeline.chooser", chooser)
+    monkeypatch.setattr("exporter.build.pipeline.chooser", chooser)
     recipe, scheme = replace(plant.recipe, prompts=()), [str(plant.file)]
     with pytest.raises(InputError, match="seen enough"):
         build(recipe, tmp_path, ["onnx"], scheme, statistics=plant.statistics)
@@ -726,7 +733,7 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was computed")
 
     for name in ("calibrate", "travel"):
-        monkeypatch.setattr(pipeline, name, refuse)
+        monkeypatch.setattr(model_module, name, refuse)
     monkeypatch.setattr(Weights, "read", refuse)
 
 

@@ -13,21 +13,24 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.memory import measured, predicted, table
-from exporter import aten, backends
-from exporter.activations import RUNNING, bytes_to_choose
-from exporter.checkpoint import Checkpoint
+from exporter import backends
+from exporter.build.model import traced
+from exporter.build.pipeline import Built, build
+from exporter.calibrate.activations import RUNNING, bytes_to_choose
+from exporter.checkpoint.folder import Checkpoint
 from exporter.cli import main
-from exporter.cut import Cut
 from exporter.errors import InputError
-from exporter.formats import load_scheme
-from exporter.inspect import refuse_too_large, sizes, traced
-from exporter.parts import split
-from exporter.pipeline import Built, build
-from exporter.predict import DERIVED, build_bytes, file_bytes, patch_bytes, run_bytes
-from exporter.quantize import QuantizedProgram, quantize_all
-from exporter.recipe import Recipe, read_recipe
-from exporter.runtime import open_package
-from exporter.trace import activation_bytes
+from exporter.network.cut import Cut
+from exporter.predict.checkpoint import sizes
+from exporter.predict.fit import refuse_too_large
+from exporter.predict.graph import DERIVED, build_bytes, file_bytes, patch_bytes, run_bytes
+from exporter.program import aten
+from exporter.program.sizes import activation_bytes
+from exporter.quantize.program import QuantizedProgram, quantize_all
+from exporter.quantize.schemes import load_scheme
+from exporter.quantize.split import split
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.runtime.package import open_package
 from tests.conftest import ROOT, SMALL, needs
 
 MEMORY = backends.Memory(
@@ -77,7 +80,7 @@ def test_choosing_how_activations_are_rounded_counts(
     denoiser = programs(tiny, SMALL, "int8-w8a8")["denoiser"]
     one = activation_bytes(denoiser)
     inputs = sum(4 * math.prod(port.shape) for port in denoiser.inputs)
-    monkeypatch.setattr("exporter.activations.MOST_BYTES", 2 * one + 1)
+    monkeypatch.setattr("exporter.calibrate.activations.MOST_BYTES", 2 * one + 1)
     taken = [bytes_to_choose(denoiser, calls) for calls in (1, 2, 3, 4)]
     more = [b - a for a, b in itertools.pairwise(taken)]
     assert more == pytest.approx([RUNNING * one + inputs, inputs, inputs], abs=1)

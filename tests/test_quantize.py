@@ -13,24 +13,19 @@ from onnx import TensorProto
 from onnxruntime.quantization import matmul_nbits_quantizer
 from onnxruntime.quantization.quant_utils import quantize_data
 
-from exporter.checkpoint import Checkpoint
-from exporter.cut import Cut
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
-from exporter.formats import (
-    FORMATS,
-    GROUP_SIZES,
-    Format,
-    Rule,
-    Scheme,
-    fit,
-    load_scheme,
-    narrowed,
-    pack,
-    scheme_names,
-)
-from exporter.graphs import cut_graphs
-from exporter.quantize import Adapted, Weights, decode, encode, quantize, quantize_all, roles
-from exporter.trace import Program, Stored, run, trace
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.program.program import Program, Stored
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.formats import FORMATS, GROUP_SIZES, Format, Rule, Scheme, fit
+from exporter.quantize.nearest import decode, encode
+from exporter.quantize.packing import narrowed, pack
+from exporter.quantize.program import Adapted, quantize, quantize_all, roles
+from exporter.quantize.schemes import load_scheme, scheme_names
 from tests.conftest import SMALL
 
 
@@ -193,7 +188,7 @@ def test_slabs_change_nothing(
     values = torch.from_numpy(weight(0))
     values[-1] *= smallest  # its scales decide on those of all rows
     whole = encode(values, form)
-    monkeypatch.setattr("exporter.quantize.SLAB_VALUES", 1000)
+    monkeypatch.setattr("exporter.quantize.nearest.SLAB_VALUES", 1000)
     slabs = encode(values, form)
     for part in ("values", "scale", "zero_point"):
         one, other = getattr(whole, part), getattr(slabs, part)
@@ -413,8 +408,8 @@ def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None
 WIDEN = """
 import sys, torch
 from pathlib import Path
-from exporter.formats import FORMATS
-from exporter.quantize import encode
+from exporter.quantize.formats import FORMATS
+from exporter.quantize.nearest import encode
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024

@@ -11,7 +11,7 @@ import pytest
 
 from exporter import backends
 from exporter.cli import main
-from exporter.formats import scheme_names
+from exporter.quantize.schemes import scheme_names
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

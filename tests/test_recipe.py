@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import InputError
-from exporter.recipe import read_recipe
+from exporter.recipe.recipe import read_recipe
 from tests.conftest import ROOT
 
 GOOD = """

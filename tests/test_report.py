@@ -25,9 +25,11 @@ from PIL import Image as Picture
 from safetensors.numpy import load_file, save_file
 
 from exporter import backends
-from exporter.apart import Asked, draw_apart
+from exporter.bench.process import Asked, draw_apart
+from exporter.build.pipeline import build
 from exporter.cli import main
-from exporter.measures import (
+from exporter.drawing.loop import Image, Request, generate
+from exporter.package.measures import (
     SAME_DB,
     amplification,
     difference_map,
@@ -37,14 +39,13 @@ from exporter.measures import (
     snr_db,
     ssim,
 )
-from exporter.pipeline import build
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.report import charts
 from exporter.report.charts import Axis, Point
 from exporter.report.metric import read_metric
 from exporter.report.plans import level
 from exporter.report.sensitivities import read_sensitivities
-from exporter.runtime import Image, Request, generate, open_package
+from exporter.runtime.package import open_package
 from tests.conftest import ROOT, SHAPES, edit_json
 
 PROMPTS = ("a red circle", 'two <b> & "c"')
@@ -258,7 +259,7 @@ def test_times_and_memory_are_the_packages_own(packages: Path, tmp_path: Path) -
 def test_without_proc_memory_is_said_to_be_unknown(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.apart._status", lambda process: {})
+    monkeypatch.setattr("exporter.bench.process._status", lambda process: {})
     for name in ("onnx-fp32", "onnx-int4"):
         shutil.rmtree(copy / name)
     assert report(copy).exit_code == 0

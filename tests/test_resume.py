@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from exporter import backends, package, pipeline, resume
+from exporter import backends
 from exporter.backends import onnx as backend
+from exporter.build import pipeline, resume, write
+from exporter.build.pipeline import Built
 from exporter.errors import InputError
-from exporter.pipeline import Built
 from exporter.progress import Progress
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from tests.conftest import needs
 from tests.test_package import digests
 
@@ -72,7 +73,7 @@ def test_a_stopped_build_goes_on(
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(package, "fill"), (pipeline, "verify"), (package, "write_log"), (Path, "rename")],
+    [(write, "fill"), (pipeline, "verify"), (write, "write_log"), (Path, "rename")],
 )
 def test_stopped_after_the_last_graph(
     tiny_recipe: Recipe,
@@ -243,7 +244,7 @@ prompts = []
 def test_killed(tiny_folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     """The real command, killed once the journal names a few graphs, then run again."""
     (tmp_path / "tiny.toml").write_text(RECIPE.format(checkpoint=tiny_folder))
-    command = [sys.executable, "-m", "exporter.cli", "build", str(tmp_path / "tiny.toml")]
+    command = [sys.executable, "-m", "exporter", "build", str(tmp_path / "tiny.toml")]
     command += ["--backend", "onnx", "--out", str(tmp_path / "out")]
     child = subprocess.Popen(
         command,

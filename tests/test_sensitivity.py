@@ -11,16 +11,21 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from exporter import sensitivity
-from exporter.candidates import Rounding, candidates, parse_formats
-from exporter.checkpoint import Checkpoint
-from exporter.graphs import Graph, Port, cut_graphs
-from exporter.pipeline import Model, trace_model
+from exporter.build.model import Model, trace_model
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.network.assemble import cut_graphs
+from exporter.network.graph import Graph
+from exporter.package.manifest import Port
+from exporter.plan import sensitivity
+from exporter.plan.candidates import Rounding, candidates, parse_formats
+from exporter.plan.sensitivity import Noise, measure
+from exporter.program import differentiate
+from exporter.program.differentiate import pull_back, segments
+from exporter.program.program import Program, Stored
+from exporter.program.trace import trace
 from exporter.progress import Progress
-from exporter.quantize import Weights
-from exporter.recipe import Calibration, read_recipe
-from exporter.sensitivity import Noise, measure, pull_back, segments
-from exporter.trace import Program, Stored, trace
+from exporter.recipe.recipe import Calibration, read_recipe
 from tests.conftest import ROOT, SHAPES, SMALL, random_inputs
 
 GRAPHS = ("clip_l", "clip_g", "t5", "conditioner", "denoiser")
@@ -124,7 +129,7 @@ def test_free_memory_goes_back_after_each_segment(
     programs: dict[str, Program], weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, calls = programs["clip_l"], list[int]()
-    monkeypatch.setattr(sensitivity, "release", lambda: calls.append(1))
+    monkeypatch.setattr(differentiate, "release", lambda: calls.append(1))
     sample = doubled(random_inputs(program))
     given = {p.name: torch.ones(p.shape, dtype=torch.float64) for p in program.outputs}
     pull_back(program, weights.read, [sample], [given], lambda _: False, print, 20_000)

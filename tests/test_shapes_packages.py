@@ -12,8 +12,9 @@ from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.quality import Drawn, agreement, compare, draw
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts
-from exporter.pipeline import Built
-from exporter.runtime import Image, Request, generate, open_package
+from exporter.build.pipeline import Built
+from exporter.drawing.loop import Image, Request, generate
+from exporter.runtime.package import open_package
 from tests.conftest import SHAPES, SIGMAS
 
 # Graphs whose activations are rounded in fixed ranges, even when the rest is exact.

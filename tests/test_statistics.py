@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter import pipeline
-from exporter.calibrate import Trajectories, gather, linears, travel
-from exporter.checkpoint import open_checkpoint
+from exporter.build import model as model_module
+from exporter.build.model import Model, calibrate, trace_model
+from exporter.calibrate.inputs import gather
+from exporter.calibrate.store import INDEX, Provenance, obtain, open_statistics
+from exporter.calibrate.trajectories import Trajectories, travel
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import open_checkpoint
+from exporter.drawing.loop import Player
 from exporter.errors import InputError
-from exporter.pipeline import Model, calibrate, trace_model
+from exporter.program.program import Stored, linears
 from exporter.progress import Progress
-from exporter.quantize import Weights
-from exporter.recipe import Calibration, Recipe
-from exporter.runtime.loop import Player
-from exporter.statistics import INDEX, Provenance, obtain, open_statistics
-from exporter.trace import Stored
+from exporter.recipe.recipe import Calibration, Recipe
 from tests.conftest import edit_json
 
 MMDIT = ("conditioner", "denoiser")
@@ -62,7 +63,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
         seen.append(prompts)
         return travel(player, prompts, seed)
 
-    monkeypatch.setattr(pipeline, "travel", counted)
+    monkeypatch.setattr(model_module, "travel", counted)
     return seen
 
 

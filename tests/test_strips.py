@@ -12,16 +12,21 @@ import pytest
 import torch
 
 from exporter import backends
-from exporter.backends import Order, Setup
-from exporter.checkpoint import Checkpoint
-from exporter.cut import Cut
-from exporter.graphs import cut_graphs, strips
-from exporter.graphs.strips import Doubling
-from exporter.graphs.vae import DecoderNet, EncoderNet, VaeConfig
-from exporter.measures import relative_error
-from exporter.quantize import Weights, unquantized
-from exporter.synth import find_preset, synthesize
-from exporter.trace import activation_bytes, run, trace
+from exporter.backends.contract import Order, Setup
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint
+from exporter.network import strips
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.network.strips import Doubling
+from exporter.network.vae import DecoderNet, EncoderNet, VaeConfig
+from exporter.package.measures import relative_error
+from exporter.program.run import run
+from exporter.program.sizes import activation_bytes
+from exporter.program.trace import trace
+from exporter.quantize.program import unquantized
+from exporter.synth.presets import find_preset
+from exporter.synth.write import synthesize
 from tests.conftest import SMALL, needs
 
 VAE = VaeConfig((8, 8, 16, 16), 4, 1, 4, 1.5, 0.06, True)
@@ -104,7 +109,7 @@ def test_every_backend_computes_strips(
     expected = run(program, weights.read, {port.name: values})
     options = backends.default_options(backend)
     emitted = backend.emit(program, weights.read, tmp_path, Order(options, lambda graph: {}))
-    session = backend.session(emitted.entry, emitted.session, Setup(exact=True))
+    session = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))
     found = session({port.name: values.numpy()})
     for key, value in expected.items():
         error = relative_error(np.asarray(found[key]), value.numpy())
@@ -114,7 +119,7 @@ def test_every_backend_computes_strips(
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The full-size VAE."""
-    from exporter.checkpoint import open_checkpoint
+    from exporter.checkpoint.folder import open_checkpoint
 
     folder = tmp_path_factory.mktemp("synth") / "mini"
     synthesize(find_preset("sd3.5-flash-mini"), folder, with_t5=False)

@@ -19,21 +19,28 @@ import torch
 from click.testing import CliRunner, Result
 from torch import fx
 
-from exporter import synth
-from exporter.checkpoint import Checkpoint, file_digest, open_checkpoint
+from exporter.build.model import token_counts
+from exporter.build.pipeline import build
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.cli import main
-from exporter.cut import Cut
+from exporter.drawing.text import PromptCut
 from exporter.errors import InputError
-from exporter.graphs import clip, cut_graphs, denoiser, t5, vae
-from exporter.pipeline import build
+from exporter.files.read import file_digest
+from exporter.network import clip, denoiser, t5, vae
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.package.manifest import Port
+from exporter.program.program import Program
+from exporter.program.run import run
+from exporter.program.trace import bind, trace
 from exporter.progress import Progress
-from exporter.quantize import Weights
-from exporter.recipe import read_recipe
-from exporter.runtime.manifest import Port
-from exporter.runtime.text import PromptCut
-from exporter.synth import Preset, blocks, draw_of, plan, synthesize
-from exporter.tokenizers import TokenizerFile, tokenizer_files
-from exporter.trace import Program, bind, run, trace
+from exporter.recipe.recipe import read_recipe
+from exporter.synth import presets, write
+from exporter.synth.presets import Preset
+from exporter.synth.values import POSITION_TABLE, Planned, bfloat16_bits, blocks, draw_of
+from exporter.synth.write import plan, synthesize
 from tests.conftest import ROOT, SIGMAS
 
 # Every kind of layer, in widths that take seconds; vocabularies of the true size.
@@ -58,7 +65,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """1.9 GB, which do not outlive the tests: the true widths."""
     folder = tmp_path_factory.mktemp("mini") / "mini"
-    yield synthesize(synth.find_preset("sd3.5-flash-mini"), folder).path
+    yield synthesize(presets.find_preset("sd3.5-flash-mini"), folder).path
     shutil.rmtree(folder)
 
 
@@ -72,14 +79,14 @@ def fourstep(*arguments: object) -> Result:
 
 
 def test_half_has_half_of_the_blocks() -> None:
-    half = plan(synth.find_preset("sd3.5-flash-half"))
+    half = plan(presets.find_preset("sd3.5-flash-half"))
     blocks = {t.name.split(".")[1] for t in half[0].tensors if "transformer_blocks" in t.name}
     assert len(blocks) == half[0].config["num_layers"] == 12
 
 
 def test_full_size_has_the_published_counts() -> None:
     """reference/model.md 2.7: the MMDiT with its 226,492,416 positions; nothing is written."""
-    parts = plan(synth.find_preset("sd3.5-flash"))
+    parts = plan(presets.find_preset("sd3.5-flash"))
     assert {p.component: sum(t.values for t in p.tensors) for p in parts} == {
         "transformer": 2_243_171_520 + 384 * 384 * 1536,
         "text_encoder": 123_650_304,
@@ -99,7 +106,7 @@ def test_full_size_has_the_names_and_shapes_of_the_originals() -> None:
         T5EncoderModel,
     )
 
-    config = {p.component: dict(p.config) for p in plan(synth.FLASH)}
+    config = {p.component: dict(p.config) for p in plan(presets.FLASH)}
     with torch.device("meta"):
         originals = {
             "transformer": SD3Transformer2DModel.from_config(config["transformer"]),
@@ -110,7 +117,7 @@ def test_full_size_has_the_names_and_shapes_of_the_originals() -> None:
             ),
             "text_encoder_3": T5EncoderModel(T5Config(**config["text_encoder_3"])),
         }
-    for part in plan(synth.FLASH):
+    for part in plan(presets.FLASH):
         state = originals[part.component].state_dict()
         state.pop("encoder.embed_tokens.weight", None)  # T5: tied to shared.weight, not stored
         expected = {name: tuple(value.shape) for name, value in state.items()}
@@ -175,11 +182,11 @@ def test_same_bytes_and_another_seed_other_bytes(small_folder: Path, tmp_path: P
 def test_bytes_are_pinned() -> None:
     """What seed 0 gives on every machine, two tensors of the full size for example."""
     found = {}
-    for part in plan(synth.FLASH):
+    for part in plan(presets.FLASH):
         for tensor in part.tensors:
             if tensor.name in ("proj_out.weight", "decoder.conv_out.weight"):
                 total = hashlib.sha256()
-                for block in blocks(tensor, synth.FLASH, 0):
+                for block in blocks(tensor, presets.FLASH, 0):
                     total.update(block.tobytes())
                 found[tensor.name] = total.hexdigest()[:16]
     assert found == {
@@ -188,13 +195,13 @@ def test_bytes_are_pinned() -> None:
     }
 
 
-def values(tensor: synth.Planned, preset: Preset = SMALL) -> np.ndarray:
+def values(tensor: Planned, preset: Preset = SMALL) -> np.ndarray:
     bits = np.concatenate([b.reshape(-1) for b in blocks(tensor, preset, 0)])
     return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
 
 
 def test_values_are_drawn_as_said() -> None:
-    weight = synth.Planned("transformer", "transformer_blocks.0.ff.net.0.proj.weight", (6000, 1500))
+    weight = Planned("transformer", "transformer_blocks.0.ff.net.0.proj.weight", (6000, 1500))
     draw, drawn = draw_of(weight, SMALL), values(weight)
     assert draw.deviation == pytest.approx(1500**-0.5)
     outputs, inputs = drawn.std(1) / draw.deviation, drawn.std(0) / draw.deviation
@@ -206,9 +213,9 @@ def test_values_are_drawn_as_said() -> None:
     assert np.abs(plain).max() < 4.4
     assert len(np.unique(values(replace(weight, name="other.weight")) == drawn)) == 2
 
-    norm = values(synth.Planned("transformer", "norm_q.weight", (4096,)))
+    norm = values(Planned("transformer", "norm_q.weight", (4096,)))
     assert norm.mean() == pytest.approx(1, abs=0.01) and 0.04 < norm.std() < 0.06
-    bias = values(synth.Planned("transformer", "proj.bias", (4096,)))
+    bias = values(Planned("transformer", "proj.bias", (4096,)))
     assert abs(bias.mean()) < 0.01 and 0.015 < bias.std() < 0.025
 
 
@@ -216,7 +223,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     numbers = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     numbers[:3] = [1 + 2**-8, 1 + 3 * 2**-8, 0]  # halfway, to even
     expected = torch.from_numpy(numbers).to(torch.bfloat16).view(torch.uint16).numpy()
-    assert np.array_equal(synth.bfloat16_bits(numbers), expected)
+    assert np.array_equal(bfloat16_bits(numbers), expected)
 
 
 def test_position_table_is_that_of_diffusers() -> None:
@@ -224,7 +231,7 @@ def test_position_table_is_that_of_diffusers() -> None:
 
     (part,) = (p for p in plan(SMALL) if p.component == "transformer")
     expected = SD3Transformer2DModel.from_config(dict(part.config)).pos_embed.pos_embed.numpy()
-    (table,) = (t for t in part.tensors if t.name == synth.POSITION_TABLE)
+    (table,) = (t for t in part.tensors if t.name == POSITION_TABLE)
     assert np.abs(values(table) - expected).max() <= 2**-8
 
 
@@ -292,7 +299,7 @@ def tokenizer_of(folder: Path) -> dict[str, TokenizerFile]:
     """The tokenizer of every text encoder, for 77 tokens."""
     port = Port("ids", (1, 77), "int32")
     programs = {n: Program(n, (port,), (), fx.Graph(), {}) for n in ("clip_l", "clip_g", "t5")}
-    return tokenizer_files(open_checkpoint(str(folder)), programs)
+    return tokenizer_files(open_checkpoint(str(folder)), token_counts(programs))
 
 
 def test_tokenizers_are_read_alike_by_transformers(small_folder: Path) -> None:
@@ -330,7 +337,7 @@ def test_shards_and_their_index(
     small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut into shards, the same tensors; read by fourstep and by the originals."""
-    monkeypatch.setattr(synth, "SHARD_BYTES", 3_000_000)
+    monkeypatch.setattr(write, "SHARD_BYTES", 3_000_000)
     folder = synthesize(SMALL, tmp_path / "shards").path
     names = sorted(f.name for f in (folder / "transformer").iterdir())
     count = len(names) - 2
@@ -349,7 +356,7 @@ def test_shards_and_their_index(
 
 
 def test_full_size_is_cut_into_shards_of_two_gigabytes() -> None:
-    shards = {p.component: synth._shards(p.tensors) for p in plan(synth.FLASH)}
+    shards = {p.component: write._shards(p.tensors) for p in plan(presets.FLASH)}
     assert {name: len(s) for name, s in shards.items()} == {
         "transformer": 3, "text_encoder": 1, "text_encoder_2": 1, "text_encoder_3": 5, "vae": 1,
     }  # fmt: skip
@@ -358,7 +365,7 @@ def test_full_size_is_cut_into_shards_of_two_gigabytes() -> None:
 
 
 def test_without_t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(synth.PRESETS, "small", SMALL)
+    monkeypatch.setitem(presets.PRESETS, "small", SMALL)
     result = fourstep("synth", "small", tmp_path / "s", "--no-t5", "--seed", 3, "--json")
     assert result.exit_code == 0, result.stderr
     row = json.loads(result.stdout)
@@ -377,7 +384,7 @@ def test_without_t5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_command_says_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(synth.PRESETS, "small", SMALL)
+    monkeypatch.setitem(presets.PRESETS, "small", SMALL)
     (tmp_path / "empty").mkdir()
     result = fourstep("synth", "small", tmp_path / "empty")
     assert result.exit_code == 0, result.stderr

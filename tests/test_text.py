@@ -10,12 +10,13 @@ import pytest
 from torch import fx
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.build.model import token_counts
+from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.tokenizers import TokenizerFile, clip_tokenizer, tokenizer_files
+from exporter.drawing.text import Encode, PromptCut, load_tokenizer
 from exporter.errors import CheckFailed, InputError
-from exporter.runtime.manifest import Port, Tokenizer
-from exporter.runtime.text import Encode, PromptCut, load_tokenizer
-from exporter.tokenizers import TokenizerFile, clip_tokenizer, tokenizer_files
-from exporter.trace import Program
+from exporter.package.manifest import Port, Tokenizer
+from exporter.program.program import Program
 from tests.conftest import SHAPES
 
 PROMPTS = [
@@ -36,7 +37,7 @@ def tokenizer_file(checkpoint: Checkpoint, name: str) -> TokenizerFile:
     """The packaged tokenizer of one text encoder, for as many tokens as LENGTHS says."""
     port = Port("ids", (1, LENGTHS[name]), "int32")
     program = Program(name, (port,), (), fx.Graph(), {})
-    return tokenizer_files(checkpoint, {name: program})[name]
+    return tokenizer_files(checkpoint, token_counts({name: program}))[name]
 
 
 def packaged(checkpoint: Checkpoint, name: str, folder: Path) -> Encode:
@@ -47,7 +48,7 @@ def packaged(checkpoint: Checkpoint, name: str, folder: Path) -> Encode:
     return load_tokenizer(folder, file.entry, name)
 
 
-@pytest.mark.filterwarnings("ignore::exporter.runtime.text.PromptCut")
+@pytest.mark.filterwarnings("ignore::exporter.drawing.text.PromptCut")
 @pytest.mark.parametrize("name", LENGTHS)
 def test_ids_are_those_of_transformers(shapes: Checkpoint, tmp_path: Path, name: str) -> None:
     encode = packaged(shapes, name, tmp_path)

@@ -9,11 +9,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporter.cut import Cut
-from exporter.pipeline import build
-from exporter.recipe import read_recipe
-from exporter.runtime import open_package
-from exporter.synth import find_preset, synthesize
+from exporter.build.pipeline import build
+from exporter.network.cut import Cut
+from exporter.recipe.recipe import read_recipe
+from exporter.runtime.package import open_package
+from exporter.synth.presets import find_preset
+from exporter.synth.write import synthesize
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.full

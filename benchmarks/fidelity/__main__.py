@@ -27,9 +27,10 @@ from benchmarks.fidelity.graphs import constant_bytes, float_values, session
 from benchmarks.fidelity.plot import plot
 from benchmarks.fidelity.variant import GRAPHS, Samples, Variant
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts
-from exporter.pipeline import build
-from exporter.recipe import Recipe, read_recipe
-from exporter.runtime import Image, open_package
+from exporter.build.pipeline import build
+from exporter.drawing.loop import Image
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.runtime.package import open_package
 
 RECIPE = Path("recipes/shapes-flash.toml")
 PLAIN = {"onnx": "fp32", "openvino": "fp32", "coreml": "fp16"}

@@ -13,12 +13,12 @@ import numpy as np
 from benchmarks.fidelity.graphs import EXACT
 from benchmarks.fidelity.variant import GRAPHS, Samples
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, score
-from exporter.backends import Session
-from exporter.calibrate import travel
-from exporter.measures import SAME_DB, psnr_db, snr_db
-from exporter.recipe import Calibration
-from exporter.runtime import Image, Request, generate, open_package
-from exporter.runtime.loop import ENCODERS
+from exporter.backends.contract import Session
+from exporter.calibrate.trajectories import travel
+from exporter.drawing.loop import ENCODERS, Image, Request, generate
+from exporter.package.measures import SAME_DB, psnr_db, snr_db
+from exporter.recipe.recipe import Calibration
+from exporter.runtime.package import open_package
 
 
 class Studio:

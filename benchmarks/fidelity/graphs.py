@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from exporter import backends
-from exporter.backends import Session, Setup
+from exporter.backends.contract import Session, Setup
 from exporter.backends.coreml import library
 
 EXACT = Setup(exact=True)

@@ -162,7 +162,7 @@ def synthesize(folder: Path, preset: str, t5: bool) -> Path:
 
 
 def _synth(*arguments: object) -> None:
-    command = [sys.executable, "-m", "exporter.cli", "synth", *map(str, arguments)]
+    command = [sys.executable, "-m", "exporter", "synth", *map(str, arguments)]
     subprocess.run(command, check=True)
 
 

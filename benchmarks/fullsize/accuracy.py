@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from benchmarks.fullsize.contestants import PROMPT, SEED
-from exporter.measures import relative_error
-from exporter.pipeline import trace_model
+from exporter.build.model import trace_model
+from exporter.drawing.loop import condition
+from exporter.drawing.noise import TorchNoise
+from exporter.package.measures import relative_error
+from exporter.program.run import run
 from exporter.progress import Progress
-from exporter.recipe import read_recipe
-from exporter.runtime import open_package
-from exporter.runtime.loop import condition
-from exporter.runtime.noise import TorchNoise
-from exporter.trace import run
+from exporter.recipe.recipe import read_recipe
+from exporter.runtime.package import open_package
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def ours(model: Model, folder: Path, python: str, backend: str, scheme: str) -> 
     package = place / f"{backend}-{scheme}"
     recipe = folder / f"fourstep-{model.px}px-{model.steps}.toml"
     export = (
-        python, "-m", "exporter.cli", "build", str(recipe), "--backend", backend, "--scheme",
+        python, "-m", "exporter", "build", str(recipe), "--backend", backend, "--scheme",
         scheme, "--out", str(place), "--no-golden",
     )  # fmt: skip
     draw = (python, "-m", "benchmarks.fullsize.draw_fourstep", str(package), PROMPT, str(SEED))

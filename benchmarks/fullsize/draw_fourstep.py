@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.apart import Clock
-from exporter.backends import Setup
-from exporter.runtime import Image, Request, generate, open_package
-from exporter.runtime.loop import Player
+from exporter.backends.contract import Setup
+from exporter.bench.process import Clock
+from exporter.drawing.loop import Image, Player, Request, generate
+from exporter.runtime.package import open_package
 
 
 def timed(player: Player, prompt: str, seed: int) -> dict[str, Any]:

@@ -22,107 +22,26 @@ only.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from exporter.backends.contract import Emitted, Memory, Order, Session, Setup
 from exporter.errors import InputError, known, needs_extra
 
 if TYPE_CHECKING:
-    from exporter.activations import Rounding
-    from exporter.quantize import QuantizedProgram
-    from exporter.runtime.manifest import Adjusted, Tolerance
+    from exporter.quantize.program import QuantizedProgram
 
-Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a recipe decides about one backend's files.
-
-    Attributes:
-        options: a value for each key of the backend's ``OPTIONS``.
-        roundings: how layers of a graph round their inputs, by the weight's name
-            (``exporter.activations``): for those of w8a8. Chosen when first asked for.
-    """
-
-    options: Mapping[str, str]
-    roundings: Callable[[QuantizedProgram], Mapping[str, Rounding]]
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """What ``emit`` wrote: the file or folder that a session opens, and all files.
-
-    ``tolerance`` is what ``verify`` allows the graph; ``session`` holds settings to open it with.
-    ``adjusted`` lists the weights that did not get what their format promises; ``remarks`` say what
-    whoever ships the graph should know.
-    """
-
-    entry: Path
-    files: tuple[Path, ...]
-    tolerance: Tolerance
-    session: dict[str, str] = field(default_factory=dict)
-    adjusted: tuple[Adjusted, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a session is to run.
-
-    Attributes:
-        exact: compute in float32 even where the package's settings round activations.
-        device: one of the backend's ``DEVICES``; None: its default.
-        cache: a folder where the runtime may keep what it compiled, or None.
-        half: compute in 16 bits what the package computes in float32: faster, less exact.
-    """
-
-    exact: bool = False
-    device: str | None = None
-    cache: Path | None = None
-    half: bool = False
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a graph takes, as ``benchmarks.memory`` measured it: anonymous memory, and files.
-
-    Attributes:
-        process_bytes: with the runtime imported and no graph open.
-        node_bytes: for each operator.
-        held: for each byte of weights as stored, by kind and format such as ``linear int4``;
-            ``other`` is all else. A kind that is not named takes what it has.
-        activations: for each byte of ``exporter.trace.activation_bytes``, by graph; ``""``: others.
-        patches: for each byte of ``exporter.predict.patch_bytes``.
-        build_process_bytes: to write a graph, without its weights.
-        build_weight: for each byte of the largest weight in float32, by format; ``""``: others.
-        build_node_bytes: for each operator, while the graph is written.
-        node_file_bytes: of the graph's files, for each operator.
-    """
-
-    process_bytes: int
-    node_bytes: int
-    held: Mapping[str, float]
-    activations: Mapping[str, float]
-    patches: float
-    build_process_bytes: int
-    build_weight: Mapping[str, float]
-    build_node_bytes: int
-    node_file_bytes: int
+__all__ = ["Emitted", "Memory", "Order", "Session", "Setup"]
 
 
 def names() -> tuple[str, ...]:
     """The known backends: the folders of ``exporter/backends``."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg))
 
 
 def load(name: str) -> ModuleType:
@@ -155,7 +74,7 @@ def refuse_inexpressible(
 
 def expressible_schemes(backend: ModuleType, options: Mapping[str, str]) -> list[str]:
     """The shipped schemes whose every format a backend can express."""
-    from exporter.formats import load_scheme, scheme_names
+    from exporter.quantize.schemes import load_scheme, scheme_names
 
     return [
         name

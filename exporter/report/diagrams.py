@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from exporter.measures import SAME_DB
+from exporter.package.measures import SAME_DB
 from exporter.report import charts
 from exporter.report.charts import Point, Row, Series
 from exporter.report.facts import Entry, Report

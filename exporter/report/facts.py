@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from exporter.apart import Asked, Memory, Times
-from exporter.measures import finite, mean_db
+from exporter.bench.process import Asked, Memory, Times
+from exporter.package.manifest import Manifest, Schedule
+from exporter.package.measures import finite, mean_db
 from exporter.report.sensitivities import Sensitivities
-from exporter.runtime.manifest import Manifest, Schedule
 
 FORMAT_VERSION = 1
 MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into

@@ -16,20 +16,20 @@ import numpy as np
 from safetensors import safe_open
 
 from exporter import __version__, backends
-from exporter.apart import Asked, Drawn, draw_apart
+from exporter.bench.process import Asked, Drawn, draw_apart
 from exporter.errors import CheckFailed, FourstepError, InputError
-from exporter.formats import BITS
-from exporter.measures import has_ssim, psnr_db, snr_db, ssim
+from exporter.files.staging import refuse_place, staging
+from exporter.package.manifest import Golden, Manifest
+from exporter.package.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
+from exporter.quantize.formats import BITS
 from exporter.report.facts import UNQUANTIZED, Entry, Figures, Machine, Report
 from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page
 from exporter.report.pictures import Shown
 from exporter.report.sensitivities import read_sensitivities
-from exporter.runtime.manifest import Golden, Manifest
 from exporter.runtime.package import Package, open_package
-from exporter.staging import refuse_place, staging
-from exporter.verify import check_files, read_pixels
+from exporter.runtime.verify import check_files, read_pixels
 
 PAGE, DATA = "index.html", "report.json"
 SHOWN_PROMPTS = 6  # whose pictures are on the page; figures are means over all

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from PIL import Image as Picture
 
-from exporter.measures import SAME_DB
+from exporter.package.measures import SAME_DB
 
 NONE = "\N{EM DASH}"
 LONG = 60  # letters of a fact from which it gets a line of its own

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.apart import Asked
-from exporter.measures import amplification, difference_map
+from exporter.bench.process import Asked
+from exporter.package.measures import amplification, difference_map
 from exporter.report.facts import UNQUANTIZED, Entry, Report
 from exporter.report.markup import decibels, paragraph, png, tag, text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from exporter.apart import SAMPLE_S
-from exporter.measures import SAME_DB
+from exporter.bench.process import SAMPLE_S
+from exporter.package.measures import SAME_DB
 from exporter.report.facts import UNQUANTIZED, Entry, Report
 from exporter.report.markup import (
     NONE,

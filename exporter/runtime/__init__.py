@@ -8,7 +8,9 @@ for event in generate(player, [Request("two red circles left of a blue square", 
         pixels = event.pixels  # (H, W, 3) uint8
 """
 
-from exporter.runtime.loop import Conditioned, Image, Player, Request, Step, generate
+from __future__ import annotations
+
+from exporter.drawing.loop import Conditioned, Image, Player, Request, Step, generate
 from exporter.runtime.package import Package, open_package
 
 __all__ = [

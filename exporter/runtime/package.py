@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends
+from exporter.drawing import text
+from exporter.drawing.loop import ENCODERS, Player, Session
 from exporter.errors import CheckFailed, InputError
-from exporter.runtime import preview, text
-from exporter.runtime.loop import ENCODERS, Player, Session
-from exporter.runtime.manifest import FileEntry, GraphEntry, Manifest, read_manifest
+from exporter.package import preview
+from exporter.package.check import check_file, check_size
+from exporter.package.manifest import GraphEntry, Manifest, read_manifest
 
 DEFAULT = backends.Setup()
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
@@ -55,7 +56,9 @@ class Package:
         with ThreadPoolExecutor(1) as beside:
             checks = [beside.submit(check_file, self.folder, file) for file in weights]
             try:
-                session: Session = backend.session(self.folder / graph.entry, graph.session, setup)
+                session: Session = backend.open_graph(
+                    self.folder / graph.entry, graph.session, setup
+                )
             finally:
                 for check in checks:  # damage explains a failure to open: it is raised first
                     check.result()
@@ -114,33 +117,6 @@ def _open_ahead(opened: Callable[[str], Session], names: Sequence[str]) -> Calla
     workers.shutdown(wait=False)
     other = functools.cache(opened)
     return lambda name: begun[name].result() if name in begun else other(name)
-
-
-def check_size(folder: Path, entry: FileEntry) -> None:
-    """Compare a file's size with what the manifest says; raises CheckFailed naming it."""
-    file = folder / entry.path
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
-    if size != entry.bytes:
-        raise CheckFailed(
-            f"{file}: damaged: {size} bytes where the manifest says {entry.bytes}; "
-            "copy or build the package again"
-        )
-
-
-def check_file(folder: Path, entry: FileEntry) -> None:
-    """Compare a file with its size and digest; raises CheckFailed naming it."""
-    check_size(folder, entry)
-    file = folder / entry.path
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
-    if digest != entry.sha256:
-        raise CheckFailed(f"{file}: damaged: SHA-256 differs; copy or build the package again")
 
 
 def _inside(folder: Path, path: str) -> bool:

@@ -7,33 +7,28 @@ can express its formats, iOS 17 or iOS 18, unless a recipe's ``target`` says whi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.backends import Emitted, Memory, Order, Session, Setup
-from exporter.runtime.manifest import Tokenizer, Tolerance
+from exporter.backends.contract import Emitted, Memory, Order
+from exporter.backends.coreml.session import COMPUTE_UNITS, EVALUATOR, ON_A_MAC
+from exporter.backends.coreml.session import open_graph as open_graph
+from exporter.package.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from exporter.formats import Format
-    from exporter.quantize import QuantizedProgram
-
-ON_A_MAC = sys.platform == "darwin"
-EVALUATOR = "EVALUATOR"  # this project's interpreter of ML Programs
+    from exporter.quantize.formats import Format
+    from exporter.quantize.program import QuantizedProgram
 
 EXTRA = "coreml" if ON_A_MAC else "build,coreml"  # the evaluator computes with torch
 BUILD_EXTRA = "build,coreml"
 REQUIRES = {"torch": "torch", "coremltools": "coremltools"}
 RUNS_WITH = {"coremltools": "coremltools"} if ON_A_MAC else REQUIRES
 OPTIONS = {"target": ("oldest", "iOS17", "iOS18")}
-COMPUTE_UNITS: tuple[str, ...] = (
-    ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE") if ON_A_MAC else ()
-)
 DEVICES = (*COMPUTE_UNITS, EVALUATOR)
 CACHES = COMPUTE_UNITS
 HALF: tuple[str, ...] = ()
@@ -92,20 +87,3 @@ def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...
     script = folder / "check_on_mac.py"
     script.write_text(Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return (script,)
-
-
-def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
-    """Open a graph: with Core ML on a Mac, elsewhere with the evaluator.
-
-    ``exact`` is always the evaluator, so that on a Mac ``verify`` reports both: the program by its
-    own types, and what Core ML makes of it.
-
-    Raises CheckFailed when the package cannot be read.
-    """
-    if setup.exact or not ON_A_MAC or setup.device == EVALUATOR:
-        from exporter.backends.coreml.evaluator import open_program
-
-        return open_program(entry)
-    from exporter.backends.coreml.predictor import open_model
-
-    return open_model(entry, setup.device or COMPUTE_UNITS[0], setup.cache)

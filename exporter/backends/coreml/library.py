@@ -109,3 +109,9 @@ def blob_writer(file: Path) -> Any:
     The file is complete when the writer is deleted.
     """
     return _module("coremltools.libmilstoragepython")._BlobStorageWriter(str(file))
+
+
+def data_types() -> dict[str, int]:
+    """Numbers of MIL's data types, by the names used here."""
+    kinds = dict(program_messages().DataType.items())
+    return {key.lower().replace("float", "fp"): number for key, number in kinds.items()}

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from exporter.backends.coreml import library
-from exporter.backends.coreml.ops import data_types
-from exporter.backends.coreml.writer import FLOAT32_GRAPHS
-from exporter.cut import graph_of
+from exporter.backends.coreml.emitter import FLOAT32_GRAPHS
+from exporter.backends.coreml.library import data_types
+from exporter.package.names import graph_of
 
 LARGEST_RANK = 5
 LARGEST_GRAPH_BYTES = 1_000_000_000

@@ -10,24 +10,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from exporter import aten
-from exporter import ops as _registers_operators  # noqa: F401
-from exporter.backends.coreml import library
-from exporter.trace import Constant
+from exporter.network import operators as _registers_operators  # noqa: F401
+from exporter.program import aten
+from exporter.program.program import Constant
 
 if TYPE_CHECKING:
-    from exporter.backends.coreml.writer import Emitter
+    from exporter.backends.coreml.emitter import Emitter
 
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
 Translate = Callable[["Emitter", fx.Node], "str | list[str] | None"]
 MASKED = -4e4  # of an additive mask: inside fp16's range, and its exponential is 0
-
-
-def data_types() -> dict[str, int]:
-    """Numbers of MIL's data types, by the names used here."""
-    kinds = dict(library.program_messages().DataType.items())
-    return {key.lower().replace("float", "fp"): number for key, number in kinds.items()}
 
 
 def _type(e: Emitter, node: fx.Node) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.backends import Session
+from exporter.backends.contract import Session
 from exporter.backends.coreml import library
 from exporter.errors import CheckFailed
 

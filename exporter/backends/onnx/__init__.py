@@ -25,20 +25,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from exporter.backends import Emitted, Memory, Order, Session, Setup
-from exporter.errors import CheckFailed
-from exporter.memory import returning
-from exporter.runtime.manifest import Tokenizer, Tolerance
+from exporter.backends.contract import Emitted, Memory, Order
+from exporter.backends.onnx.session import open_graph as open_graph
+from exporter.package.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from exporter.formats import Format
-    from exporter.quantize import QuantizedProgram
+    from exporter.quantize.formats import Format
+    from exporter.quantize.program import QuantizedProgram
 
 EXTRA = "onnx"
 BUILD_EXTRA = "build,onnx"
@@ -77,8 +74,8 @@ def emit(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
 ) -> Emitted:
     """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
-    from exporter import activations
     from exporter.backends.onnx.writer import write_graph
+    from exporter.calibrate import activations
 
     roundings = order.roundings(program)
     files = write_graph(program, read, folder, roundings)
@@ -93,33 +90,3 @@ def emit(
 def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
     """Nothing: onnxruntime needs the graphs alone."""
     return ()
-
-
-def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
-    """Open a graph with onnxruntime on the CPU.
-
-    Args:
-        settings: ``accuracy_level`` 4 lets the kernels round activations to 8 bits per block.
-
-    Raises CheckFailed when onnxruntime cannot read the file.
-    """
-    import onnxruntime as ort
-
-    ort.disable_telemetry_events()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    level = "0" if setup.exact else settings.get("accuracy_level", "0")
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    try:
-        with returning():
-            opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises its own types, some bare
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckFailed(f"{entry}: onnxruntime cannot open it: {reason}") from None
-    names = [o.name for o in opened.get_outputs()]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(names, opened.run(names, dict(inputs)), strict=True))
-
-    return run

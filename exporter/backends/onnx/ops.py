@@ -21,17 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from onnx import TensorProto
-from torch import Tensor, fx
+from torch import fx
 
-from exporter import aten
-from exporter.activations import rounding_of
 from exporter.backends.onnx import rounded
-from exporter.formats import narrowed
-from exporter.quantize import Part
-from exporter.trace import Stored
+from exporter.backends.onnx.emitter import is_weight, weight
+from exporter.calibrate.activations import rounding_of
+from exporter.program import aten
 
 if TYPE_CHECKING:
-    from exporter.backends.onnx.writer import Emitter
+    from exporter.backends.onnx.emitter import Emitter
 
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
@@ -245,51 +243,8 @@ def _embedding(e: Emitter, node: fx.Node) -> None:
     e.add("Mul", [row, factor], e.name(node))
 
 
-def is_weight(node: fx.Node) -> bool:
-    """Whether a node turns a stored weight into float32."""
-    source = node.args[0] if node.target in (OURS.dequantize.default, ATEN.to.dtype) else None
-    return isinstance(source, fx.Node) and source.op == "placeholder"
-
-
 def _later(e: Emitter, node: fx.Node) -> None:
     """A weight is written where it is used, in the layout that its user wants."""
-
-
-def weight(e: Emitter, node: object, transpose: bool = False) -> str:
-    """The ONNX name of a weight: as stored (N, K, ...), or transposed to (K, N)."""
-    assert isinstance(node, fx.Node)
-    return e.once((node, transpose), lambda: _write_weight(e, node, transpose))
-
-
-def _write_weight(e: Emitter, node: fx.Node, transpose: bool) -> str:
-    def laid_out(source: fx.Node) -> Tensor:
-        value: Tensor = e.read(e.program.tensors[source.name])
-        return value.T if transpose and value.ndim == 2 else value
-
-    def part(source: object, bits: int = 8) -> str:
-        assert isinstance(source, fx.Node)
-        return e.tensor(source.name, laid_out(source), bits)
-
-    if node.op == "placeholder":
-        return part(node)
-    if node.target is ATEN.to.dtype:
-        return e.add("Cast", [part(node.args[0])], node.name, to=TensorProto.FLOAT)
-    codes, scale, zero_point, block = node.args
-    assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
-    source = e.program.tensors[codes.name]
-    assert isinstance(source, Part) and isinstance(source.of, Stored)
-    if not source.format.is_grouped:
-        factor = e.read(e.program.tensors[scale.name]).flatten()
-        inputs = [part(codes), e.tensor(scale.name, factor)]
-        return e.add("DequantizeLinear", inputs, node.name, axis=1 if transpose else 0)
-    bits, steps = source.format.bits, torch.from_numpy(narrowed(laid_out(scale).numpy()))
-    inputs = [part(codes, bits), e.tensor(scale.name, steps)]
-    if steps.dtype == torch.float16:
-        inputs[1] = e.add("Cast", inputs[1:], f"{scale.name}_wide", to=TensorProto.FLOAT)
-    if zero_point is not None:
-        inputs.append(part(zero_point, bits))
-    axis = 0 if transpose else 1
-    return e.add("DequantizeLinear", inputs, node.name, axis=axis, block_size=block)
 
 
 TABLE: dict[Any, Translate] = {

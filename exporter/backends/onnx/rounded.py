@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from exporter import aten
-from exporter.activations import Rounding, along, rounded_weight
+from exporter.calibrate.activations import Rounding, along, rounded_weight
+from exporter.program import aten
 
 if TYPE_CHECKING:
-    from exporter.backends.onnx.writer import Emitter
+    from exporter.backends.onnx.emitter import Emitter
 
 
 def linear(e: Emitter, layer: fx.Node, rounding: Rounding) -> None:

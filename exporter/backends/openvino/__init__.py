@@ -16,22 +16,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from exporter.backends import Emitted, Memory, Order, Session, Setup
-from exporter.cut import graph_of
-from exporter.errors import CheckFailed
-from exporter.runtime.manifest import Tokenizer, Tolerance
+from exporter.backends.contract import Emitted, Memory, Order
+from exporter.backends.openvino.session import DEVICES, GROUP_PROPERTY, HALVED
+from exporter.backends.openvino.session import open_graph as open_graph
+from exporter.package.manifest import Tokenizer, Tolerance
+from exporter.package.names import graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from exporter.formats import Format
-    from exporter.quantize import QuantizedProgram
+    from exporter.quantize.formats import Format
+    from exporter.quantize.program import QuantizedProgram
 
 # OpenVINO reports its import to a server through this module, unless it cannot be found.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -46,7 +45,6 @@ REQUIRES = {
 }
 RUNS_WITH = {"openvino": "openvino"}
 OPTIONS: dict[str, tuple[str, ...]] = {}
-DEVICES = ("CPU", "GPU", "NPU", "NPUW")
 CACHES = DEVICES
 HALF = ("CPU", "GPU")
 # Weights are packed for their kernels, those of convolutions in float32; tables stay mapped.
@@ -67,13 +65,7 @@ MEMORY = Memory(
     node_file_bytes=900,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
-HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
-GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 ACTIVATION_GROUP = 64
-
-# The NPU's own compilation path, which cuts a graph into functions, with the processor behind it:
-# what can be checked of an NPU where there is none.
-NPUW = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
 
 
 def refuse(form: Format, options: Mapping[str, str]) -> str | None:
@@ -87,8 +79,8 @@ def emit(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
 ) -> Emitted:
     """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
-    from exporter import activations
     from exporter.backends.openvino.writer import write_graph
+    from exporter.calibrate import activations
 
     roundings = order.roundings(program)
     files = write_graph(program, read, folder, roundings)
@@ -125,74 +117,3 @@ def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...
 
     files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
     return tuple(file for pair in files for file in pair)
-
-
-def session(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
-    """Open a graph with OpenVINO.
-
-    Args:
-        settings: OpenVINO properties; one that the device does not know is left out.
-
-    Raises CheckFailed when OpenVINO cannot read the file or the machine has no such device.
-    """
-    import openvino as ov
-
-    core = ov.Core()
-    device = setup.device or DEVICES[0]
-    if device != "NPUW" and device not in core.available_devices:
-        found = ", ".join(core.available_devices)
-        raise CheckFailed(
-            f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
-        )
-    config = _config(core, device, settings, setup)
-    try:
-        model = core.read_model(str(entry))
-        if setup.half and device == "CPU" and settings.get(HALVED) == "attention":
-            from exporter.backends.openvino.half import halve_attention
-
-            halve_attention(model)
-            config["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = core.compile_model(model, device.removesuffix("W"), config)
-    except Exception as error:  # OpenVINO raises bare RuntimeError
-        reason = str(error).strip().splitlines()[-1]
-        raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
-    request = compiled.create_infer_request()
-    names = [output.any_name for output in compiled.outputs]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = request.infer({k: np.ascontiguousarray(v) for k, v in inputs.items()})
-        return {name: np.array(found[name]) for name in names}
-
-    return run
-
-
-def _half(core: Any, device: str) -> str:
-    """The 16-bit type that a device computes in; raises CheckFailed when it has none."""
-    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    kinds = {"BF16": "bf16"} if device == "CPU" else {"FP16": "f16", "BF16": "bf16"}
-    for capability, kind in kinds.items():
-        if capability in able:
-            return kind
-    raise CheckFailed(f"--half: this machine's {device} computes in float32 alone; leave it out")
-
-
-def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -> dict[str, Any]:
-    """The properties to compile with: of the settings, those that the device knows.
-
-    NPUW hands what it does not know to the processor behind it. An NPU computes in float16 and
-    refuses to be told anything else.
-    """
-    config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
-    if setup.cache is not None:
-        config["CACHE_DIR"] = str(setup.cache)
-    known = set(core.get_property("CPU" if device == "NPUW" else device, "SUPPORTED_PROPERTIES"))
-    if device == "NPU":
-        known.discard("INFERENCE_PRECISION_HINT")
-    config |= {name: value for name, value in settings.items() if name in known}
-    if setup.half:
-        config["INFERENCE_PRECISION_HINT"] = _half(core, device)
-    if device not in ("CPU", "NPUW"):
-        config.pop(GROUP_PROPERTY, None)  # other devices choose for themselves
-    if setup.exact and GROUP_PROPERTY in known:
-        config[GROUP_PROPERTY] = 0
-    return config

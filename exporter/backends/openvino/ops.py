@@ -11,20 +11,16 @@ import torch
 from openvino import opset15 as op
 from torch import fx
 
-from exporter import aten
-from exporter import ops as _registers_operators  # noqa: F401
+from exporter.backends.openvino.emitter import ints
+from exporter.network import operators as _registers_operators  # noqa: F401
+from exporter.program import aten
 
 if TYPE_CHECKING:
-    from exporter.backends.openvino.writer import Emitter
+    from exporter.backends.openvino.emitter import Emitter
 
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
 Translate = Callable[["Emitter", fx.Node], Any]
-
-
-def ints(values: Any) -> Any:
-    """An int64 constant, for shapes and axes."""
-    return op.constant(np.array(values, dtype=np.int64))
 
 
 def _binary(make: Callable[[Any, Any], Any]) -> Translate:

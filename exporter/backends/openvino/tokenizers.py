@@ -12,7 +12,7 @@ from tokenizers import Regex, normalizers
 from tokenizers import Tokenizer as Tokens
 
 from exporter.backends.openvino.writer import save
-from exporter.runtime.manifest import Tokenizer
+from exporter.package.manifest import Tokenizer
 
 
 def write_tokenizer(folder: Path, name: str, entry: Tokenizer) -> tuple[Path, Path]:

@@ -16,25 +16,17 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
 import openvino as ov
-import torch
-from openvino import opset15 as op
-from torch import Tensor, fx
+from torch import Tensor
 
-from exporter import aten
-from exporter.activations import LEVELS, Rounding, along, rounded_weight, rounding_of
 from exporter.backends.openvino import ops
-from exporter.cut import graph_of
-from exporter.formats import Format, narrowed, pack
-from exporter.quantize import QuantizedProgram
-from exporter.staging import writing
-
-ALIGNMENT_BYTES = 64
-LARGE_BYTES = 1 << 16
-ZERO_OF_2_BITS = np.array([2], np.int8)
+from exporter.backends.openvino.emitter import Constants, Emitter
+from exporter.calibrate.activations import Rounding
+from exporter.files.staging import writing
+from exporter.package.names import graph_of
+from exporter.program import aten
+from exporter.quantize.program import QuantizedProgram
 
 
 def write_graph(
@@ -49,7 +41,8 @@ def write_graph(
         constants = Constants(stream)
         emitter = Emitter(program, read, constants, roundings)
         for node in program.nodes():
-            emitter.node(node)
+            translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
+            emitter.settle(node, translate(emitter, node))
         model = emitter.model()
         if graph_of(program.name) == "t5":
             # Read by the plugins that compute in fp16; the CPU's ignores it.
@@ -72,219 +65,3 @@ def save(model: ov.Model, file: Path) -> tuple[Path, Path]:
     with writing(values, sum(o.get_byte_size() for o in constants)):
         ov.save_model(model, file, compress_to_fp16=False)
     return file, values
-
-
-class Constants:
-    """Writes the values of constants into a file, and makes what stands for them in a model."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._small: dict[bytes | None, int] = {}
-        self._zeros = np.zeros(0, np.uint8)  # never written to, and so never in memory
-        self._placed: list[tuple[Any, int, np.ndarray]] = []  # a Constant shares its zeros' memory
-
-    def make(self, array: np.ndarray, shape: tuple[int, ...], kind: ov.Type | None = None) -> Any:
-        """A Constant with an array's bytes; of its own type unless another is given."""
-        offset = self._write(array)
-        if array.nbytes > self._zeros.nbytes:
-            self._zeros = np.zeros(array.nbytes, np.uint8)
-        zeros = self._zeros[: array.nbytes].view(array.dtype)
-        tensor = ov.Tensor(zeros, ov.Shape(list(shape)), kind or ov.Type(array.dtype))
-        self._placed.append((op.constant(tensor), offset, zeros))
-        return self._placed[-1][0]
-
-    def places(self, model: ov.Model) -> dict[str, int]:
-        """Where each constant of the model lies in the file, by name; the rest are written now."""
-        found = {constant.get_friendly_name(): offset for constant, offset, _ in self._placed}
-        operators: Any = model.get_ordered_ops()
-        for operator in operators:
-            name = operator.get_friendly_name()
-            if operator.get_type_name() == "Constant" and name not in found:
-                found[name] = self._write(operator.data)
-        return found
-
-    def _write(self, array: np.ndarray) -> int:
-        """Where it lies in the file; a small one that is there already is not written again."""
-        small = array.tobytes() if array.nbytes < LARGE_BYTES else None
-        if small in self._small:
-            return self._small[small]
-        offset = -(-self._stream.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        self._stream.seek(offset)
-        self._stream.write(small or np.ascontiguousarray(array).data)
-        if small is not None:
-            self._small[small] = offset
-        return offset
-
-
-class Emitter:
-    """Builds one ov.Model.
-
-    Args:
-        constants: where they go.
-        roundings: how layers round their input, by their weight.
-    """
-
-    def __init__(
-        self,
-        program: QuantizedProgram,
-        read: Callable[[object], Tensor],
-        constants: Constants,
-        roundings: Mapping[str, Rounding],
-    ) -> None:
-        self.program, self.read, self.roundings = program, read, roundings
-        self._constant = constants.make
-        self._rounded: dict[fx.Node, Any] = {}
-        self._weights: dict[fx.Node, tuple[Any, np.ndarray]] = {}
-        self._values: dict[fx.Node, Any] = {}
-        self._parameters = []
-        for node, port in zip(program.feeds(), program.inputs, strict=True):
-            kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
-            parameter = op.parameter(list(port.shape), kind, name=port.name)
-            parameter.output(0).set_names({port.name})
-            self._parameters.append(parameter)
-            self._values[node] = parameter.output(0)
-
-    def node(self, node: fx.Node) -> None:
-        """Translate one operator; raises InputError naming an operator that has no translation."""
-        translate = aten.translation(ops.TABLE, node, self.program.name, "OpenVINO")
-        value = translate(self, node)
-        if value is not None:
-            self._values[node] = value if isinstance(value, list) else _output(value)
-
-    def value(self, argument: object) -> Any:
-        """The OpenVINO output of an argument: a node, or a number that becomes a constant."""
-        if not isinstance(argument, fx.Node):
-            return op.constant(np.float32(argument)).output(0)  # type: ignore[arg-type]
-        if argument not in self._values:
-            if argument.op == "placeholder":
-                array = self._read(argument)
-                self._values[argument] = self._constant(array, array.shape).output(0)
-            else:
-                self._values[argument] = _output(self._weight(argument))
-        return self._values[argument]
-
-    def linear(self, x: object, weight: fx.Node, bias: fx.Node | None) -> Any:
-        """x times a stored weight (N, K), transposed, plus a bias (N,)."""
-        rounding = rounding_of(self.program, self.roundings, weight)
-        if isinstance(x, fx.Node) and x.name in self.program.tensors:
-            # OpenVINO 2026.4.1 fails to fold a constant times a compressed weight on its right.
-            product = op.matmul(self.value(weight), self.value(x), False, True)
-            product = op.transpose(product, ops.ints([1, 0]))
-        elif rounding is not None:
-            return self._rounded_linear(x, weight, bias, rounding)
-        else:
-            product = op.matmul(self.value(x), self.value(weight), False, True)
-        return product if bias is None else op.add(product, self.value(bias))
-
-    def convolved(self, x: object, weight: fx.Node) -> tuple[Any, Any]:
-        """A convolution's input and weight; both in 8 bits if its input is to be rounded."""
-        rounding = rounding_of(self.program, self.roundings, weight)
-        if rounding is None:
-            return self.value(x), self.value(weight)
-        return self._round(x, rounding, 1, rounding.low), self._scaled(weight, rounding)[0]
-
-    def _rounded_linear(
-        self, x: object, weight: fx.Node, bias: fx.Node | None, rounding: Rounding
-    ) -> Any:
-        """The levels are counted from 0, and what that adds to the outputs is taken off the bias.
-
-        Levels around a zero point OpenVINO takes apart in the same way when it opens the graph, by
-        a product of its own that takes longer than all else (a layer's weights in 8 bits, at full
-        width: 2.8 ms for each million values, and 0.8).
-        """
-        scaled, sums = self._scaled(weight, rounding)
-        product = op.matmul(self._round(x, rounding, -1, 0.0), scaled, False, True)
-        added = op.constant((rounding.low * sums).astype(np.float32))
-        return op.add(product, added if bias is None else op.add(self.value(bias), added))
-
-    def _round(self, x: object, rounding: Rounding, axis: int, least: float) -> Any:
-        """x over the factors, which lie along ``axis``, to 256 levels, the lowest of which becomes
-        ``least``; one operator for all layers that read x."""
-        assert isinstance(x, fx.Node)
-        if x not in self._rounded:
-            factor = along(rounding.factor, len(aten.shape(x)), axis).numpy()
-            ends = np.array([rounding.low, rounding.high], np.float32)
-            given = [op.constant(end * factor) for end in ends]
-            made = [op.constant(np.float32(end - rounding.low + least)) for end in ends]
-            rounded = op.fake_quantize(self.value(x), *given, *made, LEVELS)
-            self._rounded[x] = rounded.output(0)
-        return self._rounded[x]
-
-    def _scaled(self, node: fx.Node, rounding: Rounding) -> tuple[Any, np.ndarray]:
-        """A weight (N, K, ...) whose columns are multiplied by the factors, as int8, and its rows'
-        sums, (N,) float64; written once for all strips of a feature map."""
-        if node not in self._weights:
-            values, scale = rounded_weight(self.program, self.read, node, rounding)
-            sums = values.flatten(1).sum(1).double() * scale
-            made = self._by_channel(values.numpy(), scale.numpy()).output(0)
-            self._weights[node] = made, sums.numpy()
-        return self._weights[node]
-
-    def _weight(self, node: fx.Node) -> Any:
-        """A stored weight as float32, in the checkpoint's layout (N, K, ...)."""
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        if node.target is torch.ops.aten.to.dtype:
-            return op.convert(self.value(source), "f32")
-        codes, scale, zero_point, block = node.args
-        assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node) and isinstance(block, int)
-        part = self.program.part(node)
-        assert part is not None
-        shape, factor = part.of.shape, self._float(scale)
-        if part.format.is_grouped:
-            value = self._groups(codes, zero_point, narrowed(factor[..., None]), block, part.format)
-            return op.reshape(value, ops.ints(shape), False)
-        return self._by_channel(self._read(codes), factor)
-
-    def _by_channel(self, codes: np.ndarray, scale: np.ndarray) -> Any:
-        """int8 codes (N, K, ...) times a scale for each output channel."""
-        factor = scale.reshape(-1, *(1,) * (codes.ndim - 1))
-        value = op.convert(self._constant(codes, codes.shape), "f32")
-        return op.multiply(value, self._constant(factor, factor.shape))
-
-    def _groups(
-        self, codes: fx.Node, zero_point: object, factor: np.ndarray, block: int, form: Format
-    ) -> Any:
-        """A weight as (N, K / block, block); factor: (N, K / block, 1), fp16 or float32."""
-        four = ov.Type.i4 if form.symmetric else ov.Type.u4
-        kind = ov.Type.u2 if form.bits == 2 else four
-
-        def packed(values: np.ndarray, *shape: int) -> Any:
-            return op.convert(self._constant(pack(values, form.bits), shape, kind), "f32")
-
-        zero: Any = None
-        values = self._read(codes)
-        if form.bits == 2 and form.symmetric:
-            values, zero = values + ZERO_OF_2_BITS, packed(ZERO_OF_2_BITS, 1, 1, 1)
-        elif isinstance(zero_point, fx.Node):
-            zero = packed(self._read(zero_point), *factor.shape)
-        value = packed(values, *factor.shape[:2], block)
-        if zero is not None:
-            value = op.subtract(value, zero)
-        step = self._constant(factor, factor.shape)
-        return op.multiply(value, step if factor.dtype == np.float32 else op.convert(step, "f32"))
-
-    def _read(self, node: fx.Node) -> np.ndarray:
-        value: np.ndarray = self.read(self.program.tensors[node.name]).contiguous().numpy()
-        return value
-
-    def _float(self, node: fx.Node) -> np.ndarray:
-        return self._read(node).astype(np.float32, copy=False)
-
-    def model(self) -> ov.Model:
-        """The finished model, every operator named by its place so that builds are identical."""
-        results = []
-        for node, port in zip(self.program.results(), self.program.outputs, strict=True):
-            output = self.value(node)
-            output.get_tensor().set_names({port.name})
-            results.append(op.result(output))
-        model = ov.Model(results, self._parameters, self.program.name)
-        operators: Any = model.get_ordered_ops()
-        for i, operator in enumerate(operators):
-            if operator.get_type_name() != "Parameter":
-                operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
-        return model
-
-
-def _output(value: Any) -> Any:
-    return value.output(0) if hasattr(value, "output") else value

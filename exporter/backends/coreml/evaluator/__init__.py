@@ -1,0 +1,1 @@
+"""Runs ML Programs where Core ML is missing."""

@@ -1,0 +1,32 @@
+"""Opens a graph: with Core ML on a Mac, elsewhere with the evaluator."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporter.backends.contract import Session, Setup
+
+ON_A_MAC = sys.platform == "darwin"
+EVALUATOR = "EVALUATOR"  # this project's interpreter of ML Programs
+COMPUTE_UNITS: tuple[str, ...] = (
+    ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE") if ON_A_MAC else ()
+)
+
+
+def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+    """Open a graph: with Core ML on a Mac, elsewhere with the evaluator.
+
+    ``exact`` is always the evaluator, so that on a Mac ``verify`` reports both: the program by its
+    own types, and what Core ML makes of it.
+
+    Raises CheckFailed when the package cannot be read.
+    """
+    if setup.exact or not ON_A_MAC or setup.device == EVALUATOR:
+        from exporter.backends.coreml.evaluator.program import open_program
+
+        return open_program(entry)
+    from exporter.backends.coreml.predictor import open_model
+
+    return open_model(entry, setup.device or COMPUTE_UNITS[0], setup.cache)

@@ -1,0 +1,42 @@
+"""Opens a graph with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.backends.contract import Session, Setup
+from exporter.errors import CheckFailed
+from exporter.files.heap import returning
+
+
+def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+    """Open a graph with onnxruntime on the CPU.
+
+    Args:
+        settings: ``accuracy_level`` 4 lets the kernels round activations to 8 bits per block.
+
+    Raises CheckFailed when onnxruntime cannot read the file.
+    """
+    import onnxruntime as ort
+
+    ort.disable_telemetry_events()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    level = "0" if setup.exact else settings.get("accuracy_level", "0")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+    try:
+        with returning():
+            opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own types, some bare
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckFailed(f"{entry}: onnxruntime cannot open it: {reason}") from None
+    names = [o.name for o in opened.get_outputs()]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, opened.run(names, dict(inputs)), strict=True))
+
+    return run

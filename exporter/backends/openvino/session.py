@@ -1,0 +1,91 @@
+"""Opens a graph with OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.backends.contract import Session, Setup
+from exporter.errors import CheckFailed
+
+DEVICES = ("CPU", "GPU", "NPU", "NPUW")
+HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
+GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
+# The NPU's own compilation path, which cuts a graph into functions, with the processor behind it:
+# what can be checked of an NPU where there is none.
+NPUW = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
+
+
+def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+    """Open a graph with OpenVINO.
+
+    Args:
+        settings: OpenVINO properties; one that the device does not know is left out.
+
+    Raises CheckFailed when OpenVINO cannot read the file or the machine has no such device.
+    """
+    import openvino as ov
+
+    core = ov.Core()
+    device = setup.device or DEVICES[0]
+    if device != "NPUW" and device not in core.available_devices:
+        found = ", ".join(core.available_devices)
+        raise CheckFailed(
+            f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
+        )
+    config = _config(core, device, settings, setup)
+    try:
+        model = core.read_model(str(entry))
+        if setup.half and device == "CPU" and settings.get(HALVED) == "attention":
+            from exporter.backends.openvino.half import halve_attention
+
+            halve_attention(model)
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = core.compile_model(model, device.removesuffix("W"), config)
+    except Exception as error:  # OpenVINO raises bare RuntimeError
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
+    request = compiled.create_infer_request()
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = request.infer({k: np.ascontiguousarray(v) for k, v in inputs.items()})
+        return {name: np.array(found[name]) for name in names}
+
+    return run
+
+
+def _half(core: Any, device: str) -> str:
+    """The 16-bit type that a device computes in; raises CheckFailed when it has none."""
+    able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    kinds = {"BF16": "bf16"} if device == "CPU" else {"FP16": "f16", "BF16": "bf16"}
+    for capability, kind in kinds.items():
+        if capability in able:
+            return kind
+    raise CheckFailed(f"--half: this machine's {device} computes in float32 alone; leave it out")
+
+
+def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -> dict[str, Any]:
+    """The properties to compile with: of the settings, those that the device knows.
+
+    NPUW hands what it does not know to the processor behind it. An NPU computes in float16 and
+    refuses to be told anything else.
+    """
+    config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
+    if setup.cache is not None:
+        config["CACHE_DIR"] = str(setup.cache)
+    known = set(core.get_property("CPU" if device == "NPUW" else device, "SUPPORTED_PROPERTIES"))
+    if device == "NPU":
+        known.discard("INFERENCE_PRECISION_HINT")
+    config |= {name: value for name, value in settings.items() if name in known}
+    if setup.half:
+        config["INFERENCE_PRECISION_HINT"] = _half(core, device)
+    if device not in ("CPU", "NPUW"):
+        config.pop(GROUP_PROPERTY, None)  # other devices choose for themselves
+    if setup.exact and GROUP_PROPERTY in known:
+        config[GROUP_PROPERTY] = 0
+    return config

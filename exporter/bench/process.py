@@ -1,0 +1,281 @@
+"""Draws with one package in a process of its own, so that seconds and memory are that package's.
+
+    python -m exporter.bench.process PACKAGE ORDER.json FOLDER
+
+draws what is ordered and leaves in FOLDER each picture, the latent after each step, and what it
+took. The first picture is drawn from nothing, the others in a second call, which opens each graph
+once, unless the first call left it open.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from exporter.backends.contract import Setup
+from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
+from exporter.drawing.text import PromptCut
+from exporter.errors import CheckFailed, FourstepError
+from exporter.runtime.package import open_package
+
+SAMPLE_S = 0.02
+T = TypeVar("T")
+STATUS = ("VmHWM", "RssAnon")  # of /proc/<process>/status: peak resident, anonymous now
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture to draw."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to draw: ``exporter.backends.contract.Setup``, and whether graphs stay open."""
+
+    device: str | None = None
+    cache: str | None = None
+    half: bool = False
+    keep: bool = False
+
+    def player(self, package: Path) -> Player:
+        """A package, opened to be drawn with so."""
+        setup = Setup(
+            device=self.device, cache=Path(self.cache) if self.cache else None, half=self.half
+        )
+        return open_package(package).player(setup, self.keep)
+
+
+AS_SHIPPED = Manner()
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds, after imports; files had been read before, so a disk's speed is not in them.
+
+    Attributes:
+        loads_s: to open each graph for the first picture, its digest checked; of graphs that are
+            opened ahead, how long the loop waited for them.
+        encode_s: text encoders and conditioner of one prompt.
+        step_s, decode_s: medians over all steps and pictures.
+        first_s: the first picture, with everything that has to be opened.
+        next_s: each further picture of one call; None when only one was drawn.
+    """
+
+    loads_s: dict[str, float]
+    encode_s: float
+    step_s: float
+    decode_s: float
+    first_s: float
+    next_s: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks of the process, Python included: resident, and resident without pages of files."""
+
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a package drew, in a folder.
+
+    Attributes:
+        memory: None where the system has no ``/proc``.
+        remarks: what the runtime said of the prompts.
+    """
+
+    place: Path
+    times: Times
+    memory: Memory | None
+    remarks: tuple[str, ...]
+
+    def picture(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        picture: np.ndarray = np.load(self.place / f"picture-{index}.npy")
+        return picture
+
+    def latents(self, index: int) -> dict[int, np.ndarray]:
+        """The latent (1, channels, h, w) after each step, from 1."""
+        files = self.place.glob(f"latent-{index}-*.npy")
+        return {int(f.stem.rpartition("-")[2]): np.load(f) for f in files}
+
+
+def draw_apart(
+    package: Path,
+    asked: Sequence[Asked],
+    place: Path,
+    progress: Callable[[str], None],
+    manner: Manner = AS_SHIPPED,
+) -> Drawn:
+    """Draw with a package in another process; raises CheckFailed with what stopped it.
+
+    Args:
+        place: an empty folder for what is drawn.
+    """
+    order = place / "order.json"
+    ordered = {"asked": [asdict(a) for a in asked], "manner": asdict(manner)}
+    order.write_text(json.dumps(ordered), encoding="utf-8")
+    arguments = [str(package), str(order), str(place)]
+    command = [sys.executable, "-m", "exporter.bench.process", *arguments]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        try:
+            with _peaks(process.pid) as peaks:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    progress(f"{package.name}: {line.rstrip()}")
+                code = process.wait()
+        finally:
+            process.kill()
+        said.seek(0)
+        if code:
+            raise CheckFailed(_ending(code, said.read()))
+    found = json.loads((place / "took.json").read_text(encoding="utf-8"))
+    memory = Memory(peaks["VmHWM"], peaks["RssAnon"]) if all(peaks.values()) else None
+    return Drawn(place, Times(**found["times"]), memory, tuple(found["remarks"]))
+
+
+def _ending(code: int, said: str) -> str:
+    if code < 0:
+        return f"its process was ended by signal {-code}" + (
+            ", as when memory runs out" if code == -9 else ""
+        )
+    lines = said.strip().splitlines()
+    return lines[-1] if lines else f"its process ended with exit code {code}"
+
+
+@contextmanager
+def _peaks(process: int) -> Iterator[dict[str, int]]:
+    """Largest figures of a process's ``/proc`` status in bytes; 0 where there is none."""
+    peaks, ended = dict.fromkeys(STATUS, 0), threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_S):
+            for name, value in _status(process).items():
+                peaks[name] = max(peaks[name], value)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _status(process: int) -> dict[str, int]:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in pairs if name in STATUS}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds that each graph took: to open, and to run, in order."""
+
+    opens_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    runs_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def watch(self, player: Player) -> Player:
+        """The same player, timed."""
+
+        def open_session(name: str) -> Session:
+            session = _timed(self.opens_s[name], lambda: player.open(name))
+
+            def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return _timed(self.runs_s[name], lambda: session(inputs))
+
+            return call
+
+        return replace(player, open=open_session)
+
+    def once(self) -> list[str]:
+        """The graphs that ran and encode a prompt."""
+        return [name for name in self.runs_s if name not in ("denoiser", "vae_decoder")]
+
+
+def _timed(seconds: list[float], work: Callable[[], T]) -> T:
+    started = time.perf_counter()
+    done = work()
+    seconds.append(time.perf_counter() - started)
+    return done
+
+
+def draw(package: Path, asked: Sequence[Asked], place: Path, manner: Manner) -> Times:
+    """Draw in this process; a line on stdout for each step and picture."""
+    clock = Clock()
+    seconds: list[float] = []
+
+    def first() -> Player:
+        player = clock.watch(manner.player(package))
+        _draw(player, asked[:1], 0, place)
+        return player
+
+    player = _timed(seconds, first)
+    if asked[1:]:
+        _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
+    runs_s = clock.runs_s
+    return Times(
+        loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
+        encode_s=sum(runs_s[name][0] for name in clock.once()),
+        step_s=statistics.median(runs_s["denoiser"]),
+        decode_s=statistics.median(runs_s["vae_decoder"]),
+        first_s=seconds[0],
+        next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,
+    )
+
+
+def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> None:
+    for event in generate(player, [Request(a.prompt, a.seed) for a in asked]):
+        if isinstance(event, Step):
+            number = first + event.index
+            np.save(place / f"latent-{number}-{event.step}.npy", event.latent)
+            print(f"picture {number + 1}, step {event.step} of {event.steps}", flush=True)
+        elif isinstance(event, Image):
+            number = first + event.index
+            np.save(place / f"picture-{number}.npy", event.pixels)
+            print(f"picture {number + 1}", flush=True)
+
+
+def main() -> None:
+    package, order, place = (Path(a) for a in sys.argv[1:])
+    ordered = json.loads(order.read_text(encoding="utf-8"))
+    asked = [Asked(**raw) for raw in ordered["asked"]]
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", PromptCut)
+            times = draw(package, asked, place, Manner(**ordered["manner"]))
+    except FourstepError as error:
+        sys.exit(str(error))
+    remarks = list(dict.fromkeys(str(w.message) for w in said))
+    took = {"times": asdict(times), "remarks": remarks}
+    (place / "took.json").write_text(json.dumps(took), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Golden outputs: what the quantized program computes in torch, kept so that a device can check.
+
+The pictures are drawn by the runtime's own loop over sessions that run programs in torch, so the
+loop is part of what is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Picture
+from safetensors.numpy import save
+
+from exporter.build.reference import reference_player
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.tokenizers import TokenizerFile
+from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
+from exporter.package.manifest import Golden, Schedule
+from exporter.quantize.program import QuantizedProgram
+from exporter.recipe.recipe import Recipe
+
+Call = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One golden picture: its request, pixels, decoder output and every call that made it.
+
+    ``latents``: after each step, (1, channels, h, w) float32; the last one is the image's.
+    """
+
+    image: Image
+    decoded: np.ndarray
+    latents: tuple[np.ndarray, ...]
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Draws a recipe's golden prompts with programs in torch."""
+
+    weights: Weights
+    schedule: Schedule
+    tokenizers: Mapping[str, TokenizerFile]
+    recipe: Recipe
+
+    def draw(self, programs: Mapping[str, QuantizedProgram]) -> list[Drawing]:
+        """One picture per golden prompt, with every call of every graph; none without prompts."""
+        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
+        player = reference_player(programs, self.weights, self.schedule, encoders)
+        requests = [Request(prompt, self.recipe.seed) for prompt in self.recipe.prompts]
+        return [_draw(player, request, self.recipe.cut.image_to_image) for request in requests]
+
+
+def _draw(player: Player, request: Request, encode: bool) -> Drawing:
+    """Draw one picture; with ``encode``, also run ``vae_encoder`` on it, as the loop does not."""
+    calls: list[Call] = []
+    recording = _recording(player, calls)
+    events = list(generate(recording, [request]))
+    image = next(e for e in events if isinstance(e, Image))
+    latents = tuple(e.latent for e in events if isinstance(e, Step))
+    decoded = np.asarray(calls[-1][2]["image"])
+    if encode:
+        recording.open("vae_encoder")({"image": decoded})
+    return Drawing(image, decoded, latents, tuple(calls))
+
+
+def _recording(player: Player, calls: list[Call]) -> Player:
+    def open_session(name: str) -> Session:
+        session = player.open(name)
+
+        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = session(inputs)
+            calls.append((name, inputs, outputs))
+            return outputs
+
+        return call
+
+    return replace(player, open=open_session)
+
+
+def write(
+    folder: Path, drawings: Sequence[Drawing], unquantized: Sequence[Drawing]
+) -> tuple[tuple[Golden, ...], list[Path]]:
+    """Write pictures and tensors into ``folder``/golden; returns manifest entries and files."""
+    (folder / "golden").mkdir()
+    entries, files = [], []
+    for i, (drawing, plain) in enumerate(zip(drawings, unquantized, strict=True)):
+        entry = Golden(
+            prompt=drawing.image.request.prompt,
+            seed=drawing.image.request.seed,
+            image=f"golden/{i}.png",
+            unquantized=f"golden/{i}-unquantized.png",
+            tensors=f"golden/{i}.safetensors",
+        )
+        Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
+        Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
+        # Written here, so that a full disk is an OSError like everywhere else.
+        (folder / entry.tensors).write_bytes(save(_tensors(drawing, plain)))
+        entries.append(entry)
+        files += [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
+    return tuple(entries), files
+
+
+def _tensors(drawing: Drawing, plain: Drawing) -> dict[str, np.ndarray]:
+    """``<graph>/<call>/in|out/<port>`` of every call, the final latents, ``unquantized/<step>``.
+
+    Steps count from 1; each tensor is the latent after the step, (1, channels, h, w).
+    """
+    count: dict[str, int] = {}
+    tensors = {
+        "latent": drawing.image.latent,
+        "unquantized_latent": plain.image.latent,
+    }
+    tensors |= {f"unquantized/{step}": latent for step, latent in enumerate(plain.latents, 1)}
+    for name, inputs, outputs in drawing.calls:
+        call = count.get(name, 0)
+        count[name] = call + 1
+        for side, ports in (("in", inputs), ("out", outputs)):
+            for port, value in ports.items():
+                tensors[f"{name}/{call}/{side}/{port}"] = np.ascontiguousarray(value)
+    return tensors

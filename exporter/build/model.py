@@ -1,0 +1,147 @@
+"""A checkpoint cut into traced programs, and what is measured on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.build import reference
+from exporter.calibrate.store import (
+    Calibration,
+    Provenance,
+    obtain,
+    provenance_of,
+    write_statistics,
+)
+from exporter.calibrate.trajectories import Inputs, Trajectories, travel
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
+from exporter.drawing.loop import ENCODERS
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.package.manifest import Schedule
+from exporter.program.program import Program
+from exporter.program.trace import bind, trace
+from exporter.progress import Progress
+from exporter.quantize.formats import FORMATS
+from exporter.quantize.program import Methods, QuantizedProgram, quantize, unquantized
+from exporter.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint cut into traced programs, without weights in memory."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    programs: Mapping[str, Program]
+    tokenizers: Mapping[str, TokenizerFile]
+    weights: Weights
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.recipe.mode, self.recipe.cut.sigmas)
+
+    @functools.cached_property
+    def unrounded(self) -> dict[str, QuantizedProgram]:
+        """The programs with every weight in float32."""
+        return {name: unquantized(program) for name, program in self.programs.items()}
+
+    def provenance(self, graphs: Sequence[str]) -> Provenance:
+        """What statistics of these graphs are measured on."""
+        given = self.recipe.calibration
+        return provenance_of(
+            self.checkpoint, self.recipe.cut, self.recipe.mode, given.prompts, given.seed, graphs
+        )
+
+    def travel(self, programs: Mapping[str, QuantizedProgram], weights: Weights) -> Trajectories:
+        """Draw the recipe's calibration prompts in torch, up to their final latents."""
+        encoders = {name: file.encoder(name) for name, file in self.tokenizers.items()}
+        player = reference.reference_player(programs, weights, self.schedule, encoders)
+        return travel(player, self.recipe.calibration.prompts, self.recipe.calibration.seed)
+
+    @functools.cached_property
+    def trajectories(self) -> Trajectories:
+        """Those of the unquantized model; drawn when first asked for."""
+        return self.travel(self.unrounded, self.weights)
+
+    def trajectories_as(
+        self, programs: Mapping[str, QuantizedProgram], weights: Weights
+    ) -> Trajectories:
+        """Those of the unquantized model in the units that the programs' methods give channels.
+
+        What graphs hand on to each other is in these units: equalization moves factors from the
+        ``denoiser`` to the ``conditioner``.
+        """
+        methods = {name: program.methods for name, program in programs.items()}
+        if not any("equalize" in asked for asked in methods.values()):
+            return self.trajectories
+        return self.travel(self.adapted(methods), weights)
+
+    def calls_as(
+        self, programs: Mapping[str, QuantizedProgram], weights: Weights
+    ) -> Callable[[str], Sequence[Inputs]]:
+        """Gives a graph's calls on ``trajectories_as``, which are drawn once, when first needed."""
+        drawn = functools.cache(lambda: self.trajectories_as(programs, weights))
+        return lambda graph: drawn().calls[graph]
+
+    def adapted(self, methods: Mapping[str, Methods]) -> dict[str, QuantizedProgram]:
+        """The programs with every weight in float32, as some methods (by graph) leave them."""
+        return {
+            name: quantize(program, lambda *_: FORMATS["fp32"], methods[name])
+            for name, program in self.programs.items()
+        }
+
+
+def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
+    """The first stops: checkpoint, graphs, trace. Raises InputError."""
+    # Checkpoint: headers only; a weight is read when a stage below asks for it. What identifies the
+    # files is computed beside the stages.
+    checkpoint = open_checkpoint(recipe.checkpoint)
+    checkpoint.begin_digest()
+    weights = Weights(checkpoint, keep_bytes=keep_bytes)
+
+    # Graphs and trace: operators and shapes, no weights in memory.
+    programs = {}
+    for graph in cut_graphs(checkpoint, recipe.cut):
+        progress(f"trace {graph.name}")
+        programs[graph.name] = trace(graph)
+        bind(programs[graph.name], weights.shape)
+    tokenizers = tokenizer_files(checkpoint, token_counts(programs))
+    return Model(recipe, checkpoint, programs, tokenizers, weights)
+
+
+def token_counts(programs: Mapping[str, Program]) -> dict[str, int]:
+    """How many tokens each text encoder reads."""
+    return {name: p.inputs[0].shape[1] for name, p in programs.items() if name in ENCODERS}
+
+
+def calibrate(
+    model: Model, graphs: Sequence[str], statistics: Path, progress: Progress
+) -> Calibration:
+    """What layers meet on the calibration prompts: as kept in ``statistics``, or measured into it.
+
+    The trajectories are drawn, and each graph is run on all of them, layer by layer.
+    """
+    provenance = model.provenance(graphs)
+
+    def measure(folder: Path) -> None:
+        progress("draw the calibration prompts, unquantized, in torch")
+        trajectories = model.trajectories
+        write_statistics(
+            folder, provenance, model.programs, model.weights.read, trajectories.calls, progress
+        )
+
+    return obtain(statistics, provenance, measure)
+
+
+def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
+    """Every graph, without reading a weight; raises InputError."""
+    weights, programs = Weights(checkpoint), {}
+    for graph in cut_graphs(checkpoint, cut):
+        programs[graph.name] = trace(graph)
+        bind(programs[graph.name], weights.shape)
+    return programs

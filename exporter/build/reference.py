@@ -1,0 +1,37 @@
+"""Programs run in torch by the runtime's own loop: what every backend is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from exporter.calibrate.weights import Weights
+from exporter.drawing.loop import Player, Session
+from exporter.drawing.text import Encode
+from exporter.package.manifest import Schedule
+from exporter.program.run import run
+from exporter.quantize.program import QuantizedProgram
+
+
+def torch_session(program: QuantizedProgram, weights: Weights) -> Session:
+    """A session that runs a program in torch, in float32."""
+
+    def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        return {k: v.numpy() for k, v in run(program, weights.read, given).items()}
+
+    return call
+
+
+def reference_player(
+    programs: Mapping[str, QuantizedProgram],
+    weights: Weights,
+    schedule: Schedule,
+    tokenizers: Mapping[str, Encode],
+) -> Player:
+    """A player over programs in torch: what every backend is compared with."""
+    shape = programs["denoiser"].inputs[0].shape
+    latent = (shape[0], shape[1], shape[2], shape[3])
+    return Player(schedule, latent, tokenizers, lambda name: torch_session(programs[name], weights))

@@ -1,0 +1,136 @@
+"""What earlier builds have finished: whole packages, and the whole graphs of one that was stopped.
+
+A package's bytes are decided by its ``basis``: the recipe, the scheme, the checkpoint, the versions
+of all tools. The journal beside an unfinished package lists the graphs that are whole, with their
+basis; the log beside a finished one names it too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from exporter.build.write import Origin, log_of, tools_of
+from exporter.checkpoint.folder import Checkpoint
+from exporter.errors import CheckFailed
+from exporter.files.read import file_digest
+from exporter.files.staging import partial_of, staging
+from exporter.package.check import check_file
+from exporter.package.manifest import GraphEntry, parse
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.package import Package, open_package
+from exporter.runtime.verify import Report, check_files
+
+
+def basis_of(
+    recipe: Recipe, checkpoint: Checkpoint, backend: tuple[str, ModuleType], origin: Origin
+) -> str:
+    """SHA-256 of everything that decides a package's bytes."""
+    facts = {
+        "recipe": recipe.digest(backend[0]),
+        "backend": backend[0],
+        "scheme": asdict(origin.scheme),
+        "checkpoint": checkpoint.digest,
+        "statistics": origin.statistics_sha256,
+        "plan": origin.plan_sha256,
+        "tools": tools_of(backend[1]),
+        "code": _code_digest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Of fourstep itself, which may be a working copy that changes between versions."""
+    here = Path(__file__).parent.parent
+    files = sorted(here.rglob("*.py"))
+    lines = [f"{f.relative_to(here).as_posix()} {file_digest(f)}" for f in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def journal_of(target: Path) -> Path:
+    """The file that lists the whole graphs of an unfinished package."""
+    return target.with_name(f".{target.name}.journal.json")
+
+
+def unfinished_bytes(target: Path) -> int:
+    """What an interrupted build of a package has written."""
+    return sum(f.stat().st_size for f in partial_of(target).rglob("*") if f.is_file())
+
+
+def write_journal(target: Path, basis: str, graphs: Iterable[GraphEntry]) -> None:
+    """Note which graphs of an unfinished package are whole."""
+    file = journal_of(target)
+    beside = file.with_suffix(".part")
+    text = json.dumps({"basis": basis, "graphs": [asdict(graph) for graph in graphs]})
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
+
+
+@contextmanager
+def resuming(
+    target: Path, basis: str, progress: Callable[[str], None]
+) -> Iterator[tuple[Path, dict[str, GraphEntry]]]:
+    """``staging`` of a package, and the graphs that an interrupted build of it has finished."""
+    try:
+        with staging(target, journal=journal_of(target)) as folder:
+            yield folder, _whole_graphs(target, folder, basis)
+    except (KeyboardInterrupt, SystemExit):
+        if journal_of(target).exists():
+            progress(f"{target.name}: stopped; the same command goes on from here")
+        raise
+
+
+def _whole_graphs(target: Path, folder: Path, basis: str) -> dict[str, GraphEntry]:
+    """The graphs of the journal, if it has this basis; all else is removed from the folder."""
+    try:
+        raw = json.loads(journal_of(target).read_text(encoding="utf-8"))
+        listed = [parse(GraphEntry, g) for g in raw["graphs"]] if raw["basis"] == basis else []
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = []
+    whole = {graph.name: graph for graph in listed if _is_whole(folder, graph)}
+    for place in [*folder.glob("*"), *folder.glob("graphs/*")]:
+        if place != folder / "graphs" and (place.parent == folder or place.name not in whole):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+    return whole
+
+
+def _is_whole(folder: Path, graph: GraphEntry) -> bool:
+    try:
+        for file in graph.files:
+            check_file(folder, file)
+    except CheckFailed:
+        return False
+    return True
+
+
+def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
+    """The package at ``target`` and what was verified of it, if it has this basis and is whole."""
+    try:
+        if not partial_of(target).exists():
+            journal_of(target).unlink(missing_ok=True)
+        log = json.loads(log_of(target).read_text(encoding="utf-8"))
+        manifest_sha256 = file_digest(target / "manifest.json")
+        if (log["basis"], log["manifest_sha256"]) != (basis, manifest_sha256):
+            return None
+        package = open_package(target)
+        check_files(package)
+        return package, _report(log["verify"])
+    except (OSError, ValueError, KeyError, TypeError, CheckFailed):
+        return None
+
+
+def _report(raw: Mapping[str, Any]) -> Report:
+    """A report as JSON has it, where an infinite PSNR is null."""
+    kept = {key: value for key, value in raw.items() if key != "ok"}
+    images = [{k: math.inf if v is None else v for k, v in i.items()} for i in kept["images"]]
+    return parse(Report, kept | {"images": images})

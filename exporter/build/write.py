@@ -1,0 +1,214 @@
+"""Writes what a package holds, into the folder that ``staging`` makes whole or absent."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from exporter import __version__
+from exporter.backends.contract import Emitted, Order
+from exporter.build import golden
+from exporter.build.golden import Drawing
+from exporter.calibrate.store import Calibration
+from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.tokenizers import TokenizerFile
+from exporter.files.read import file_digest
+from exporter.package import preview
+from exporter.package.manifest import (
+    FORMAT_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Schedule,
+    to_json,
+)
+from exporter.predict.graph import run_bytes
+from exporter.program.sizes import activation_bytes
+from exporter.quantize.formats import Scheme
+from exporter.quantize.program import QuantizedProgram
+from exporter.recipe.plan import Plan
+from exporter.recipe.recipe import Recipe
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decided a package's codes.
+
+    Attributes:
+        scheme: with its methods.
+        plan: the plan that the scheme was read from, or None.
+        programs: the quantized programs, by graph.
+        calibration: statistics that codes were chosen with, or None.
+    """
+
+    scheme: Scheme
+    plan: Plan | None
+    programs: Mapping[str, QuantizedProgram]
+    calibration: Calibration | None
+
+    @property
+    def statistics_sha256(self) -> str:
+        """Of the statistics that codes were chosen with; empty without any."""
+        return self.calibration.sha256 if self.calibration and self.scheme.used_methods else ""
+
+    @property
+    def plan_sha256(self) -> str:
+        """Of the plan; empty without one."""
+        return self.plan.sha256 if self.plan else ""
+
+
+def emit_graph(
+    backend: ModuleType,
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    order: Order,
+) -> GraphEntry:
+    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
+    place = folder / "graphs" / program.name
+    place.mkdir(parents=True)
+    emitted: Emitted = backend.emit(program, read, place, order)
+    return GraphEntry(
+        name=program.name,
+        entry=emitted.entry.relative_to(folder).as_posix(),
+        inputs=program.inputs,
+        outputs=program.outputs,
+        files=_describe(folder, emitted.files),
+        formats=program.values_by_format(),
+        adjusted=program.adjusted + emitted.adjusted,
+        activation_bytes=activation_bytes(program),
+        run_bytes=run_bytes(program, backend.MEMORY),
+        tolerance=emitted.tolerance,
+        session=emitted.session,
+        remarks=emitted.remarks,
+    )
+
+
+def fill(
+    folder: Path,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    backend: tuple[str, ModuleType],
+    graphs: Sequence[GraphEntry],
+    origin: Origin,
+    tokenizers: Mapping[str, TokenizerFile],
+    drawings: Sequence[Drawing],
+    plain: Sequence[Drawing],
+) -> Manifest:
+    """Write everything that stands beside the graphs, the manifest last.
+
+    Args:
+        drawings, plain: the golden pictures, by the quantized and by the unquantized program;
+            both may be empty.
+    """
+    entries, files = golden.write(folder, drawings, plain)
+    files += _write_tokenizers(folder, tokenizers)
+    described = {name: file.entry for name, file in tokenizers.items()}
+    files += backend[1].finish(folder, described)
+    files += _write_plan(folder, origin)
+    licences = _copy_licences(checkpoint.folder, folder)
+    files += licences
+    if plain:
+        colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
+        files.append(preview.write(colours, folder / "preview.json"))
+    latent = next(g.inputs[0].shape for g in graphs if g.name == "denoiser")
+    cut = recipe.cut
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=recipe.name,
+        backend=backend[0],
+        scheme=origin.scheme.name,
+        layout=recipe.layout,
+        recipe_sha256=recipe.digest(backend[0]),
+        checkpoint_sha256=checkpoint.digest,
+        methods=origin.scheme.used_methods,
+        statistics_sha256=origin.statistics_sha256,
+        plan_sha256=origin.plan_sha256,
+        tools=tools_of(backend[1]),
+        schedule=Schedule(recipe.mode, cut.sigmas),
+        width_px=cut.width_px,
+        height_px=cut.height_px,
+        latent_channels=latent[1],
+        latent_scale_px=cut.height_px // latent[2],
+        t5=cut.t5,
+        tokenizers=described,
+        graphs=tuple(graphs),
+        golden=entries,
+        preview="preview.json" if plain else "",
+        files=_describe(folder, files),
+        licence=licences[0].name if licences else "",
+        predicted_peak_bytes=max(graph.run_bytes for graph in graphs),
+    )
+    (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
+    return manifest
+
+
+def log_of(target: Path) -> Path:
+    """The file of what may differ from build to build, beside the package rather than in it."""
+    return target.parent / f"{target.name}.log.json"
+
+
+def write_log(target: Path, folder: Path, manifest: Manifest, basis: str, report: str) -> None:
+    """What decided the bytes of the package in ``folder``, and what ``verify`` measured."""
+    log = {
+        "package": target.name,
+        "basis": basis,
+        "manifest_sha256": file_digest(folder / "manifest.json"),
+        "bytes": manifest.bytes,
+        "graphs": {g.name: g.bytes for g in manifest.graphs},
+        "verify": json.loads(report),
+    }
+    log_of(target).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
+    entries = [
+        FileEntry(f.relative_to(folder).as_posix(), f.stat().st_size, file_digest(f)) for f in files
+    ]
+    return tuple(sorted(entries, key=lambda e: e.path))
+
+
+def _write_tokenizers(folder: Path, tokenizers: Mapping[str, TokenizerFile]) -> list[Path]:
+    (folder / "tokenizer").mkdir()
+    for file in tokenizers.values():
+        (folder / file.entry.path).write_text(file.text, encoding="utf-8")
+    return [folder / file.entry.path for file in tokenizers.values()]
+
+
+def _write_plan(folder: Path, origin: Origin) -> list[Path]:
+    """The plan as it was given, and its sensitivities with the formats that weights really got."""
+    if origin.plan is None:
+        return []
+    (folder / "plan.toml").write_text(origin.plan.text, encoding="utf-8")
+    if origin.plan.details is None:
+        return [folder / "plan.toml"]
+    details = json.loads(origin.plan.details)
+    for weight in details["weights"]:
+        program = origin.programs.get(weight["graph"])
+        if program is not None and weight["weight"] in program.formats:
+            weight["chosen"] = str(program.formats[weight["weight"]])
+    text = json.dumps(details | {"scheme": origin.scheme.name}, indent=1) + "\n"
+    (folder / "plan.json").write_text(text, encoding="utf-8")
+    return [folder / "plan.toml", folder / "plan.json"]
+
+
+def _copy_licences(source: Path, folder: Path) -> list[Path]:
+    """Licences travel with the weights."""
+    found = sorted({f for pattern in LICENCES for f in source.glob(pattern) if f.is_file()})
+    return [Path(shutil.copyfile(f, folder / f.name)) for f in found]
+
+
+def tools_of(backend: ModuleType) -> dict[str, str]:
+    """Versions of fourstep and of what a backend builds and runs with."""
+    distributions = {*backend.REQUIRES.values(), *backend.RUNS_WITH.values()}
+    versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
+    return {"fourstep": __version__, **versions}

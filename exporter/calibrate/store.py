@@ -1,0 +1,203 @@
+"""Statistics of a model's own trajectories, kept in a folder so that they can be used again.
+
+The folder holds an index, a safetensors file for every distinct layer input and one for the
+scalings. It says what it was measured on; a build with another checkpoint, cut or prompts measures
+anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from exporter.calibrate.equalize import Scaling, equalize, load_scalings, save_scalings
+from exporter.calibrate.inputs import gather
+from exporter.calibrate.layer_inputs import LayerInputs
+from exporter.calibrate.trajectories import Inputs
+from exporter.checkpoint.folder import Checkpoint
+from exporter.errors import InputError
+from exporter.files.read import file_digest
+from exporter.files.staging import staging
+from exporter.network.cut import Cut
+from exporter.program.program import Program, Stored
+
+FORMAT_VERSION = 1
+INDEX = "index.json"
+SCALINGS = "scalings.safetensors"
+REMEDY = "choose another --statistics"
+Place = tuple[str, str]  # component and name of a stored tensor
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What statistics were gathered from; they fit another build only if all of it is the same."""
+
+    checkpoint_sha256: str
+    cut_sha256: str
+    prompts_sha256: str
+    prompts: int
+    seed: int
+    graphs: tuple[str, ...]
+
+    def covers(self, other: Provenance) -> bool:
+        """Whether these statistics hold all that ``other`` asks for."""
+        return replace(self, graphs=()) == replace(other, graphs=()) and {*other.graphs} <= {
+            *self.graphs
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A folder of layer inputs, read as they are asked for, and the scalings chosen from them.
+
+    Attributes:
+        files: by component and weight, the file that holds its layer's inputs.
+        scalings: by component and tensor (``exporter.calibrate.equalize``).
+        sha256: digest of the index, which names every file's digest.
+    """
+
+    folder: Path
+    provenance: Provenance
+    files: Mapping[Place, str]
+    scalings: Mapping[Place, Scaling]
+    sha256: str
+
+    def layer(self, source: Stored) -> LayerInputs | None:
+        """The inputs of a linear layer by its weight, or None when they were not measured."""
+        name = self.files.get((source.component, source.name))
+        if name is None:
+            return None
+        found = load_file(self.folder / name)
+        return LayerInputs(found["mean"], found["covariance"], int(found["tokens"]))
+
+    def scaling(self, source: Stored) -> Scaling | None:
+        """How a tensor is scaled against its neighbours, or None when it is left as it is."""
+        return self.scalings.get((source.component, source.name))
+
+
+def provenance_of(
+    checkpoint: Checkpoint,
+    cut: Cut,
+    mode: str,
+    prompts: Sequence[str],
+    seed: int,
+    graphs: Sequence[str],
+) -> Provenance:
+    """What statistics of these graphs would be measured on."""
+    shapes = json.dumps([asdict(cut), mode], sort_keys=True)
+    return Provenance(
+        checkpoint.digest,
+        hashlib.sha256(shapes.encode()).hexdigest(),
+        hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        len(prompts),
+        seed,
+        tuple(graphs),
+    )
+
+
+def write_statistics(
+    folder: Path,
+    provenance: Provenance,
+    programs: Mapping[str, Program],
+    read: Callable[[object], Tensor],
+    calls: Mapping[str, Sequence[Inputs]],
+    progress: Callable[[str], None],
+) -> None:
+    """Measure the inputs of every layer of the provenance's graphs, and choose scalings.
+
+    Args:
+        folder: where the statistics go; exists, and is empty.
+        programs: unquantized, by graph.
+        calls: inputs of every call of each graph on the trajectories.
+    """
+    files: dict[Place, str] = {}
+    digests: dict[str, str] = {}
+
+    def write(name: str, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+
+    def keep(weights: Sequence[Stored], inputs: LayerInputs) -> None:
+        name = f"{len(digests):04}.safetensors"
+        tensors = {
+            "mean": inputs.mean.contiguous(),
+            "covariance": inputs.covariance.contiguous(),
+            "tokens": torch.tensor(inputs.tokens),
+        }
+        write(name, save(tensors))
+        files.update({(weight.component, weight.name): name for weight in weights})
+
+    for graph in provenance.graphs:
+        progress(f"calibrate {graph}")
+        gather(programs[graph], read, calls[graph], keep)
+    measured = Calibration(folder, provenance, files, {}, "")
+    progress("equalize channels")
+    scalings = equalize(programs, read, measured.layer)
+    save_scalings(scalings, folder / SCALINGS)
+    digests[SCALINGS] = file_digest(folder / SCALINGS)
+    index = {
+        "format_version": FORMAT_VERSION,
+        "provenance": asdict(provenance),
+        "layers": [[component, weight, name] for (component, weight), name in files.items()],
+        "sha256": digests,
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def open_statistics(folder: Path) -> Calibration:
+    """Open a folder of statistics; raises InputError when it is not one, or is damaged."""
+    remedy = "delete the folder, and the next build measures anew"
+    try:
+        text = (folder / INDEX).read_text(encoding="utf-8")
+        raw = json.loads(text)
+        if raw["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{folder}: statistics of format {raw['format_version']}, this fourstep reads "
+                f"{FORMAT_VERSION}; {remedy}"
+            )
+        for name, digest in raw["sha256"].items():
+            if file_digest(folder / name) != digest:
+                raise InputError(f"{folder / name}: is damaged; {remedy}")
+        provenance = raw["provenance"] | {"graphs": tuple(raw["provenance"]["graphs"])}
+        return Calibration(
+            folder,
+            Provenance(**provenance),
+            {(component, weight): name for component, weight, name in raw["layers"]},
+            load_scalings(folder / SCALINGS),
+            hashlib.sha256(text.encode()).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: not a folder of statistics ({error}); {remedy}") from None
+
+
+def kept(folder: Path, provenance: Provenance) -> Calibration | None:
+    """The statistics in ``folder`` if they are of the same provenance; raises InputError."""
+    found = open_statistics(folder) if (folder / INDEX).is_file() else None
+    return found if found and found.provenance.covers(provenance) else None
+
+
+def obtain(
+    folder: Path,
+    provenance: Provenance,
+    measure: Callable[[Path], None],
+) -> Calibration:
+    """The statistics in ``folder``, if they are of the same provenance; else measured into it.
+
+    Raises InputError for a folder that holds anything else, which is left as it is.
+    """
+    known = kept(folder, provenance)
+    if known is not None:
+        return known
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not is_empty and not (folder / INDEX).is_file():
+        raise InputError(f"{folder}: is there and holds no statistics; {REMEDY}")
+    with staging(folder, REMEDY) as partial:
+        measure(partial)
+    return open_statistics(folder)

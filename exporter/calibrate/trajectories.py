@@ -1,0 +1,57 @@
+"""A model's own trajectories: every call of every graph on the calibration prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from exporter.drawing.loop import Player, Request, Session, Step, generate
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """Every call that the model makes on its way from calibration prompts to pictures.
+
+    Attributes:
+        calls: inputs by port name, of every call of a graph, by graph; prompt by prompt.
+        latents: final latent (1, C, h, w) of each prompt.
+    """
+
+    calls: Mapping[str, Sequence[Inputs]]
+    latents: tuple[np.ndarray, ...]
+
+
+def call_counts(prompts: int, steps: int) -> dict[str, int]:
+    """How many calls ``travel`` makes of the graphs whose inputs may be rounded, by graph."""
+    return {"denoiser": prompts * steps, "vae_decoder": prompts}
+
+
+def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
+    """Draw prompts with seeds ``seed``, ``seed`` + 1, ... up to their final latents."""
+    calls: dict[str, list[Inputs]] = {}
+    requests = [Request(prompt, seed + i) for i, prompt in enumerate(prompts)]
+    latents: list[np.ndarray] = []
+    for event in generate(_recording(player, calls), requests):
+        if isinstance(event, Step) and event.step == event.steps:
+            latents.append(event.latent)
+            if len(latents) == len(requests):
+                break  # nothing need be decoded
+    calls["vae_decoder"] = [{"latent": latent} for latent in latents]
+    return Trajectories(calls, tuple(latents))
+
+
+def _recording(player: Player, calls: dict[str, list[Inputs]]) -> Player:
+    def open_session(name: str) -> Session:
+        session = player.open(name)
+
+        def call(inputs: Inputs) -> dict[str, np.ndarray]:
+            calls.setdefault(name, []).append(inputs)
+            return session(inputs)
+
+        return call
+
+    return replace(player, open=open_session)

@@ -1,0 +1,158 @@
+"""What rounding each weight does to the final latent, measured on the trajectory.
+
+To first order a change dW of a weight moves the final latent x by J dW. For a random v of
+independent standard normal values, <v, J dW>^2 has the mean |J dW|^2, and one backward pass through
+all steps gives <v, J dW> for every weight and every candidate precision at once, as the product of
+dW with the gradient of <v, x> (the estimator of Hutchinson 1990). So each candidate's own rounding
+errors are measured, not the size of its errors, and the cost does not grow with their number.
+
+Programs are differentiated segment by segment: only what is alive between segments is kept, for so
+many prompts at a time as fit, and weights are read for one segment at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.calibrate.trajectories import Inputs, Trajectories
+from exporter.drawing.loop import ENCODERS
+from exporter.package.manifest import Schedule
+from exporter.program.differentiate import Read, kept_bytes, pull_back
+from exporter.program.program import Program
+
+KEPT_BYTES = 1 << 30  # of values between segments
+Back = list[dict[str, Tensor]]
+Noise = dict[tuple[str, str], dict[str, float]]
+
+
+class Changes(Protocol):
+    """What rounding would change, tensor by tensor of the programs."""
+
+    def asks(self, graph: str, source: object) -> bool:
+        """Whether a tensor changes when some weight is rounded."""
+
+    def of(self, graph: str, source: object) -> tuple[str, Mapping[str, Tensor]]:
+        """That weight's name, and the tensor's change for each of the weight's candidates."""
+
+
+def measure(
+    programs: Mapping[str, Program],
+    read: Read,
+    trajectories: Trajectories,
+    schedule: Schedule,
+    changes: Changes,
+    seed: int,
+    probes: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Noise:
+    """Noise power in the final latent of each change of a weight, as a share of the latent's power.
+
+    Args:
+        programs: not rounded, by graph.
+        changes: what rounding would change; see ``Changes``.
+        seed: of the probes v.
+        probes: per prompt; the estimate's standard error falls with the root of prompts * probes.
+
+    Returns:
+        By graph and weight, for each candidate, the mean of <v, J dW>^2 over prompts and probes,
+        divided by the mean of |x|^2.
+    """
+    latents = trajectories.latents
+    generator = torch.Generator().manual_seed(seed)
+    power = float(np.mean([np.sum(x.astype(np.float64) ** 2) for x in latents]))
+    total: Noise = {}
+    for probe in range(probes):
+        cotangents = [torch.randn(latents[0].shape, generator=generator) for _ in latents]
+        found = _products(
+            programs, read, trajectories, schedule, changes, cotangents,
+            functools.partial(_tell, progress, f"sensitivity {probe + 1} of {probes}"),
+        )  # fmt: skip
+        for key, products in found.items():
+            row = total.setdefault(key, dict.fromkeys(products, 0.0))
+            for name, values in products.items():
+                row[name] += float(values.square().mean()) / power / probes
+    return total
+
+
+def _tell(progress: Callable[[str], None], start: str, line: str) -> None:
+    progress(f"{start}: {line}")
+
+
+Products = dict[tuple[str, str], dict[str, Tensor]]
+
+
+def _products(
+    programs: Mapping[str, Program],
+    read: Read,
+    trajectories: Trajectories,
+    schedule: Schedule,
+    changes: Changes,
+    cotangents: list[Tensor],
+    progress: Callable[[str], None],
+) -> Products:
+    """<v, J dW> of each weight and candidate, float64 by prompt."""
+    products: Products = {}
+
+    def back(graph: str, calls: Sequence[Inputs], given: Sequence[Mapping[str, Tensor]]) -> Back:
+        def visit(start: int, source: object, gradients: Sequence[Tensor | None]) -> None:
+            weight, by_format = changes.of(graph, source)
+            sums = products.setdefault((graph, weight), {})
+            for name, change in by_format.items():
+                row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
+                for index, gradient in enumerate(gradients, start):
+                    if gradient is not None:
+                        row[index] += torch.sum(gradient * change, dtype=torch.float64)
+
+        samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
+        asked = {s for s in programs[graph].tensors.values() if changes.asks(graph, s)}
+        side_by_side = max(1, KEPT_BYTES // max(1, kept_bytes(programs[graph])))
+        found: Back = []
+        for start in range(0, len(samples), side_by_side):
+            progress(f"{graph}, prompt {start + 1} of {len(samples)}")
+            some = slice(start, start + side_by_side)
+            found += pull_back(
+                programs[graph], read, samples[some], given[some], asked.__contains__,
+                functools.partial(visit, start),
+            )  # fmt: skip
+        return found
+
+    conditions = _through_steps(trajectories, schedule, cotangents, back)
+    below = back("conditioner", trajectories.calls["conditioner"], conditions)
+    for graph in (g for g in ENCODERS if g in trajectories.calls):
+        suffix = graph.removeprefix("clip_")
+        ports = {p.name: f"{p.name}_{suffix}" for p in programs[graph].outputs}
+        given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
+        back(graph, trajectories.calls[graph], given)
+    return products
+
+
+def _through_steps(
+    trajectories: Trajectories, schedule: Schedule, cotangents: list[Tensor], back: Any
+) -> Back:
+    """Pull the final latents' gradients back through the steps, to the conditions'."""
+    count, steps = len(cotangents), schedule.steps
+    context: list[Tensor | None] = [None] * count
+    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    for step in reversed(range(steps)):
+        sigma, following = schedule.sigmas[step : step + 2]
+        euler = schedule.mode == "euler"
+        by_velocity = following - sigma if euler else -(1 - following) * sigma
+        by_latent = 1.0 if euler else 1 - following
+        calls = [trajectories.calls["denoiser"][i * steps + step] for i in range(count)]
+        found = back("denoiser", calls, [{"velocity": by_velocity * c} for c in cotangents])
+        for i, gradients in enumerate(found):
+            cotangents[i] = by_latent * cotangents[i] + gradients["latent"]
+            earlier = context[i]
+            context[i] = gradients["context"] if earlier is None else earlier + gradients["context"]
+            rows[i].insert(0, gradients["modulation"])
+    return [
+        {"context": c, "modulation": torch.cat(r)}
+        for c, r in zip(context, rows, strict=True)
+        if c is not None
+    ]

@@ -1,0 +1,82 @@
+"""What a checkpoint would become, before building: bytes of files, memory to build and to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporter import backends
+from exporter.checkpoint.folder import Checkpoint
+from exporter.network.cut import Cut
+from exporter.predict.graph import build_bytes, file_bytes, run_bytes
+from exporter.program.program import Program
+from exporter.quantize.formats import Format, Scheme
+from exporter.quantize.program import QuantizedProgram, quantize_all
+from exporter.quantize.split import emitted
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """One graph in a scheme on a backend.
+
+    Attributes:
+        parameters: weight values.
+        bytes: of its files.
+        build_bytes, run_bytes: peak anonymous memory.
+    """
+
+    backend: str
+    scheme: str
+    graph: str
+    parameters: int
+    bytes: int
+    build_bytes: int
+    run_bytes: int
+
+
+def sizes(
+    programs: Mapping[str, Program],
+    options: Mapping[str, Mapping[str, str]],
+    schemes: Mapping[str, Scheme],
+    t5_parts: int,
+    calls: Mapping[str, int],
+) -> list[GraphSize]:
+    """Predictions for all graphs in all schemes that a backend can express.
+
+    Args:
+        options: what a recipe chooses of each backend (``backends.default_options`` without one).
+        calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
+    """
+    found = []
+    for scheme_name, scheme in schemes.items():
+        quantized = quantize_all(programs, scheme)
+        parts = emitted(quantized, t5_parts)
+        for name, chosen in options.items():
+            backend = backends.load(name)
+            if any(backend.refuse(form, chosen) for form in _formats(quantized)):
+                continue
+            found += [_size(part, name, scheme_name, calls.get(part.name, 0)) for part in parts]
+    return found
+
+
+def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
+    return {form for program in programs.values() for form in program.formats.values()}
+
+
+def _size(program: QuantizedProgram, backend: str, scheme: str, calls: int) -> GraphSize:
+    memory = backends.load(backend).MEMORY
+    return GraphSize(
+        backend,
+        scheme,
+        program.name,
+        sum(program.values_by_format().values()),
+        file_bytes(program, memory),
+        build_bytes(program, memory, calls),
+        run_bytes(program, memory),
+    )
+
+
+def default_cut(checkpoint: Checkpoint) -> Cut:
+    """The resolution that the transformer was trained at, four steps, T5 if there is one."""
+    size = int(checkpoint.component("transformer").setting("sample_size")) * 8
+    return Cut((1.0, 0.9, 0.75, 0.5, 0.0), size, size, t5=checkpoint.has_t5)

@@ -1,0 +1,78 @@
+"""A traced graph: operators, and for every tensor the place that its value comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import fx
+
+from exporter.network.graph import Derivation
+from exporter.package.manifest import Port
+
+ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the checkpoint, read as float32, or what is derived from it."""
+
+    component: str
+    name: str
+    shape: tuple[int, ...]
+    derivation: Derivation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A value that the schedule or the shapes decide."""
+
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced graph.
+
+    Attributes:
+        graph: operators; its placeholders are the inputs in order, then the tensors.
+        tensors: where the value of each tensor placeholder comes from, by placeholder name.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    graph: fx.Graph = field(repr=False)
+    tensors: Mapping[str, object] = field(repr=False)
+
+    def nodes(self) -> list[fx.Node]:
+        """The operator nodes, in order."""
+        return [n for n in self.graph.nodes if n.op == "call_function"]
+
+    def feeds(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are the inputs, in order."""
+        placeholders = (n for n in self.graph.nodes if n.op == "placeholder")
+        return tuple(n for n in placeholders if n.name not in self.tensors)
+
+    def results(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are the outputs, in order."""
+        (output,) = (n for n in self.graph.nodes if n.op == "output")
+        return tuple(output.args[0])
+
+
+MOST_ROWS = 8  # a layer that meets at most so many rows has a mean for each of them
+
+
+def linears(program: Program) -> dict[fx.Node, Stored]:
+    """The linear layers whose weight the checkpoint holds, and that weight."""
+    found = {}
+    for node in program.nodes():
+        if node.target == ATEN.linear.default:
+            weight = node.args[1]
+            assert isinstance(weight, fx.Node)
+            source = program.tensors.get(weight.name)
+            if isinstance(source, Stored):
+                found[node] = source
+    return found

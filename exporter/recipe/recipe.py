@@ -1,0 +1,338 @@
+"""A recipe: a TOML file as frozen data; unknown keys and impossible values are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from exporter import backends
+from exporter.errors import InputError, known
+from exporter.network.cut import Cut
+from exporter.package.names import NAMES
+from exporter.quantize.formats import (
+    FORMATS,
+    GROUP_SIZES,
+    METHODS,
+    ROUNDED_GRAPHS,
+    Rule,
+    Scheme,
+    roles_for,
+)
+from exporter.quantize.schemes import load_scheme, scheme_names
+from exporter.recipe.plan import is_plan
+
+MODES = ("euler", "renoise")
+LAYOUTS = ("native",)
+MOST_T5_TOKENS = 512
+DEFAULT_PROMPTS = ("a red circle",)
+PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "model": ("checkpoint",),
+    "schedule": ("mode", "sigmas"),
+    "image": ("width_px", "height_px", "image_to_image"),
+    "text": ("t5", "t5_tokens", "t5_parts"),
+    "weights": ("scheme", "group_size", "symmetric", "override"),
+    "build": ("backends", "layout", "device_memory_bytes"),
+    "golden": ("prompts", "seed"),
+    "calibration": ("prompts", "seed", "methods"),
+}
+OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """A backend to build for, the schemes to build, and a value for each of its options."""
+
+    name: str
+    schemes: tuple[str, ...]
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Prompts and the first seed of the trajectories that layers are measured on.
+
+    ``methods``: how 8-, 4- and 2-bit codes are chosen (``calibrate.codes``); without any, to
+    nearest, and nothing is measured.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build.
+
+    Attributes:
+        name: the file's name without suffix.
+        checkpoint: a folder or a hub id.
+        mode: ``euler`` or ``renoise``.
+        cut: the static choices.
+        group_size, symmetric: of 4-bit weights; None: as the scheme says.
+        overrides: further rules, which win over the scheme's.
+        backends: names, in order.
+        choices: of every known backend, its schemes and options.
+        layout: ``native``.
+        device_memory_bytes: a build whose graphs are predicted to take more is refused; None: any.
+        t5_parts: into how many consecutive graphs T5 is cut, for devices that cannot hold it.
+        prompts, seed: what the golden images show; without prompts there are none.
+        calibration: the prompts and the seed of trajectories that activations are measured on.
+    """
+
+    name: str
+    checkpoint: str
+    mode: str
+    cut: Cut
+    group_size: int | None
+    symmetric: bool | None
+    overrides: tuple[Rule, ...]
+    backends: tuple[str, ...]
+    choices: tuple[BackendChoice, ...]
+    layout: str
+    device_memory_bytes: int | None
+    t5_parts: int
+    prompts: tuple[str, ...]
+    seed: int
+    calibration: Calibration
+
+    def scheme(self, name: str) -> Scheme:
+        """A scheme with this recipe's group size, zero points, overrides and methods."""
+        scheme = load_scheme(name).with_groups(self.group_size, self.symmetric)
+        return replace(scheme.with_rules(self.overrides), methods=self.calibration.methods)
+
+    def backend(self, name: str) -> BackendChoice:
+        """The recipe's choice for a backend."""
+        return next(choice for choice in self.choices if choice.name == name)
+
+    def digest(self, backend: str) -> str:
+        """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
+        decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
+        decisive["options"] = dict(self.backend(backend).options)
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read a recipe; raises InputError naming the file, the key and the remedy."""
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such recipe{_recipes_near(file)}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not valid TOML: {error}") from None
+    try:
+        return _recipe(file.stem, raw)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _recipes_near(file: Path) -> str:
+    names = sorted(str(p) for p in Path("recipes").glob("*.toml"))
+    return f"; recipes here: {', '.join(names)}" if names else ""
+
+
+def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
+    keys_of = KEYS | {n: ("scheme", *backends.load(n).OPTIONS) for n in backends.names()}
+    _refuse_unknown("section", raw, keys_of)
+    for section, keys in keys_of.items():
+        table = raw.get(section, {})
+        if not isinstance(table, dict):
+            raise InputError(f"[{section}] must be a table")
+        _refuse_unknown(f"key in [{section}]", table, keys)
+    get = _Getter(raw)
+    t5_parts = get.integer("text", "t5_parts", 1, 64, 1)
+    if t5_parts > 1 and not get.value("text", "t5", bool, True):
+        raise InputError(f"[text] t5_parts = {t5_parts}: needs t5 = true")
+    prompts = _prompts(
+        "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
+    )
+    return Recipe(
+        name=name,
+        checkpoint=get.text("model", "checkpoint"),
+        mode=get.choice("schedule", "mode", MODES, "euler"),
+        cut=Cut(
+            sigmas=_sigmas(get.value("schedule", "sigmas", list)),
+            width_px=get.integer("image", "width_px", 16, 8192),
+            height_px=get.integer("image", "height_px", 16, 8192),
+            t5=get.value("text", "t5", bool, True),
+            t5_tokens=get.integer("text", "t5_tokens", 1, MOST_T5_TOKENS, 77),
+            image_to_image=get.value("image", "image_to_image", bool, True),
+        ),
+        group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
+        symmetric=get.value("weights", "symmetric", bool, None),
+        overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
+        backends=get.names("build", "backends", backends.names(), default=backends.names()),
+        choices=tuple(_choice(get, name) for name in backends.names()),
+        layout=get.choice("build", "layout", LAYOUTS, "native"),
+        device_memory_bytes=get.optional_integer("build", "device_memory_bytes", 1, 1 << 50),
+        t5_parts=t5_parts,
+        prompts=prompts,
+        seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
+        calibration=Calibration(
+            calibration_prompts(raw.get("calibration", {}).get("prompts")),
+            get.integer("calibration", "seed", 0, 2**62, 1000),
+            get.names("calibration", "methods", METHODS, default=()),
+        ),
+    )
+
+
+def _choice(get: _Getter, name: str) -> BackendChoice:
+    """The table ``[<backend>]``; its schemes are ``[weights] scheme`` unless it names others."""
+    own = get.names(name, "scheme", scheme_names(), default=())
+    schemes = own or get.names("weights", "scheme", scheme_names(), default=None)
+    known_options = backends.load(name).OPTIONS
+    options = {key: get.choice(name, key, v, v[0]) for key, v in known_options.items()}
+    return BackendChoice(name, schemes, options)
+
+
+class _Getter:
+    """Typed look-ups that word their own errors."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw = raw
+
+    def value(self, section: str, key: str, kind: type, default: Any = ...) -> Any:
+        value = self._raw.get(section, {}).get(key, default)
+        if value is ...:
+            raise InputError(f"[{section}] {key} is missing")
+        if value is not default and type(value) is not kind:
+            raise InputError(f"[{section}] {key} = {value!r}: must be a {_words(kind)}")
+        return value
+
+    def text(self, section: str, key: str) -> str:
+        value = self.value(section, key, str)
+        if not value:
+            raise InputError(f"[{section}] {key} is empty")
+        return str(value)
+
+    def integer(self, section: str, key: str, low: int, high: int, default: Any = ...) -> int:
+        value = self.value(section, key, int, default)
+        if not low <= value <= high:
+            raise InputError(f"[{section}] {key} = {value}: must be from {low} to {high}")
+        return int(value)
+
+    def optional_integer(self, section: str, key: str, low: int, high: int) -> int | None:
+        return self.integer(section, key, low, high) if key in self._raw.get(section, {}) else None
+
+    def choice(self, section: str, key: str, options: tuple[str, ...], default: str) -> str:
+        value = self.value(section, key, str, default)
+        if value not in options:
+            raise InputError(f"[{section}] {key}: {known('value', value, options)}")
+        return str(value)
+
+    def names(
+        self, section: str, key: str, options: tuple[str, ...], default: tuple[str, ...] | None
+    ) -> tuple[str, ...]:
+        value = self._raw.get(section, {}).get(key)
+        if default is not None and (value is None or (value == [] and not default)):
+            return default
+        if value is None:
+            raise InputError(f"[{section}] {key} is missing; known: {', '.join(options)}")
+        value = [value] if isinstance(value, str) else value
+        listed = isinstance(value, list) and (value or key == "methods")
+        if not listed or not all(isinstance(v, str) for v in value):
+            raise InputError(f"[{section}] {key}: a name or a list of names is expected")
+        for name in value:
+            if name not in options and not (key == "scheme" and is_plan(name)):
+                raise InputError(f"[{section}] {key}: {known(key.rstrip('s'), name, options)}")
+        return tuple(dict.fromkeys(value))
+
+
+def _words(kind: type) -> str:
+    return {int: "whole number", str: "string", bool: "true or false", list: "list"}[kind]
+
+
+def _refuse_unknown(kind: str, found: Mapping[str, Any], allowed: Any) -> None:
+    for key in found:
+        if key not in allowed:
+            raise InputError(known(kind, key, allowed))
+
+
+def _sigmas(values: list[Any]) -> tuple[float, ...]:
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise InputError("[schedule] sigmas: numbers are expected")
+    sigmas = tuple(float(v) for v in values)
+    falling = all(a > b for a, b in itertools.pairwise(sigmas))
+    if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or not falling:
+        raise InputError(
+            f"[schedule] sigmas = {list(sigmas)}: must fall from at most 1.0 to 0.0, "
+            "one more than the steps, such as [1.0, 0.9, 0.75, 0.5, 0.0]"
+        )
+    return sigmas
+
+
+def _group_size(value: Any, where: str) -> int | None:
+    if value is not None and value not in GROUP_SIZES:
+        raise InputError(f"{where}: {known('group size', value, GROUP_SIZES)}")
+    return value  # type: ignore[no-any-return]
+
+
+def _override(raw: Any) -> Rule:
+    where = "[[weights.override]]"
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} must be a table")
+    _refuse_unknown(f"key in {where}", raw, OVERRIDE_KEYS)
+    if raw.get("format") not in FORMATS:
+        raise InputError(f"{where} format: {known('format', raw.get('format'), FORMATS)}")
+    graph, weight = raw.get("graph", "*"), raw.get("weight", "*")
+    if not isinstance(graph, str) or not isinstance(weight, str):
+        raise InputError(
+            f"{where} graph and weight must be patterns such as 'transformer_blocks.0.*'"
+        )
+    if not any(Rule(graph, "*", FORMATS["fp32"]).matches(n, "", "linear") for n in NAMES):
+        raise InputError(f"{where} graph: {known('graph', graph, NAMES)}")
+    form = FORMATS[raw["format"]]
+    size = _group_size(raw.get("group_size"), f"{where} group_size")
+    symmetric = raw.get("symmetric")
+    if not form.is_grouped and (size is not None or symmetric is not None):
+        grouped = " and ".join(name for name, f in FORMATS.items() if f.is_grouped)
+        raise InputError(f"{where} group_size and symmetric apply to {grouped}, not to {form.name}")
+    if form.rounds_inputs and graph not in ROUNDED_GRAPHS:
+        raise InputError(f"{where} w8a8 applies to graph: {' or '.join(ROUNDED_GRAPHS)}")
+    if size is not None:
+        form = replace(form, group_size=size)
+    if symmetric is not None:
+        if type(symmetric) is not bool:
+            raise InputError(f"{where} symmetric: must be true or false")
+        form = replace(form, symmetric=symmetric)
+    return Rule(graph, weight, form, roles_for(form))
+
+
+def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]:
+    if len(values) < least or not all(isinstance(v, str) for v in values):
+        wanted = "at least one string is" if least else "strings are"
+        raise InputError(f"[{section}] prompts: {wanted} expected")
+    return tuple(values)
+
+
+def calibration_prompts(value: Any = None) -> tuple[str, ...]:
+    """A list of prompts, or the name of a text file with one prompt per line; each counts once.
+
+    None: the prompts of a recipe that names none.
+    """
+    where = "[calibration] prompts"
+    if value is None:
+        value = str(PHOTOGRAPHS)
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(_prompts("calibration", value)))
+    if not isinstance(value, str):
+        raise InputError(f"{where}: a list of prompts or the name of a text file is expected")
+    try:
+        lines = Path(value).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{where}: {value}: cannot be read: {reason}") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise InputError(f"{where}: {value}: holds no prompt; write one per line")
+    return tuple(dict.fromkeys(prompts))

@@ -1,0 +1,197 @@
+"""Stop 6, verify: a package is whole, its graphs compute what torch computes, its pictures hold.
+
+Needs no torch: the golden tensors are the quantized program's own inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Picture
+from safetensors.numpy import load_file
+
+from exporter import backends
+from exporter.backends.contract import Setup
+from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
+from exporter.errors import CheckFailed
+from exporter.package.check import check_file
+from exporter.package.manifest import Golden
+from exporter.package.measures import finite, psnr_db, relative_error, snr_db
+from exporter.package.names import graph_of
+from exporter.runtime.package import DEFAULT, Package
+
+Progress = Callable[[str], None]
+READ_AT_ONCE = 2  # files
+
+
+@dataclass(frozen=True)
+class GraphParity:
+    """Largest relative L2 error of a graph over the golden calls: exact, and as it runs."""
+
+    graph: str
+    calls: int
+    exact: float
+    as_run: float
+
+
+@dataclass(frozen=True)
+class ImageParity:
+    """A golden picture drawn again.
+
+    Attributes:
+        exact_db, as_run_db: PSNR against the quantized program's picture in torch.
+        loss_db: PSNR of the picture as it runs against the unquantized program's: what
+            quantization costs.
+        latent_snr_db: the same of the final latent, as a ratio of powers.
+    """
+
+    prompt: str
+    seed: int
+    exact_db: float
+    as_run_db: float
+    loss_db: float
+    latent_snr_db: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``verify`` found. ``failures`` is empty when the package holds."""
+
+    package: str
+    files: int
+    graphs: tuple[GraphParity, ...]
+    images: tuple[ImageParity, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def to_json(self) -> str:
+        """JSON text; an infinite PSNR (identical pictures) becomes null."""
+        return json.dumps(finite(asdict(self) | {"ok": self.ok}), indent=1)
+
+
+def verify(
+    package: Package, progress: Progress = lambda line: None, setup: Setup = DEFAULT
+) -> Report:
+    """Check integrity, then parity of every graph, then whole pictures, on the setup's device.
+
+    Raises CheckFailed when a file is damaged, InputError for a setup that the package's backend
+    does not take; parity out of tolerance is in ``failures``.
+    """
+    manifest = package.manifest
+    backends.check_setup(manifest.backend, setup)
+    files = check_files(package, progress)
+    players = {exact: package.player(replace(setup, exact=exact)) for exact in (True, False)}
+    graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
+    images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden)
+    return Report(
+        package.folder.name, files, graphs, images, tuple(_failures(package, graphs, images))
+    )
+
+
+def check_files(package: Package, progress: Progress = lambda line: None) -> int:
+    """Check every file's digest; returns how many. Raises CheckFailed naming a damaged one."""
+    manifest = package.manifest
+    files = [*manifest.files, *(f for g in manifest.graphs for f in g.files)]
+    with ThreadPoolExecutor(READ_AT_ONCE) as readers:
+        for _ in readers.map(functools.partial(check_file, package.folder), files):
+            pass
+    progress(f"{len(files)} files whole")
+    return len(files)
+
+
+def _failures(
+    package: Package, graphs: tuple[GraphParity, ...], images: tuple[ImageParity, ...]
+) -> list[str]:
+    tolerances = {graph_of(g.name): g.tolerance for g in package.manifest.graphs}
+    least_db = min(t.image_psnr_db for t in tolerances.values())
+    found = [
+        f"{g.graph}: relative error {g.exact:.1e}, allowed {tolerances[g.graph].graph_relative:.1e}"
+        for g in graphs
+        if not g.exact <= tolerances[g.graph].graph_relative
+    ]
+    if package.manifest.golden:
+        found += [f"{g.graph}: no golden call covers it" for g in graphs if g.calls == 0]
+    found += [
+        f"image {i.prompt!r}: PSNR {i.exact_db:.1f} dB, at least {least_db:.1f}"
+        for i in images
+        if not i.exact_db >= least_db
+    ]
+    return found
+
+
+Players = Mapping[bool, Player]  # by whether they compute exactly
+
+
+def _graph_parity(package: Package, players: Players, name: str, progress: Progress) -> GraphParity:
+    calls = [c for golden in package.manifest.golden for c in golden_calls(package, golden, name)]
+    if not calls:
+        for part in package.manifest.parts(name):
+            players[False].open(part.name)
+        progress(f"{name}: opens; no golden outputs to compare with")
+        return GraphParity(name, 0, 0.0, 0.0)
+    worst = {True: 0.0, False: 0.0}
+    for exact, player in players.items():
+        found = run(player, name, [inputs for inputs, _ in calls])
+        for outputs, (_, expected) in zip(found, calls, strict=True):
+            errors = [relative_error(outputs[p], value) for p, value in expected.items()]
+            worst[exact] = max(worst[exact], *errors)
+    progress(f"{name}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
+    return GraphParity(name, len(calls), worst[True], worst[False])
+
+
+def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Ports, Ports]]:
+    """Inputs and expected outputs of each recorded call of a graph, in order."""
+    tensors = load_file(package.folder / golden.tensors)
+    calls: dict[int, tuple[Ports, Ports]] = {}
+    for key, value in tensors.items():
+        name, _, rest = key.partition("/")
+        if name == graph and rest:
+            call, side, port = rest.split("/")
+            calls.setdefault(int(call), ({}, {}))[side == "out"][port] = value
+    return [calls[i] for i in sorted(calls)]
+
+
+def _image_parity(
+    package: Package, players: Players, golden: Golden, progress: Progress
+) -> ImageParity:
+    expected = read_pixels(package.folder / golden.image)
+    plain = read_pixels(package.folder / golden.unquantized)
+    plain_latent = load_file(package.folder / golden.tensors)["unquantized_latent"]
+    exact, as_run = _drawn(players[True], golden), _drawn(players[False], golden)
+    result = ImageParity(
+        golden.prompt,
+        golden.seed,
+        psnr_db(exact.pixels, expected),
+        psnr_db(as_run.pixels, expected),
+        psnr_db(as_run.pixels, plain),
+        snr_db(as_run.latent, plain_latent),
+    )
+    progress(
+        f"image {golden.prompt!r}: PSNR {result.exact_db:.1f} dB, as it runs "
+        f"{result.as_run_db:.1f} dB; against unquantized {result.loss_db:.1f} dB"
+    )
+    return result
+
+
+def _drawn(player: Player, golden: Golden) -> Image:
+    events = generate(player, [Request(golden.prompt, golden.seed)])
+    (image,) = [e for e in events if isinstance(e, Image)]
+    return image
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture file; raises CheckFailed when it cannot be read."""
+    try:
+        with Picture.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise CheckFailed(f"{file}: not a picture: {error}") from None

@@ -1,0 +1,140 @@
+"""The house: imports run downward, no circle, no torch and no vendor where none may be."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# From the ground up: a room imports from itself and from rooms before it.
+ROOMS = (
+    "errors",
+    "progress",
+    "files",
+    "package",
+    "drawing",
+    "checkpoint",
+    "network",
+    "program",
+    "synth",
+    "quantize",
+    "calibrate",
+    "backends",
+    "recipe",
+    "predict",
+    "runtime",
+    "build",
+    "plan",
+    "bench",
+    "report",
+    "cli",
+    "__main__",
+)
+TORCHLESS = ("exporter.package", "exporter.drawing", "exporter.runtime", "exporter.report")
+HEAVY = ("torch", "diffusers", "transformers", "onnx", "coremltools", "nncf")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    files = sorted((ROOT / "exporter").rglob("*.py"))
+    names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
+    return {name.removesuffix(".__init__"): file for name, file in zip(names, files, strict=True)}
+
+
+def statements(tree: ast.AST, inside: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements: with ``inside`` also those of functions and for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        hidden = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if inside or not (hidden or for_types):
+            yield from statements(node, inside)
+
+
+@cache
+def imports(module: str, inside: bool) -> frozenset[str]:
+    """What a module imports: modules of the project in full, others by their first name."""
+    found = set[str]()
+    for statement in statements(ast.parse(modules()[module].read_text("utf-8")), inside):
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        else:
+            base = statement.module or ""
+            names = [f"{base}.{alias.name}" for alias in statement.names]
+            names = [name if name in modules() else base for name in names]
+        found |= {n if n.startswith("exporter") else n.partition(".")[0] for n in names}
+    return frozenset(found - {module})
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room_of(module) for module in modules()} - {""} == {*ROOMS}
+
+
+def test_imports_run_downward() -> None:
+    upward = [
+        f"{module} -> {imported}"
+        for module in modules()
+        for imported in imports(module, inside=True)
+        if imported in modules() and room_of(imported) and room_of(module)
+        if ROOMS.index(room_of(imported)) > ROOMS.index(room_of(module))
+    ]
+    assert not upward
+
+
+def test_no_circle_even_inside_functions() -> None:
+    graph = {m: [i for i in imports(m, inside=True) if i in modules()] for m in modules()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def brings_in(module: str, names: tuple[str, ...]) -> list[str]:
+    """Roads from a module to one of ``names`` over imports at the top of modules."""
+    found, left, seen = [], [(module, module)], {module}
+    while left:
+        at, road = left.pop()
+        # Importing a module runs the ``__init__`` of every folder above it.
+        parts = at.split(".")
+        above = {".".join(parts[:i]) for i in range(1, len(parts))}
+        for name in imports(at, inside=False) | above:
+            if name in names:
+                found.append(f"{road} -> {name}")
+            elif name in modules() and name not in seen:
+                seen.add(name)
+                left.append((name, f"{road} -> {name}"))
+    return found
+
+
+DRAWING = [m for m in modules() if m.startswith(TORCHLESS)]
+SESSIONS = [m for m in modules() if m.startswith("exporter.backends.") and m.endswith(".session")]
+
+
+@pytest.mark.parametrize("module", [*DRAWING, *SESSIONS, "exporter.cli"])
+def test_drawing_imports_no_torch(module: str) -> None:
+    assert brings_in(module, HEAVY) == []
+
+
+def test_the_road_to_torch_is_seen() -> None:
+    """What the test above would find if there were something."""
+    assert brings_in("exporter.program.run", ("torch",))
+    assert importlib.util.find_spec("torch") is not None
+
+
+def test_every_folder_says_what_it_is() -> None:
+    for module, file in modules().items():
+        if file.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), module

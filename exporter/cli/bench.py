@@ -1,0 +1,69 @@
+"""``fourstep bench``: seconds and memory of packages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from exporter import backends
+from exporter.cli.options import (
+    at_once_option,
+    cache_option,
+    device_option,
+    half_option,
+    json_option,
+)
+from exporter.errors import InputError
+from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+
+@click.command("bench")
+@click.argument("packages", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--prompt", default="two red circles left of a blue square", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@device_option
+@half_option
+@at_once_option
+@cache_option
+@json_option
+def command(
+    packages: Sequence[Path],
+    prompt: str,
+    seed: int,
+    device: str | None,
+    half: bool,
+    at_once: bool,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Time PACKAGES: two pictures of each, in a process of its own.
+
+    With --cache each draws once while the folder fills and once from it.
+    """
+    from exporter.bench.bench import bench as measure
+    from exporter.bench.bench import table
+    from exporter.bench.process import Asked, Manner
+    from exporter.runtime.package import open_package
+
+    if not prompt.strip():
+        raise InputError("the prompt is empty; say what to draw")
+    opened = [open_package(folder) for folder in packages]
+    for package in opened:
+        backends.load_to_run(package.manifest.backend)
+        setup = backends.Setup(device=device, cache=cache, half=half)
+        backends.check_setup(package.manifest.backend, setup)
+    pictures = 2 * (2 if cache else 1) * len(opened)
+    steps = opened[0].manifest.schedule.steps
+    progress = Progress(bar_on_terminal, expected=pictures * (steps + 1))
+    manner = Manner(device, str(cache) if cache else None, half, at_once)
+    rows = list(measure(opened, Asked(prompt, seed), manner, progress))
+    end_of_bar()
+    for remark in dict.fromkeys(remark for row in rows for remark in row.drawn.remarks):
+        click.echo(f"fourstep: warning: {remark}", err=True)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        click.echo(table(rows))

@@ -1,0 +1,77 @@
+"""``fourstep build``: a recipe into packages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from exporter import backends
+from exporter.cli.options import json_option, statistics_option
+from exporter.cli.output import megabytes, require_build
+from exporter.errors import InputError, known
+from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+
+@click.command("build")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the packages.")
+@click.option("--backend", "backend_names", multiple=True, help="Only this backend (repeatable).")
+@click.option("--scheme", "scheme_names", multiple=True, help="Only this scheme (repeatable).")
+@click.option(
+    "--no-golden", is_flag=True, help="Draw no golden pictures: faster, and nothing to verify with."
+)
+@statistics_option
+@json_option
+def command(
+    recipe: Path,
+    out: Path | None,
+    backend_names: Sequence[str],
+    scheme_names: Sequence[str],
+    no_golden: bool,
+    statistics: Path | None,
+    as_json: bool,
+) -> None:
+    """Build one package per backend and scheme of RECIPE into artifacts/<recipe>/.
+
+    A scheme is a name, or the file of a plan.
+    """
+    require_build()
+    from exporter.build.pipeline import build as build_packages
+    from exporter.quantize.schemes import scheme_names as all_schemes
+    from exporter.recipe.plan import is_plan
+    from exporter.recipe.recipe import read_recipe
+
+    for flag, names, options in (
+        ("--backend", backend_names, backends.names()),
+        ("--scheme", scheme_names, all_schemes()),
+    ):
+        for name in names:
+            if name not in options and not (flag == "--scheme" and is_plan(name)):
+                raise InputError(f"{flag}: {known(flag.lstrip('-'), name, options)}")
+    plan = read_recipe(recipe)
+    plan = replace(plan, prompts=()) if no_golden else plan
+    progress = Progress(bar_on_terminal)
+    built = build_packages(
+        plan,
+        out or Path("artifacts") / plan.name,
+        backend_names,
+        scheme_names,
+        progress,
+        statistics,
+    )
+    end_of_bar()
+    rows = [
+        {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes}
+        for b in built
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for b in built:
+        losses = [i.loss_db for i in b.report.images]
+        quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
+        click.echo(f"{b.path}  {megabytes(b.bytes)}  {quality}")

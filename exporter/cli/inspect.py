@@ -1,0 +1,111 @@
+"""``fourstep inspect``: what a package holds, or what a checkpoint would become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import click
+
+from exporter import backends
+from exporter.cli.options import json_option
+from exporter.cli.output import megabytes, require_build
+
+
+@click.command("inspect")
+@click.argument("place", metavar="CHECKPOINT|PACKAGE")
+@click.option("--recipe", type=click.Path(path_type=Path), help="Cut a checkpoint as this recipe.")
+@json_option
+def command(place: str, recipe: Path | None, as_json: bool) -> None:
+    """Show a package's contents, or what a checkpoint would become in each scheme."""
+    if (Path(place) / "manifest.json").is_file():
+        _inspect_package(Path(place), as_json)
+    else:
+        _inspect_checkpoint(place, recipe, as_json)
+
+
+def _inspect_package(folder: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from exporter.runtime.package import open_package
+
+    manifest = open_package(folder).manifest
+    if as_json:
+        click.echo(json.dumps(asdict(manifest), indent=1))
+        return
+    schedule = manifest.schedule
+    click.echo(
+        f"{manifest.name}  {manifest.backend}-{manifest.scheme}  {megabytes(manifest.bytes)}  "
+        f"{manifest.width_px} x {manifest.height_px} px\n"
+        f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
+        f"T5 {'on board' if manifest.t5 else 'replaced by null tokens'}; "
+        f"predicted peak memory {megabytes(manifest.predicted_peak_bytes)}"
+    )
+    for graph in manifest.graphs:
+        formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())
+        click.echo(f"  {graph.name:<12} {megabytes(graph.bytes):>10}  {formats}")
+        for weight in graph.adjusted:
+            click.echo(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
+        for remark in graph.remarks:
+            click.echo(f"    {remark}")
+
+
+def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> None:
+    require_build()
+    from dataclasses import asdict
+
+    from exporter.build.model import traced
+    from exporter.calibrate.trajectories import call_counts
+    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.predict.checkpoint import default_cut, sizes
+    from exporter.quantize.schemes import load_scheme, scheme_names
+    from exporter.recipe.recipe import calibration_prompts, read_recipe
+
+    checkpoint = open_checkpoint(place)
+    recipe = read_recipe(recipe_file) if recipe_file else None
+    cut = recipe.cut if recipe else default_cut(checkpoint)
+    prompts = recipe.calibration.prompts if recipe else calibration_prompts()
+    scheme_of = recipe.scheme if recipe else load_scheme
+    found = sizes(
+        traced(checkpoint, cut),
+        {
+            name: recipe.backend(name).options
+            if recipe
+            else backends.default_options(backends.load(name))
+            for name in (recipe.backends if recipe else backends.names())
+        },
+        {name: scheme_of(name) for name in scheme_names()},
+        recipe.t5_parts if recipe else 1,
+        call_counts(len(prompts), cut.steps),
+    )
+    if as_json:
+        shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
+        click.echo(json.dumps({**shape, "graphs": [asdict(size) for size in found]}, indent=1))
+        return
+    click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
+    for backend in dict.fromkeys(size.backend for size in found):
+        own = [size for size in found if size.backend == backend]
+        for title, what, total in (
+            ("files", "bytes", sum),
+            ("peak memory to build", "build_bytes", max),
+            ("peak memory to run", "run_bytes", max),
+        ):
+            cells = {(s.graph, s.scheme): getattr(s, what) for s in own}
+            _table(f"{backend}: {title}", cells, total)
+
+
+def _table(
+    title: str, cells: Mapping[tuple[str, str], int], total: Callable[[Iterable[int]], int]
+) -> None:
+    """Megabytes by row and column, and a last row with the total of each column."""
+    rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
+    click.echo(f"\n{title}, MB")
+    width = max(10, *(len(name) for name in columns))
+    click.echo(f"{'':<14} " + " ".join(f"{name:>{width}}" for name in columns))
+    lines = {row: [cells[row, column] for column in columns] for row in rows}
+    lines["all" if total is sum else "at most"] = [
+        total(cells[row, column] for row in rows) for column in columns
+    ]
+    for name, values in lines.items():
+        click.echo(f"{name:<14} " + " ".join(f"{v / 1e6:>{width},.1f}" for v in values))

@@ -1,0 +1,180 @@
+"""``fourstep run``: draw prompts with a package."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter import backends
+from exporter.cli.options import (
+    at_once_option,
+    cache_option,
+    device_option,
+    half_option,
+    json_option,
+)
+from exporter.cli.output import show_warning
+from exporter.errors import CheckFailed, InputError
+from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@click.command("run")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("prompts", nargs=-1, required=True)
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Seed of the noise (repeatable: one picture per seed).",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("fourstep.png"),
+    show_default=True,
+    help="Picture to write; several get -0, -1, ... before the suffix.",
+)
+@click.option("--image", type=click.Path(path_type=Path), help="Start from this picture.")
+@click.option(
+    "--strength",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="With --image: how much of it is drawn anew, above 0 up to 1.",
+)
+@click.option("--previews", type=click.Path(path_type=Path), help="Folder for a preview per step.")
+@click.option(
+    "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
+)
+@device_option
+@half_option
+@at_once_option
+@cache_option
+@json_option
+def command(
+    package: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    image: Path | None,
+    strength: float,
+    previews: Path | None,
+    exact: bool,
+    device: str | None,
+    half: bool,
+    at_once: bool,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
+    from exporter.drawing.text import PromptCut
+
+    setup = backends.Setup(exact, device, cache, half)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PromptCut)
+            warnings.showwarning = show_warning
+            rows = _run(package, prompts, seeds, out, image, strength, previews, setup, at_once)
+    except CheckFailed as error:  # a damaged package is the user's input here
+        raise InputError(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            click.echo(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
+
+
+def _run(
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    image: Path | None,
+    strength: float,
+    previews: Path | None,
+    setup: backends.Setup,
+    at_once: bool,
+) -> list[dict[str, Any]]:
+    from exporter import runtime
+
+    if any(not p.strip() for p in prompts):
+        raise InputError("the prompt is empty; say what to draw")
+    if strength != 1.0 and image is None:
+        raise InputError("--strength applies to --image only")
+    source = None if image is None else _read_image(image)
+    requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
+    places = _places(out, len(requests))
+    player = runtime.open_package(folder).player(setup, keep=at_once)
+    if previews is not None:
+        previews.mkdir(parents=True, exist_ok=True)
+    progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
+    rows, started = [], time.perf_counter()
+    for event in runtime.generate(player, requests):
+        if isinstance(event, runtime.Conditioned):
+            progress(f"{event.prompts} prompt(s) encoded")
+        elif isinstance(event, runtime.Step):
+            progress(f"picture {event.index + 1}: step {event.step} of {event.steps}")
+            if previews is not None and event.preview is not None:
+                _save(event.preview(), previews / f"{event.index}-{event.step}.png")
+        else:
+            _save(event.pixels, places[event.index])
+            progress(f"picture {event.index + 1}: {places[event.index]}")
+            rows.append(
+                {
+                    "path": str(places[event.index]),
+                    "prompt": event.request.prompt,
+                    "seed": event.request.seed,
+                    "seconds": round(time.perf_counter() - started, 3),
+                }
+            )
+    end_of_bar()
+    return rows
+
+
+def _places(out: Path, count: int) -> list[Path]:
+    """Where pictures go; refuses before anything is drawn."""
+    if out.suffix.lower() not in PICTURES:
+        raise InputError(f"--out {out}: must end in {', '.join(PICTURES)}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: folder '{out.parent}' does not exist")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out {out}: folder '{out.parent}' cannot be written")
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+
+
+def _save(pixels: Any, place: Path) -> None:
+    from PIL import Image as Picture
+
+    partial = place.with_name(f".{place.stem}.partial{place.suffix}")
+    try:
+        Picture.fromarray(pixels).save(partial)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_image(place: Path) -> Any:
+    import numpy as np
+    from PIL import Image as Picture
+
+    try:
+        with Picture.open(place) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"--image {place}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--image {place}: not a picture: {error}") from None

@@ -1,0 +1,56 @@
+"""``fourstep verify``: a package against its own golden data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter import backends
+from exporter.cli.options import cache_option, device_option, json_option
+from exporter.errors import CheckFailed
+from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+
+@click.command("verify")
+@click.argument("package", type=click.Path(path_type=Path))
+@device_option
+@cache_option
+@json_option
+def command(package: Path, device: str | None, cache: Path | None, as_json: bool) -> None:
+    """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
+    from exporter.runtime.package import open_package
+    from exporter.runtime.verify import Report
+    from exporter.runtime.verify import verify as check
+
+    opened = open_package(package)
+    graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
+    progress = Progress(bar_on_terminal, expected=graphs + images + 1)
+    report: Report = check(opened, progress, backends.Setup(device=device, cache=cache))
+    end_of_bar()
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        click.echo(_verify_table(report))
+    if not report.ok:
+        raise CheckFailed(f"{package}: {'; '.join(report.failures)}")
+
+
+def _verify_table(report: Any) -> str:
+    lines = [f"{report.package}: {report.files} files whole"]
+    for graph in report.graphs:
+        if not graph.calls:
+            lines.append(f"  {graph.graph:<12} opens; no golden outputs to compare with")
+            continue
+        lines.append(
+            f"  {graph.graph:<12} {graph.calls:>3} calls  relative error {graph.exact:.1e}"
+            f"  as it runs {graph.as_run:.1e}"
+        )
+    for image in report.images:
+        lines.append(
+            f"  {image.prompt!r}: {image.exact_db:.1f} dB, as it runs {image.as_run_db:.1f} dB; "
+            f"from unquantized {image.loss_db:.1f} dB, final latent {image.latent_snr_db:.1f} dB"
+        )
+    lines.append("ok" if report.ok else "FAILED")
+    return "\n".join(lines)

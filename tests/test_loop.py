@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -65,6 +66,15 @@ class _FakeSession:
 
     def __del__(self) -> None:
         self.owner.open_now.remove(self.name)
+
+
+def test_a_picture_is_refused_by_a_package_that_cannot_read_it() -> None:
+    fake = Fake()
+    player = replace(fake.player(), parts={"clip_l": ["clip_l"], "denoiser": ["denoiser"]})
+    request = Request("a", image=np.zeros((16, 24, 3), np.uint8))
+    with pytest.raises(InputError, match="no graph 'vae_encoder' .*image_to_image = true"):
+        next(generate(player, [request]))
+    assert fake.opened == []
 
 
 def test_events_and_graphs_in_turn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_a_session_is_opened_so(tiny_package: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(heap, "_option", lambda: lambda *given: seen.append(str(given)))
     open_package(tiny_package).session("clip_l")
     assert seen == ["(-3, 131072)", "(-3, 33554432)", "release"]
+
+
+def test_blocks_inside_each_other_set_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two threads that open graphs have them: the last one out sets it back."""
+    seen: list[int] = []
+    monkeypatch.setattr(heap, "_option", lambda: lambda _, size: seen.append(size))
+    with contextlib.suppress(ValueError), heap.returning():
+        with heap.returning():
+            pass
+        assert seen == [heap.SMALL_BYTES]
+        raise ValueError
+    assert seen == [heap.SMALL_BYTES, heap.LARGE_BYTES]
 
 
 def test_each_large_weight_gives_back_what_was_left(

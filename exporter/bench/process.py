@@ -235,9 +235,9 @@ def draw(package: Path, asked: Sequence[Asked], place: Path, manner: Manner) -> 
         _draw(player, asked[:1], 0, place)
         return player
 
-    player = _timed(seconds, first)
-    if asked[1:]:
-        _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
+    with _timed(seconds, first) as player:
+        if asked[1:]:
+            _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
     runs_s = clock.runs_s
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ from exporter.cli.options import (
 from exporter.cli.output import show_warning
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+if TYPE_CHECKING:
+    from exporter.drawing.loop import Player, Request
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -116,15 +119,25 @@ def _run(
     source = None if image is None else _read_image(image)
     requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
     places = _places(out, len(requests))
-    player = runtime.open_package(folder).player(setup, keep=at_once)
+    package = runtime.open_package(folder)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
+    with package.player(setup, keep=at_once) as player:
+        return _draw(player, requests, places, previews)
+
+
+def _draw(
+    player: Player, requests: Sequence[Request], places: Sequence[Path], previews: Path | None
+) -> list[dict[str, Any]]:
+    """Draw and save; a row of facts for each picture."""
+    from exporter.drawing.loop import Conditioned, Step, generate
+
     progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
     rows, started = [], time.perf_counter()
-    for event in runtime.generate(player, requests):
-        if isinstance(event, runtime.Conditioned):
+    for event in generate(player, requests):
+        if isinstance(event, Conditioned):
             progress(f"{event.prompts} prompt(s) encoded")
-        elif isinstance(event, runtime.Step):
+        elif isinstance(event, Step):
             progress(f"picture {event.index + 1}: step {event.step} of {event.steps}")
             if previews is not None and event.preview is not None:
                 _save(event.preview(), previews / f"{event.index}-{event.step}.png")

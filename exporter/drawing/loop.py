@@ -28,9 +28,16 @@ Session = Callable[[Mapping[str, np.ndarray]], Ports]
 ENCODERS = ("clip_l", "clip_g", "t5")
 
 
+def nothing() -> None:
+    """What a player without open graphs does when it is closed."""
+
+
 @dataclass(frozen=True)
 class Player:
     """What the loop needs of a package, or of a program in torch.
+
+    ``with`` a player, or ``close`` it: graphs that stayed open are let go, and none is opened any
+    more.
 
     Attributes:
         schedule: sigmas and mode.
@@ -39,6 +46,7 @@ class Player:
         open: opens a graph by name.
         preview: turns a latent into a small picture, or None.
         parts: of graphs that are cut into consecutive parts, the parts' names in order.
+        close: lets go of graphs that are open.
     """
 
     schedule: Schedule
@@ -47,6 +55,13 @@ class Player:
     open: Callable[[str], Session]
     preview: Preview | None = None
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    close: Callable[[], None] = nothing
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,11 @@ def from_pixels(pixels: np.ndarray) -> np.ndarray:
 def _check_image(player: Player, request: Request) -> None:
     if request.image is None:
         return
+    if player.parts and "vae_encoder" not in player.parts:
+        raise InputError(
+            "--image: this package has no graph 'vae_encoder' to start from a picture with; build "
+            "with image_to_image = true in [image]"
+        )
     height, width = (size * 8 for size in player.latent[2:])
     if request.image.shape != (height, width, 3):
         found = " x ".join(str(s) for s in request.image.shape[1::-1])

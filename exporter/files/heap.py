@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 M_MMAP_THRESHOLD = -3  # mallopt(3): from how many bytes on a block is mapped for itself
 SMALL_BYTES = 1 << 17  # glibc's threshold at the start
 LARGE_BYTES = 1 << 25  # the largest that it goes up to by itself
+
+_lock = threading.Lock()
+_asking = 0  # blocks of ``returning`` that last, in all threads: the setting is the process's
 
 
 def release() -> None:
@@ -31,17 +35,25 @@ def returning() -> Iterator[None]:
     glibc stops doing so once a large block was freed. A runtime that opens a graph copies weights
     from form to form: onnxruntime's peak over the full-size denoiser in 4 bits was 1,564 MB, and is
     1,009 MB, in the same time. Afterwards glibc keeps blocks of up to ``LARGE_BYTES``, as it would
-    have by then: a run that allocates and frees its activations is faster for it.
+    have by then: a run that allocates and frees its activations is faster for it. Two threads may
+    open graphs: the first one in sets it, the last one out sets it back.
     """
-    option = _option()
-    if option is not None:
-        option(M_MMAP_THRESHOLD, SMALL_BYTES)
+    _count(1)
     try:
         yield
     finally:
-        if option is not None:
-            option(M_MMAP_THRESHOLD, LARGE_BYTES)
+        _count(-1)
         release()
+
+
+def _count(change: int) -> None:
+    """One more or one fewer block of ``returning``."""
+    global _asking
+    option = _option()
+    with _lock:
+        begins, _asking = _asking == 0, _asking + change
+        if option is not None and (begins or _asking == 0):
+            option(M_MMAP_THRESHOLD, SMALL_BYTES if begins else LARGE_BYTES)
 
 
 @functools.cache

@@ -2,10 +2,10 @@
 
 from exporter.runtime import Image, Request, generate, open_package
 
-player = open_package(Path("artifacts/shapes-flash/onnx-int8")).player()
-for event in generate(player, [Request("two red circles left of a blue square", seed=7)]):
-    if isinstance(event, Image):
-        pixels = event.pixels  # (H, W, 3) uint8
+with open_package(Path("artifacts/shapes-flash/onnx-int8")).player() as player:
+    for event in generate(player, [Request("two red circles left of a blue square", seed=7)]):
+        if isinstance(event, Image):
+            pixels = event.pixels  # (H, W, 3) uint8
 """
 
 from __future__ import annotations

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends
 from exporter.drawing import text
-from exporter.drawing.loop import ENCODERS, Player, Session
+from exporter.drawing.loop import ENCODERS, Player, Session, nothing
 from exporter.errors import CheckFailed, InputError
 from exporter.package import preview
 from exporter.package.check import check_file, check_size
 from exporter.package.manifest import GraphEntry, Manifest, read_manifest
+from exporter.runtime.ahead import OpenedAhead
 
 DEFAULT = backends.Setup()
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
 ON_DEMAND = ("vae_encoder",)  # of a package's graphs, those that few pictures need
-OPENED_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Package:
 
         Args:
             keep: graphs are opened while the ones before them run, and stay open for the next call
-                of the loop: faster, in the memory of all of them.
+                of the loop, until the player is closed: faster, in the memory of all of them.
 
         Raises InputError for a device or a cache that the package's backend does not take.
         """
@@ -80,6 +79,7 @@ class Package:
         encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
         opened = functools.partial(self.session, setup=setup)
         names = [graph.name for graph in entry.graphs if graph.name not in ON_DEMAND]
+        ahead = OpenedAhead(opened, names) if keep else None
         return Player(
             entry.schedule,
             (
@@ -89,9 +89,10 @@ class Package:
                 entry.width_px // entry.latent_scale_px,
             ),
             {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
-            _open_ahead(opened, names) if keep else opened,
+            ahead or opened,
             preview.read(self.folder / entry.preview) if entry.preview else None,
             {name: [part.name for part in entry.parts(name)] for name in entry.names},
+            ahead.close if ahead else nothing,
         )
 
 
@@ -108,15 +109,6 @@ def open_package(folder: Path) -> Package:
         if not _inside(folder, file.path):
             raise CheckFailed(f"{folder / 'manifest.json'}: '{file.path}' lies outside the package")
     return Package(folder, manifest)
-
-
-def _open_ahead(opened: Callable[[str], Session], names: Sequence[str]) -> Callable[[str], Session]:
-    """Open these graphs from now on, in this order, and any other when it is asked for; once."""
-    workers = ThreadPoolExecutor(OPENED_AT_ONCE)
-    begun = {name: workers.submit(opened, name) for name in names}
-    workers.shutdown(wait=False)
-    other = functools.cache(opened)
-    return lambda name: begun[name].result() if name in begun else other(name)
 
 
 def _inside(folder: Path, path: str) -> bool:

@@ -22,7 +22,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Sessio
     """
     import onnxruntime as ort
 
-    ort.disable_telemetry_events()
+    ort.disable_telemetry_events()  # for whoever imported onnxruntime before ``exporter``
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False

@@ -47,14 +47,14 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     model = trace_model(recipe, 0, Progress())
     quantized = quantize_all(model.programs, recipe.scheme(scheme))
     program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
-    options = recipe.backend(backend_name).options
+    choices = recipe.backend(backend_name).choices
     count = calls(recipe).get(graph, 0)
     roundings = chooser(
         model.weights.read, lambda _: [random_inputs(program.inputs) for _ in range(count)]
     )
-    order = backends.Order(options, roundings)
+    options = backends.EmitOptions(choices, roundings)
     backend = backends.load_to_build(backend_name)
-    entry = write.emit_graph(backend, program, model.weights.read, folder, order)
+    entry = write.emit_graph(backend, program, model.weights.read, folder, options)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
 
 
@@ -69,7 +69,7 @@ def run_one(backend_name: str, folder: Path) -> None:
     """Open a graph, and run it once on random inputs."""
     entry = parse(GraphEntry, json.loads((folder / "entry.json").read_text()))
     backend = backends.load_to_run(backend_name)
-    session = backend.open_graph(folder / entry.entry, entry.session, backends.Setup())
+    session = backend.open_graph(folder / entry.entry, entry.session, backends.SessionOptions())
     session(random_inputs(entry.inputs))
 
 
@@ -110,8 +110,8 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     recipe = read_recipe(recipe_file)
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
     schemes = {name: recipe.scheme(name) for name in scheme_names()}
-    options = {name: recipe.backend(name).options for name in backends.names()}
-    found = sizes(programs, options, schemes, recipe.t5_parts, calls(recipe))
+    choices = {name: recipe.backend(name).choices for name in recipe.backends}
+    found = sizes(programs, choices, schemes, recipe.t5_parts, calls(recipe))
     return {
         (size.backend, size.scheme, size.graph): {
             "bytes": size.bytes,

@@ -86,8 +86,9 @@ def emitted(backend: Any, form: Format, rows: int, folder: Path) -> tuple[Any, A
     quantized = quantize(program, lambda *_: form)
     inputs = {"x": torch.randn(ports[0].shape, generator=generator)}
     samples = [{key: value.numpy() for key, value in inputs.items()}]
-    order = backends.Order(backends.default_options(backend), chooser(read, lambda _: samples))
-    return backend.emit(quantized, read, folder, order), inputs, run(quantized, read, inputs)["y"]
+    choices = backends.default_choices(backend)
+    options = backends.EmitOptions(choices, chooser(read, lambda _: samples))
+    return backend.emit(quantized, read, folder, options), inputs, run(quantized, read, inputs)["y"]
 
 
 def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, A
     calls: list[Callable[[], Mapping[str, np.ndarray]]] = []
     found: list[dict[str, Any]] = []
     for form in FORMS:
-        if backend.refuse(form, backends.default_options(backend)):
+        if backend.refuse(form, backends.default_choices(backend)):
             continue
         place = folder / f"{name}-{rows}-{form}"
         place.mkdir()
@@ -106,10 +107,8 @@ def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, A
             if suffix and not form.is_integer:
                 continue
             exact, session = (
-                backend.open_graph(
-                    files.entry, files.session | settings, backends.Setup(exact=exact)
-                )
-                for exact in (True, False)
+                backend.open_graph(files.entry, files.session | settings, options)
+                for options in (backends.SessionOptions("float32"), backends.SessionOptions())
             )
             calls.append(functools.partial(session, given))
             row: dict[str, Any] = {"backend": name, "rows": rows, "form": f"{form}{suffix}"}

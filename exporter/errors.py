@@ -33,5 +33,10 @@ def known(kind: str, name: object, names: object) -> str:
 
 
 def needs_extra(extra: str, missing: str) -> InputError:
+    """Say which extra of fourstep brings a missing library."""
+    return not_installed(missing, f"fourstep[{extra}]")
+
+
+def not_installed(missing: str, requirement: str) -> InputError:
     """Say which ``pip install`` brings a missing library."""
-    return InputError(f"{missing} is not installed: pip install 'fourstep[{extra}]'")
+    return InputError(f"{missing} is not installed: pip install '{requirement}'")

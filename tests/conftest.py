@@ -163,7 +163,7 @@ def scheme_of(name: str, symmetric: bool = True) -> Scheme:
 def needs(name: str) -> dict[str, str]:
     """What a backend needs to build and to run."""
     backend = backends.load(name)
-    return {**backend.REQUIRES, **backend.RUNS_WITH}
+    return {**backend.to_build.modules, **backend.to_run.modules}
 
 
 def random_inputs(program: Program) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter import backends
-from exporter.backends.contract import Order, Setup
+from exporter.backends.contract import Backend, EmitOptions, SessionOptions
 from exporter.calibrate import activations
 from exporter.calibrate.activations import Rounding, choose, chooser
 from exporter.calibrate.weights import Weights
@@ -284,17 +283,21 @@ def test_a_value_that_is_not_finite_is_named() -> None:
 
 
 @pytest.fixture(params=["onnx", "openvino"])
-def backend(request: pytest.FixtureRequest) -> ModuleType:
+def backend(request: pytest.FixtureRequest) -> Backend:
     found = backends.load(request.param)
     if backends.missing(needs(request.param)):
-        pytest.skip(f"{request.param}: pip install 'fourstep[{found.BUILD_EXTRA}]'")
+        pytest.skip(f"{request.param}: pip install '{found.to_build.install}'")
     return found
 
 
-def test_a_rounding_is_what_backends_compute(backend: ModuleType, tmp_path: Path) -> None:
+def test_a_rounding_is_what_backends_compute(backend: Backend, tmp_path: Path) -> None:
     program, inputs = layers(), loud(3)
-    emitted = backend.emit(program, read, tmp_path, Order({}, chooser(read, lambda _: [inputs])))
-    found = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))(inputs)["y"]
+    emitted = backend.emit(
+        program, read, tmp_path, EmitOptions({}, chooser(read, lambda _: [inputs]))
+    )
+    found = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))(inputs)[
+        "y"
+    ]
     roundings = choose(program, read, [inputs])
 
     def layer(x: Tensor, name: str) -> Tensor:
@@ -326,9 +329,7 @@ class Convolutions(nn.Module):
         return self.wide(x), self.single(x), self.step(x), self.skip(x)
 
 
-def test_a_rounded_convolution_is_what_backends_compute(
-    backend: ModuleType, tmp_path: Path
-) -> None:
+def test_a_rounded_convolution_is_what_backends_compute(backend: Backend, tmp_path: Path) -> None:
     with torch.device("meta"):
         module = Convolutions()
     values = {
@@ -359,8 +360,8 @@ def test_a_rounded_convolution_is_what_backends_compute(
     x[:, 3] *= 30
     given = {"x": x.numpy()}
     roundings = chooser(read_value, lambda _: [given])
-    emitted = backend.emit(program, read_value, tmp_path, Order({}, roundings))
-    found = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))(given)
+    emitted = backend.emit(program, read_value, tmp_path, EmitOptions({}, roundings))
+    found = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))(given)
     rounding = roundings(program)["wide.weight"]
     assert rounding.low < 0 < rounding.high and float(rounding.factor[3]) != 1
     replaced = {}

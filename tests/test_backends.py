@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from exporter import backends
+from exporter.backends.contract import Backend
 from exporter.build.write import emit_graph
 from exporter.calibrate.activations import Rounding, chooser
 from exporter.calibrate.weights import Weights
@@ -37,11 +37,11 @@ from tests.conftest import SMALL, needs, random_inputs, scheme_of
 
 
 @pytest.fixture(scope="module", params=backends.names())
-def backend(request: pytest.FixtureRequest) -> ModuleType:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend that is installed; another says which pip install would enable it."""
     found = backends.load(request.param)
     if backends.missing(needs(request.param)):
-        pytest.skip(f"{request.param}: pip install 'fourstep[{found.BUILD_EXTRA}]'")
+        pytest.skip(f"{request.param}: pip install '{found.to_build.install}'")
     return found
 
 
@@ -53,16 +53,18 @@ def programs(tiny: Checkpoint) -> list[Program]:
     return plain + [p for p in without if p.name in ("conditioner", "denoiser")]
 
 
-EXACT = backends.Setup(exact=True)
+EXACT = backends.SessionOptions("float32")
 Roundings = Callable[[QuantizedProgram], Mapping[str, Rounding]]
 
 
-def order(backend: ModuleType, roundings: Roundings = lambda program: {}) -> backends.Order:
-    return backends.Order(backends.default_options(backend), roundings)
+def emit_options(
+    backend: Backend, roundings: Roundings = lambda program: {}
+) -> backends.EmitOptions:
+    return backends.EmitOptions(backends.default_choices(backend), roundings)
 
 
 def worst_error(
-    backend: ModuleType,
+    backend: Backend,
     program: QuantizedProgram,
     read: Callable[[object], torch.Tensor],
     folder: Path,
@@ -73,7 +75,9 @@ def worst_error(
     inputs = random_inputs(program)
     expected = run(program, read, inputs)
     given = {name: value.numpy() for name, value in inputs.items()}
-    emitted = backend.emit(program, read, folder, order(backend, chooser(read, lambda _: [given])))
+    emitted = backend.emit(
+        program, read, folder, emit_options(backend, chooser(read, lambda _: [given]))
+    )
     found = backend.open_graph(emitted.entry, emitted.session, EXACT)(given)
     assert set(found) == set(expected)
     worst = max(relative_error(found[p], value.numpy()) for p, value in expected.items())
@@ -83,7 +87,7 @@ def worst_error(
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scheme", [*scheme_names(), "int2"])
 def test_every_graph_equals_torch(
-    backend: ModuleType,
+    backend: Backend,
     programs: list[Program],
     tiny: Checkpoint,
     tmp_path: Path,
@@ -93,8 +97,8 @@ def test_every_graph_equals_torch(
     rules, weights = scheme_of(scheme, symmetric), Weights(tiny)
     for i, program in enumerate(programs):
         quantized = quantize(program, rules.format_of)
-        options = backends.default_options(backend)
-        if any(backend.refuse(form, options) for form in quantized.formats.values()):
+        choices = backends.default_choices(backend)
+        if any(backend.refuse(form, choices) for form in quantized.formats.values()):
             continue  # refused before a build starts; see test_package
         error, allowed = worst_error(backend, quantized, weights.read, tmp_path / str(i))
         assert error <= allowed, program.name
@@ -117,7 +121,7 @@ class Product(torch.nn.Module):
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("name", ["int4", "int2"])
 def test_groups_equal_torch(
-    backend: ModuleType, tmp_path: Path, name: str, group_size: int, symmetric: bool, size: float
+    backend: Backend, tmp_path: Path, name: str, group_size: int, symmetric: bool, size: float
 ) -> None:
     """Of every size, with scales that fp16 holds and with scales that it would lose."""
     with torch.device("meta"):
@@ -140,13 +144,13 @@ def test_groups_equal_torch(
 
 
 def test_large_activations_stay_exact(
-    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path
+    backend: Backend, programs: list[Program], tiny: Checkpoint, tmp_path: Path
 ) -> None:
     decoder = unquantized(next(p for p in programs if p.name == "vae_decoder"))
     weights = Weights(tiny)
     latent = {"latent": 30 * torch.randn(decoder.inputs[0].shape)}
     expected = run(decoder, weights.read, latent)["image"].numpy()
-    emitted = backend.emit(decoder, weights.read, tmp_path, order(backend))
+    emitted = backend.emit(decoder, weights.read, tmp_path, emit_options(backend))
     session = backend.open_graph(emitted.entry, emitted.session, EXACT)
     found = session({"latent": latent["latent"].numpy()})
     assert np.isfinite(found["image"]).all()
@@ -154,7 +158,7 @@ def test_large_activations_stay_exact(
 
 
 def test_unknown_operators_are_refused_by_name(
-    backend: ModuleType, tiny: Checkpoint, tmp_path: Path
+    backend: Backend, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     program = trace(cut_graphs(tiny, SMALL)[0])
     for node in program.nodes():
@@ -162,19 +166,19 @@ def test_unknown_operators_are_refused_by_name(
             node.target = torch.ops.aten.cumsum.default
     quantized = quantize(program, lambda *_: FORMATS["fp32"])
     with pytest.raises(InputError, match=r"clip_l: operator aten\.cumsum\.default has no"):
-        backend.emit(quantized, Weights(tiny).read, tmp_path, order(backend))
+        backend.emit(quantized, Weights(tiny).read, tmp_path, emit_options(backend))
 
 
 def test_a_file_that_is_no_graph(
-    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path
+    backend: Backend, programs: list[Program], tiny: Checkpoint, tmp_path: Path
 ) -> None:
     program = unquantized(programs[0])
-    emitted = backend.emit(program, Weights(tiny).read, tmp_path, order(backend))
+    emitted = backend.emit(program, Weights(tiny).read, tmp_path, emit_options(backend))
     for file in emitted.files:
         whole = file.read_bytes()
         file.write_bytes(b"nothing that a runtime knows")
         with pytest.raises(CheckFailed, match="cannot open it"):
-            backend.open_graph(emitted.entry, emitted.session, backends.Setup())
+            backend.open_graph(emitted.entry, emitted.session, backends.SessionOptions())
         file.write_bytes(whole)
 
 
@@ -207,29 +211,29 @@ def small_disk(place: Path, size_bytes: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])  # OpenVINO's constants wait in a smaller file
 def test_a_file_that_grows_too_large_is_one_line_and_nothing_is_left(
-    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
+    backend: Backend, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
 ) -> None:
     program, read = unquantized(programs[0]), Weights(tiny).read
-    emitted = backend.emit(program, read, tmp_path, order(backend))
+    emitted = backend.emit(program, read, tmp_path, emit_options(backend))
     largest = max(f.stat().st_size for f in emitted.files)
     message = "package: a file is larger than the place allows; choose another --out$"
     with files_up_to(int(share * largest)), pytest.raises(InputError, match=message):  # noqa: SIM117
         with staging(tmp_path / "out" / "package") as folder:
-            emit_graph(backend, program, read, folder, order(backend))
+            emit_graph(backend, program, read, folder, emit_options(backend))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
 def test_a_full_disk_is_one_line_and_nothing_is_left(
-    backend: ModuleType, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
+    backend: Backend, programs: list[Program], tiny: Checkpoint, tmp_path: Path, share: float
 ) -> None:
     program, read = unquantized(programs[0]), Weights(tiny).read
-    emitted = backend.emit(program, read, tmp_path, order(backend))
+    emitted = backend.emit(program, read, tmp_path, emit_options(backend))
     size = sum(f.stat().st_size for f in emitted.files)
     message = "package: the disk is full; free space or choose another --out$"
     with small_disk(tmp_path / "disk", int(share * size)) as disk:
         with pytest.raises(InputError, match=message), staging(disk / "package") as folder:
-            emit_graph(backend, program, read, folder, order(backend))
+            emit_graph(backend, program, read, folder, emit_options(backend))
         assert list(disk.iterdir()) == []
 
 
@@ -255,10 +259,10 @@ def test_a_cache_is_refused_where_nothing_is_compiled(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name in backends.names():
         backend = backends.load(name)
-        for device in backend.DEVICES:
-            setup = backends.Setup(device=device, cache=cache)
-            if device in backend.CACHES:
-                backends.check_setup(name, setup)
+        for device in backend.devices:
+            options = backends.SessionOptions(device=device, cache=cache)
+            if device in backend.caching_devices:
+                backends.check_session(name, options)
                 cache.rmdir()
                 continue
             message = (
@@ -266,7 +270,7 @@ def test_a_cache_is_refused_where_nothing_is_compiled(tmp_path: Path) -> None:
                 r"\(backends that take it here: .*openvino\)$"
             )
             with pytest.raises(InputError, match=message):
-                backends.check_setup(name, setup)
+                backends.check_session(name, options)
             assert not cache.exists()
 
 
@@ -275,7 +279,7 @@ def test_a_cache_that_cannot_be_kept_is_one_line(
 ) -> None:
     def refused(cache: Path) -> str:
         with pytest.raises(InputError) as found:
-            backends.check_setup("openvino", backends.Setup(cache=cache))
+            backends.check_session("openvino", backends.SessionOptions(cache=cache))
         return str(found.value)
 
     file = tmp_path / "file"
@@ -305,7 +309,7 @@ class ManyParts(torch.nn.Module):
         return parts[0] + parts[399] * parts[7]
 
 
-def test_a_split_into_hundreds_of_parts(backend: ModuleType, tmp_path: Path) -> None:
+def test_a_split_into_hundreds_of_parts(backend: Backend, tmp_path: Path) -> None:
     port, out = Port("x", (1, 1600)), Port("y", (4,))
     program = trace(Graph("many", "transformer", ManyParts(), (port,), (out,), {}))
     error, allowed = worst_error(backend, unquantized(program), no_weights, tmp_path / "many")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from exporter import backends
 from exporter.bench.bench import bench
-from exporter.bench.process import Asked, Manner
+from exporter.bench.process import Asked, draw, order_text, read_order
 from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.errors import InputError
@@ -51,16 +51,24 @@ def test_packages_are_drawn_as_asked(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half, device, cache and open graphs reach the player of the other process."""
-    made: list[tuple[backends.Setup, bool]] = []
+    made: list[tuple[backends.SessionOptions, bool]] = []
 
-    def player(package: Package, setup: backends.Setup, keep: bool) -> None:
-        made.append((setup, keep))
+    def player(package: Package, options: backends.SessionOptions, keep: bool) -> None:
+        made.append((options, keep))
+        raise InputError("seen")
 
     monkeypatch.setattr(Package, "player", player)
-    Manner("CPU", str(tmp_path), half=True, keep=True).player(tiny_package)
-    Manner().player(tiny_package)
-    setup = backends.Setup(device="CPU", cache=tmp_path, half=True)
-    assert made == [(setup, True), (backends.Setup(), False)]
+    pictures = [Asked("a red circle", 3), Asked("", 4)]
+    wanted = [
+        (backends.SessionOptions("half", "CPU", tmp_path), True),
+        (backends.SessionOptions(), False),
+    ]
+    for options, keep in wanted:
+        ordered = read_order(order_text(pictures, options, keep))
+        assert ordered[0] == pictures
+        with pytest.raises(InputError, match="seen"):
+            draw(tiny_package, ordered[0], tmp_path, ordered[1], ordered[2])
+    assert made == wanted
 
 
 @pytest.mark.skipif(
@@ -74,8 +82,8 @@ def test_a_cache_is_filled_then_used_then_removed(tiny_recipe: Recipe, tmp_path:
         sizes.append(sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()))
 
     cache.mkdir()
-    manner = Manner(cache=str(cache))
-    rows = list(bench([open_package(built.path)], Asked("a red circle", 0), manner, progress))
+    options = backends.SessionOptions(cache=cache)
+    rows = list(bench([open_package(built.path)], Asked("a red circle", 0), progress, options))
     assert [row.name.partition(", ")[2] for row in rows] == ["filling the cache", "from the cache"]
     half = len(sizes) // 2
     assert sizes[half - 1] == sizes[-1] > 1 << 16  # compiled once
@@ -88,11 +96,11 @@ def test_a_cache_without_room_is_refused(
     """A runtime would draw without a word, and the second row would not be from a cache."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("exporter.files.staging.shutil.disk_usage", lambda place: usage)
-    manner = Manner(cache=str(tmp_path))
+    options = backends.SessionOptions(cache=tmp_path)
     with pytest.raises(
         InputError, match="needs .* MB are free; free space or choose another --cac"
     ):
-        list(bench([open_package(tiny_package)], Asked("x", 0), manner, lambda line: None))
+        list(bench([open_package(tiny_package)], Asked("x", 0), lambda line: None, options))
     assert list(tmp_path.iterdir()) == []
 
 

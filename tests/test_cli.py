@@ -133,7 +133,7 @@ def test_out_of_memory_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("exporter.backends.onnx.emit", fail)
+    monkeypatch.setattr("exporter.backends.onnx.Onnx.emit", fail)
     result = fourstep("build", recipe, "--out", tmp_path / "out", "--scheme", "int8")
     mistake(result, "out of memory", "choose a smaller size or scheme")
     assert not (tmp_path / "out").exists()
@@ -143,7 +143,7 @@ def test_a_defect_is_not_hidden(recipe: Path, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("exporter.backends.onnx.emit", fail)
+    monkeypatch.setattr("exporter.backends.onnx.Onnx.emit", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         fourstep("build", recipe, "--out", recipe.parent / "out")
 

@@ -30,9 +30,9 @@ if importlib.util.find_spec("coremltools") is None:
     pytest.skip("pip install 'fourstep[build,coreml]'", allow_module_level=True)
 
 from exporter import backends
-from exporter.backends import coreml as backend
-from exporter.backends.contract import Emitted, Order, Setup
-from exporter.backends.coreml import emitter, library, lint
+from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
+from exporter.backends.coreml import BACKEND as backend
+from exporter.backends.coreml import TOLERANCE, emitter, library, lint
 from exporter.backends.coreml import session as session_module
 from exporter.backends.coreml.evaluator.program import BLOB_HEADER, open_program
 from exporter.backends.coreml.predictor import open_model
@@ -43,7 +43,7 @@ from exporter.errors import CheckFailed, InputError
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph
 from exporter.network.layers import RMSNorm, attend
-from exporter.package.manifest import Port, Tolerance
+from exporter.package.manifest import Port
 from exporter.package.measures import relative_error
 from exporter.program.program import Constant, Program, Stored
 from exporter.program.run import run
@@ -59,7 +59,7 @@ from tests.conftest import ROOT, SMALL, random_inputs, scheme_of
 from tests.test_cli import RECIPE, fourstep, mistake
 
 Read = Callable[[object], Tensor]
-OLDEST = backend.OPTIONS["target"][0]
+OLDEST = backend.options["target"][0]
 EXPRESSIBLE = backends.expressible_schemes(backend, {"target": OLDEST})
 
 
@@ -143,7 +143,7 @@ def weights(tiny: Checkpoint) -> Weights:
 
 def emit(program: QuantizedProgram, read: Read, folder: Path, target: str = OLDEST) -> Emitted:
     folder.mkdir(parents=True)
-    return backend.emit(program, read, folder, Order({"target": target}, lambda graph: {}))
+    return backend.emit(program, read, folder, EmitOptions({"target": target}, lambda graph: {}))
 
 
 def evaluated(emitted: Emitted, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -330,7 +330,7 @@ def test_the_oldest_target_that_has_the_weights(
     assert set(EXPRESSIBLE) == set(scheme_names()) - {"int8-w8a8", "int4-a8"}
 
 
-@pytest.mark.parametrize("target", backend.OPTIONS["target"])
+@pytest.mark.parametrize("target", backend.options["target"])
 def test_what_is_refused(target: str) -> None:
     options = {"target": target}
     refused = backend.refuse(FORMATS["w8a8"], options)
@@ -941,8 +941,8 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> FakeCoreML:
     monkeypatch.setattr(session_module, "ON_A_MAC", True)
     units = tuple(u.name for u in ComputeUnit)
     monkeypatch.setattr(session_module, "COMPUTE_UNITS", units)
-    monkeypatch.setattr(backend, "DEVICES", (*units, session_module.EVALUATOR))
-    monkeypatch.setattr(backend, "CACHES", units)
+    monkeypatch.setattr(type(backend), "devices", (*units, session_module.EVALUATOR))
+    monkeypatch.setattr(type(backend), "caching_devices", units)
     return fake
 
 
@@ -1002,24 +1002,24 @@ def test_a_call_that_core_ml_refuses_is_one_line(clip: Path, mac: FakeCoreML) ->
 
 def test_a_mac_runs_core_ml_unless_told_otherwise(clip: Path, mac: FakeCoreML) -> None:
     off = {
-        device: bool(session_error(clip, Setup(device=device)) > 5e-3)
+        device: bool(session_error(clip, SessionOptions(device=device)) > 5e-3)
         for device in (None, "ALL", "CPU_AND_NE", "EVALUATOR")
     }
     assert off == {None: True, "ALL": True, "CPU_AND_NE": True, "EVALUATOR": False}
     assert mac.units[0] == ComputeUnit[session_module.COMPUTE_UNITS[0]]
-    assert session_error(clip, Setup(exact=True)) == 0
-    assert session_error(clip, Setup(exact=True, device="ALL")) == 0
+    assert session_error(clip, SessionOptions("float32")) == 0
+    assert session_error(clip, SessionOptions("float32", device="ALL")) == 0
 
 
 def test_the_evaluator_keeps_nothing_in_a_cache(
     package: Path, tmp_path: Path, mac: FakeCoreML
 ) -> None:
     cache = tmp_path / "cache"
-    setup = Setup(device=session_module.EVALUATOR, cache=cache)
+    options = SessionOptions(device=session_module.EVALUATOR, cache=cache)
     with pytest.raises(InputError, match="--cache: coreml keeps no compiled graphs on EVALUATOR"):
-        open_package(package).session("clip_l", setup)
+        open_package(package).session("clip_l", options)
     assert not cache.exists()
-    open_package(package).session("clip_l", Setup(cache=cache))
+    open_package(package).session("clip_l", SessionOptions(cache=cache))
     assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).name]
 
 
@@ -1027,13 +1027,13 @@ def test_elsewhere_the_evaluator_runs(
     clip: Path, mac: FakeCoreML, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "ON_A_MAC", False)
-    assert session_error(clip, Setup()) == 0
+    assert session_error(clip, SessionOptions()) == 0
     assert mac.units == []
 
 
-def session_error(package: Path, setup: Setup) -> float:
+def session_error(package: Path, options: SessionOptions) -> float:
     """How far a session is from the evaluator."""
-    found = session_module.open_graph(package, {}, setup)(IDS)
+    found = session_module.open_graph(package, options)(IDS)
     return max(relative_error(found[n], v) for n, v in open_program(package)(IDS).items())
 
 
@@ -1041,6 +1041,7 @@ def test_verify_on_a_mac_reports_both(package: Path, mac: FakeCoreML) -> None:
     """The program by its own types decides; what Core ML makes of it is shown beside it."""
     report = verify(open_package(package))
     assert report.ok
-    allowed: Tolerance = backend.TOLERANCE
     for graph in report.graphs:
-        assert graph.exact <= allowed.graph_relative < graph.as_run == pytest.approx(0.01, rel=0.5)
+        assert (
+            graph.exact <= TOLERANCE.graph_relative < graph.as_run == pytest.approx(0.01, rel=0.5)
+        )

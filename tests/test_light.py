@@ -41,7 +41,7 @@ def test_drawing_imports_nothing_heavy(
     package = tiny_package
     if backend != "onnx":
         if backends.missing(needs(backend)):
-            pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+            pytest.skip(f"pip install '{backends.load(backend).to_build.install}'")
         package = build(tiny_recipe, tmp_path, [backend], ["int4"])[0].path
     subprocess.run([sys.executable, "-c", DRAW, str(package), " ".join(HEAVY)], check=True)
 
@@ -72,7 +72,7 @@ def test_building_opens_no_connection(
     tiny_folder: Path, tmp_path: Path, backend: str, scheme: str
 ) -> None:
     if backends.missing(needs(backend)):
-        pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+        pytest.skip(f"pip install '{backends.load(backend).to_build.install}'")
     recipe = str(ROOT / "recipes" / "shapes-flash.toml")
     command = [
         sys.executable,

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporter.backends import onnx as backend
-from exporter.backends.contract import Emitted, Order, Setup
+from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
+from exporter.backends.onnx import BACKEND as backend
 from exporter.backends.onnx.session import open_graph
 from exporter.calibrate import activations
 from exporter.calibrate.activations import chooser
@@ -24,7 +24,7 @@ from exporter.program.trace import trace
 from exporter.quantize.program import QuantizedProgram, quantize
 from tests.conftest import SMALL, scheme_of
 
-NOTHING = Order({}, lambda graph: {})
+NOTHING = EmitOptions({}, lambda graph: {})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_onnxruntime_multiplies_rounded_inputs_in_8_bits(
     quantized = quantize(denoiser, scheme_of("int8-w8a8").format_of)
     random = np.random.default_rng(0)
     call = {p.name: random.standard_normal(p.shape, np.float32) for p in denoiser.inputs}
-    order = Order({}, chooser(Weights(tiny).read, lambda _: [call]))
+    order = EmitOptions({}, chooser(Weights(tiny).read, lambda _: [call]))
     files = backend.emit(quantized, Weights(tiny).read, tmp_path, order)
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -152,7 +152,7 @@ def test_a_session_keeps_no_activations(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
     model.ir_version = 10
     onnx.save(model, tmp_path / "wide.onnx")
-    session = open_graph(tmp_path / "wide.onnx", {}, Setup())
+    session = open_graph(tmp_path / "wide.onnx", {}, SessionOptions())
     before_mb = anonymous_mb()
     assert session({"x": np.ones(1, np.float32)})["y"] == 2
     assert anonymous_mb() - before_mb < 100  # of 400 that it took

@@ -25,7 +25,9 @@ from click.testing import CliRunner
 
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
-from exporter.backends.contract import Emitted, Order, Setup
+from exporter.backends import openvino
+from exporter.backends.contract import EmitOptions, Emitted, Precision, SessionOptions
+from exporter.backends.openvino import session
 from exporter.backends.openvino.half import halve_attention
 from exporter.build.model import token_counts
 from exporter.build.pipeline import build
@@ -51,7 +53,7 @@ from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of
 
 backend = backends.load("openvino")
 if backends.missing(needs("openvino")):
-    pytest.skip(f"pip install 'fourstep[{backend.BUILD_EXTRA}]'", allow_module_level=True)
+    pytest.skip(f"pip install '{backend.to_build.install}'", allow_module_level=True)
 
 import openvino as ov  # noqa: E402
 
@@ -70,11 +72,14 @@ class Case:
     emitted: Emitted
     inputs: Inputs
 
-    def run(self, **setup: Any) -> Inputs:
-        found: Inputs = backend.open_graph(
-            self.emitted.entry, self.emitted.session, Setup(**setup)
-        )(self.inputs)
-        return found
+    def run(
+        self,
+        precision: Precision = "packaged",
+        device: str | None = None,
+        cache: Path | None = None,
+    ) -> Inputs:
+        options = SessionOptions(precision, device, cache)
+        return backend.open_graph(self.emitted.entry, self.emitted.session, options)(self.inputs)
 
 
 def inputs_of(program: Program) -> Inputs:
@@ -97,7 +102,7 @@ def cases(
     for scheme, graph in [*wanted, ("int2", "denoiser"), *rounded]:
         program = quantize(programs[graph], scheme_of(scheme).format_of)
         folder, inputs = tmp_path_factory.mktemp("graph"), inputs_of(program)
-        order = Order({}, chooser(weights.read, lambda _, given=inputs: [given]))  # type: ignore[misc]
+        order = EmitOptions({}, chooser(weights.read, lambda _, given=inputs: [given]))  # type: ignore[misc]
         emitted = backend.emit(program, weights.read, folder, order)
         found[scheme, graph] = Case(program, emitted, inputs)
     return found
@@ -232,7 +237,7 @@ def test_full_widths_run_compressed_too(tmp_path: Path, scheme: str) -> None:
     config = denoiser.TransformerConfig(1, 24, 64, 16, 2, 4096, 2048, 384, (), True)
     graph = denoiser.cut(config, Cut((1.0, 0.0), 64, 64, t5=False, t5_tokens=256))
     program = quantize(trace(graph), scheme_of(scheme).format_of)
-    emitted = backend.emit(program, RandomWeights().read, tmp_path, Order({}, lambda _: {}))
+    emitted = backend.emit(program, RandomWeights().read, tmp_path, EmitOptions({}, lambda _: {}))
     found, expected = running(emitted.entry), linear_formats(program)
     for name, precision in PRECISIONS.items():
         kept = found.count(kind="FullyConnected", weight_from="Const", weight=precision)
@@ -280,13 +285,13 @@ def test_weights_are_packed(cases: dict[tuple[str, str], Case], scheme: str) -> 
 
 
 @pytest.mark.parametrize("scheme", PRECISIONS)
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "packaged"])
 def test_npuw_computes_what_the_processor_does(
-    cases: dict[tuple[str, str], Case], scheme: str, exact: bool
+    cases: dict[tuple[str, str], Case], scheme: str, precision: Precision
 ) -> None:
     """The NPU's own compilation path, with the processor behind it."""
     for case in (c for (s, _), c in cases.items() if s == scheme):
-        expected, found = case.run(exact=exact), case.run(exact=exact, device="NPUW")
+        expected, found = case.run(precision), case.run(precision, device="NPUW")
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
 
@@ -309,7 +314,9 @@ class NpuWithADriver:
 def test_an_npu_is_not_told_to_compute_in_f32(tmp_path: Path) -> None:
     """OpenVINO 2026.4.1's plugin refuses the value; an NPU computes in float16."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "ACTIVATIONS_SCALE_FACTOR": "8.0"}
-    found = backend._config(NpuWithADriver(), "NPU", settings, Setup(exact=True, cache=tmp_path))
+    found = session._config(
+        NpuWithADriver(), "NPU", settings, SessionOptions("float32", cache=tmp_path)
+    )
     assert found == {"CACHE_DIR": str(tmp_path)}
 
 
@@ -331,11 +338,11 @@ def test_16_bits_are_those_that_a_device_computes_in(
 
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     if kind:
-        found = backend._config(Machine(), device, settings, Setup(half=True))
+        found = session._config(Machine(), device, settings, SessionOptions("half"))
         assert found == {"INFERENCE_PRECISION_HINT": kind}
     else:
         with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
-            backend._config(Machine(), device, settings, Setup(half=True))
+            session._config(Machine(), device, settings, SessionOptions("half"))
 
 
 def test_16_bits_are_close_to_32(cases: dict[tuple[str, str], Case]) -> None:
@@ -345,9 +352,9 @@ def test_16_bits_are_close_to_32(cases: dict[tuple[str, str], Case]) -> None:
     )
     if "BF16" not in able:
         with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
-            case.run(half=True)
+            case.run("half")
         return
-    whole, half = case.run()["velocity"], case.run(half=True)["velocity"]
+    whole, half = case.run()["velocity"], case.run("half")["velocity"]
     assert 1e-4 < relative_error(half, whole) < 0.05
 
 
@@ -427,7 +434,7 @@ def test_halved_attention_leaves_8_bit_products(cases: dict[tuple[str, str], Cas
                 products.add("bf16" in property_of(node, "primitiveType"))
         assert attentions == {"bf16"}
         assert products == {False}
-        whole, half = case.run()["velocity"], case.run(half=True)["velocity"]
+        whole, half = case.run()["velocity"], case.run("half")["velocity"]
         assert 1e-5 < relative_error(half, whole) < 0.02
     assert "half" not in cases["int8-w8a8", "vae_decoder"].emitted.session
 
@@ -453,7 +460,7 @@ def test_only_half_halves_and_only_attention(
         lambda model: halved.append(model.get_friendly_name()),
     )
     for graph in ("denoiser", "vae_decoder"):
-        cases["int8-w8a8", graph].run(half=half)
+        cases["int8-w8a8", graph].run("half" if half else "packaged")
     assert halved == (["denoiser"] if half else [])
     assert told == (["f32", "bf16"] if half else ["f32", "f32"])
 
@@ -470,9 +477,9 @@ def test_activations_share_scales_in_groups_of_64(
         return Format("int4", 16) if role == "linear" else FORMATS["fp32"]
 
     narrow = quantize(programs["conditioner"], groups_of_16)
-    assert group not in backend._products(narrow)
+    assert group not in openvino._products(narrow)
     whole = quantize(programs["conditioner"], load_scheme("fp16").format_of)
-    assert backend._products(whole) == {}
+    assert openvino._products(whole) == {}
 
 
 def test_calibration_asks_for_calls_of_graphs_that_round(
@@ -484,7 +491,7 @@ def test_calibration_asks_for_calls_of_graphs_that_round(
         asked.append(graph)
         return [inputs_of(programs[graph])]
 
-    order = Order({}, chooser(Weights(tiny).read, calls))
+    order = EmitOptions({}, chooser(Weights(tiny).read, calls))
     for name, program in programs.items():
         quantized = quantize(program, load_scheme("int8-w8a8").format_of)
         backend.emit(quantized, Weights(tiny).read, tmp_path, order)
@@ -501,8 +508,9 @@ def listen(event, _):
         print(event, flush=True)
 
 sys.addaudithook(listen)
-from exporter.backends import Setup, openvino
-openvino.open_graph(Path(sys.argv[1]), {}, Setup())
+from exporter.backends.contract import Precision, SessionOptions
+from exporter.backends.openvino import BACKEND
+BACKEND.open_graph(Path(sys.argv[1]), {}, SessionOptions())
 import exporter.quantize
 from exporter.backends.openvino import tokenizers, writer
 """
@@ -605,7 +613,7 @@ def fourstep(*arguments: object) -> tuple[int, str]:
 def test_unknown_devices_are_refused(packages: Path, tmp_path: Path) -> None:
     message = "--device: openvino has no TPU; it has CPU, GPU, NPU, NPUW"
     with pytest.raises(InputError, match=message):
-        backends.check_setup("openvino", Setup(device="TPU"))
+        backends.check_session("openvino", SessionOptions(device="TPU"))
     place = tmp_path / "p.png"
     found = fourstep("run", packages / "openvino-int4", "x", "--device", "TPU", "--out", place)
     assert found == (2, f"fourstep: {message}")

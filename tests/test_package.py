@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.backends import onnx as backend
-from exporter.backends.contract import Session, Setup
+from exporter.backends.contract import Session, SessionOptions
+from exporter.backends.onnx import BACKEND as backend
 from exporter.build import golden
 from exporter.build.pipeline import build
 from exporter.drawing.loop import Image, Request, generate
@@ -58,6 +58,7 @@ def test_what_is_inside(tiny_package: Path) -> None:
     assert denoiser is not None and denoiser.formats["int4-g32"] > 100_000
     # Widths of 96 are not divided by groups of 64: each is listed with what it got.
     assert {(a.asked, a.used) for a in denoiser.adjusted} >= {("int4-g64", "int4-g32")}
+    assert manifest.predicted_peak_bytes is not None
     assert manifest.predicted_peak_bytes > manifest.graphs[0].bytes
 
 
@@ -81,9 +82,9 @@ def test_graphs_that_stay_open_are_opened_ahead(
     opened: list[str] = []
     original = Package.session
 
-    def session(self: Package, name: str, setup: Setup) -> Session:
+    def session(self: Package, name: str, options: SessionOptions) -> Session:
         opened.append(name)
-        return original(self, name, setup)
+        return original(self, name, options)
 
     monkeypatch.setattr(Package, "session", session)
     package = open_package(tiny_package)
@@ -221,7 +222,7 @@ def test_a_full_disk_leaves_nothing(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(backend, "emit", fail(full))
+    monkeypatch.setattr(type(backend), "emit", fail(full))
     with pytest.raises(InputError, match="the disk is full; free space or choose another --out"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
     assert list(tmp_path.iterdir()) == []
@@ -233,7 +234,7 @@ def test_a_failure_keeps_the_older_package(
     out = package.parent
     older = package.rename(out / "onnx-int4")
     before = digests(older)
-    monkeypatch.setattr(backend, "emit", fail(KeyboardInterrupt()))  # type: ignore[arg-type]
+    monkeypatch.setattr(type(backend), "emit", fail(KeyboardInterrupt()))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         build(tiny_recipe, out, ["onnx"], ["int4"])
     assert digests(older) == before
@@ -274,7 +275,9 @@ def test_a_pattern_that_matches_nothing_is_refused(tiny_recipe: Recipe, tmp_path
 def test_a_format_that_a_backend_cannot_express_is_refused(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "refuse", lambda form, _: "no 4 bits" if form.bits == 4 else None)
+    monkeypatch.setattr(
+        type(backend), "refuse", lambda _, form, __: "no 4 bits" if form.bits == 4 else None
+    )
     drawn: list[object] = []
     monkeypatch.setattr(golden.Painter, "draw", lambda *a: drawn.append(a))
     with pytest.raises(InputError, match=r"onnx cannot express scheme int4 .*: no 4 bits"):

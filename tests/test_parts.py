@@ -73,7 +73,7 @@ def test_too_many_parts(programs: dict[str, QuantizedProgram]) -> None:
 def drawn(package: Package) -> tuple[list[str], list[np.ndarray]]:
     """Which graphs are opened for two prompts, and the two pictures."""
     opened: list[str] = []
-    player = package.player(backends.Setup(exact=True))
+    player = package.player(backends.SessionOptions("float32"))
 
     def noted(name: str) -> Session:
         opened.append(name)
@@ -88,7 +88,7 @@ def drawn(package: Package) -> tuple[list[str], list[np.ndarray]]:
 def test_a_package_with_t5_in_parts(tiny_recipe: Recipe, tmp_path: Path, backend: str) -> None:
     """It verifies, says what it holds, opens each part once and draws the same picture."""
     if backends.missing(needs(backend)):
-        pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+        pytest.skip(f"pip install '{backends.load(backend).to_build.install}'")
     pixels = []
     for count in (1, 3):
         recipe = replace(tiny_recipe, t5_parts=count)

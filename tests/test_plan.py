@@ -389,10 +389,11 @@ def test_a_floor_that_nothing_reaches() -> None:
 @pytest.mark.usefixtures("once")
 def test_memory_bounds_every_graph(small: Path, traced: Model, tmp_path: Path) -> None:
     """Each graph on its own, on every backend: those that have room get their largest formats."""
-    memories = [backends.load(name).MEMORY for name in read_recipe(small).backends]
+    chosen = map(backends.load, read_recipe(small).backends)
+    costs = [backends.costs_of(backend, "--memory") for backend in chosen]
 
     def peaks(programs: dict[str, QuantizedProgram]) -> dict[str, int]:
-        return {n: max(run_bytes(p, m) for m in memories) for n, p in programs.items()}
+        return {n: max(run_bytes(p, c) for c in costs) for n, p in programs.items()}
 
     low, high = (peaks(programs) for programs in extreme_programs(traced))
     memory = (max(low.values()) + max(high.values())) // 2
@@ -598,7 +599,7 @@ def test_packages_are_called_as_the_plan(plant: Plant) -> None:
 @pytest.mark.parametrize("name", backends.names())
 def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
     if name not in installed():
-        pytest.skip(f"{name}: pip install 'fourstep[{backends.load(name).BUILD_EXTRA}]'")
+        pytest.skip(f"{name}: pip install '{backends.load(name).to_build.install}'")
     found, plan = manifest(plant, name), read_plan(plant.file)
     assert (found.backend, found.scheme) == (name, "quiet")
     assert found.methods == ("equalize", "scales", "feedback", "bias")
@@ -615,7 +616,7 @@ def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
 @pytest.mark.parametrize("name", backends.names())
 def test_weights_are_stored_as_planned(plant: Plant, model: Model, name: str) -> None:
     if name not in installed():
-        pytest.skip(f"{name}: pip install 'fourstep[{backends.load(name).BUILD_EXTRA}]'")
+        pytest.skip(f"{name}: pip install '{backends.load(name).to_build.install}'")
     planned = quantize_all(model.programs, read_plan(plant.file).scheme)
     found = manifest(plant, name)
     for graph in found.graphs:
@@ -630,7 +631,7 @@ def test_weights_are_stored_as_planned(plant: Plant, model: Model, name: str) ->
 def test_the_files_hold_as_many_bits_as_planned(plant: Plant, name: str) -> None:
     """All constants of the emitted MMDiT; Core ML stores in fp16 what the others do in float32."""
     if name not in installed():
-        pytest.skip(f"{name}: pip install 'fourstep[{backends.load(name).BUILD_EXTRA}]'")
+        pytest.skip(f"{name}: pip install '{backends.load(name).to_build.install}'")
     found, folder = manifest(plant, name), plant.built[f"{name}-quiet"].path
     graphs = [g for g in found.graphs if g.name in MMDIT]
     stored_bytes = sum(sum(constant_bytes(name, folder / g.entry).values()) for g in graphs)

@@ -33,7 +33,7 @@ from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT, SMALL, needs
 
-MEMORY = backends.Memory(
+COSTS = backends.MeasuredCosts(
     process_bytes=1000,
     node_bytes=10,
     held={"linear int4": 3.0, "embedding int8": 0.0},
@@ -53,8 +53,8 @@ def programs(checkpoint: Checkpoint, cut: Cut, scheme: str) -> dict[str, Quantiz
 def test_what_a_graph_holds_is_counted_by_kind_and_format(tiny: Checkpoint) -> None:
     t5 = programs(tiny, SMALL, "int8")["t5"]
     table_bytes = t5.formats["shared.weight"].stored_bytes((1000, 96))
-    free = replace(MEMORY, held={"embedding int8": 0.0})
-    whole = replace(MEMORY, held={})
+    free = replace(COSTS, held={"embedding int8": 0.0})
+    whole = replace(COSTS, held={})
     assert run_bytes(t5, whole) - run_bytes(t5, free) == table_bytes
     twice = replace(whole, activations={"": 4.0})
     assert run_bytes(t5, twice) - run_bytes(t5, whole) == run_bytes(
@@ -62,15 +62,15 @@ def test_what_a_graph_holds_is_counted_by_kind_and_format(tiny: Checkpoint) -> N
     ) - run_bytes(t5, replace(whole, activations={"": 0.0}))
     nodes = len(t5.nodes())
     assert run_bytes(t5, replace(whole, node_bytes=11)) - run_bytes(t5, whole) == nodes
-    assert file_bytes(t5, MEMORY) == t5.stored_bytes() + 7 * nodes
-    assert build_bytes(t5, MEMORY, 0) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
+    assert file_bytes(t5, COSTS) == t5.stored_bytes() + 7 * nodes
+    assert build_bytes(t5, COSTS, 0) == 500 + 2 * 4 * 1000 * 96  # the embedding is the largest
 
 
 def test_parts_count_as_their_graph_does(tiny: Checkpoint) -> None:
     t5 = programs(tiny, SMALL, "int8")["t5"]
-    none = replace(MEMORY, activations={"t5": 0.0, "": 100.0})
+    none = replace(COSTS, activations={"t5": 0.0, "": 100.0})
     for part in split(t5, 2):
-        assert run_bytes(part, none) < run_bytes(part, MEMORY)
+        assert run_bytes(part, none) < run_bytes(part, COSTS)
 
 
 def test_choosing_how_activations_are_rounded_counts(
@@ -85,10 +85,10 @@ def test_choosing_how_activations_are_rounded_counts(
     more = [b - a for a, b in itertools.pairwise(taken)]
     assert more == pytest.approx([RUNNING * one + inputs, inputs, inputs], abs=1)
     assert taken[0] > RUNNING * one + inputs
-    assert build_bytes(denoiser, MEMORY, 4) == MEMORY.build_process_bytes + taken[3]
+    assert build_bytes(denoiser, COSTS, 4) == COSTS.build_process_bytes + taken[3]
     plain = programs(tiny, SMALL, "int8")["denoiser"]
     assert bytes_to_choose(plain, 4) == 0
-    assert build_bytes(plain, MEMORY, 4) == build_bytes(plain, MEMORY, 0)
+    assert build_bytes(plain, COSTS, 4) == build_bytes(plain, COSTS, 0)
 
 
 def test_patches_of_rounded_convolutions_count(tiny: Checkpoint) -> None:
@@ -100,7 +100,7 @@ def test_patches_of_rounded_convolutions_count(tiny: Checkpoint) -> None:
         if "conv2d" in str(node.target)
     ]
     assert max(reading) >= patch_bytes(rounded) and patch_bytes(rounded) in reading
-    more = run_bytes(rounded, replace(MEMORY, patches=2.0)) - run_bytes(rounded, MEMORY)
+    more = run_bytes(rounded, replace(COSTS, patches=2.0)) - run_bytes(rounded, COSTS)
     assert more == 2 * patch_bytes(rounded)
 
 
@@ -114,7 +114,7 @@ def test_weights_that_are_computed_take_more(tiny: Checkpoint) -> None:
     }
     largest = max(4 * math.prod(source.shape) for source in decoder.stored().values())
     assert sizes and max(sizes.values()) == largest
-    assert build_bytes(decoder, MEMORY, 0) == 500 + (2 + DERIVED) * largest
+    assert build_bytes(decoder, COSTS, 0) == 500 + (2 + DERIVED) * largest
 
 
 def test_prompts_of_the_recipe_count(shapes: Checkpoint, tmp_path: Path) -> None:
@@ -137,7 +137,8 @@ def test_prompts_of_the_recipe_count(shapes: Checkpoint, tmp_path: Path) -> None
 
 
 def test_smaller_formats_and_pictures_take_less(tiny: Checkpoint) -> None:
-    onnx = backends.load("onnx").MEMORY
+    onnx = backends.load("onnx").costs
+    assert onnx is not None
     large = programs(tiny, replace(SMALL, width_px=80, height_px=80), "int8")
     small, least = programs(tiny, SMALL, "int8"), programs(tiny, SMALL, "int4")
     for name in ("denoiser", "vae_decoder"):
@@ -154,12 +155,12 @@ def test_files_are_as_large_as_predicted(
     seen = 0
     for built in shapes_packages.values():
         manifest = open_package(built.path).manifest
-        assert manifest.predicted_peak_bytes == max(g.run_bytes for g in manifest.graphs)
+        assert manifest.predicted_peak_bytes == max(g.run_bytes or 0 for g in manifest.graphs)
         if manifest.plan_sha256 or manifest.methods:
             continue
         found = sizes(
             traced(shapes, recipe.cut),
-            {built.backend: recipe.backend(built.backend).options},
+            {built.backend: recipe.backend(built.backend).choices},
             {built.scheme: recipe.scheme(built.scheme)},
             recipe.t5_parts,
             {},
@@ -192,15 +193,16 @@ def test_a_build_that_would_not_fit_is_refused(tiny_recipe: Recipe, tmp_path: Pa
 
 def test_parts_of_t5_are_proposed(tiny: Checkpoint) -> None:
     """Where T5 alone is too large, and its parts are not."""
-    memory, t5 = backends.load("onnx").MEMORY, programs(tiny, SMALL, "int8")["t5"]
-    whole = run_bytes(t5, memory)
+    onnx, t5 = backends.load("onnx"), programs(tiny, SMALL, "int8")["t5"]
+    assert onnx.costs is not None
+    whole = run_bytes(t5, onnx.costs)
     for count in (2, 3):
-        limit = max(run_bytes(part, memory) for part in split(t5, count))
+        limit = max(run_bytes(part, onnx.costs) for part in split(t5, count))
         assert limit < whole
         remedy = rf"what would fit: int8 with t5_parts = {count} \({limit:,}\)$"
         with pytest.raises(InputError, match=remedy):
-            refuse_too_large(limit, "onnx", "int8", [t5], lambda: {"int8": {"t5": t5}})
-    refuse_too_large(whole, "onnx", "int8", [t5], lambda: {})
+            refuse_too_large(limit, onnx, "int8", [t5], lambda: {"int8": {"t5": t5}})
+    refuse_too_large(whole, onnx, "int8", [t5], lambda: {})
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_mistakes(tmp_path: Path, value: str, message: str) -> None:
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_the_benchmark_measures_what_is_predicted(backend: str) -> None:
     if backends.missing(needs(backend)):
-        pytest.skip(f"pip install 'fourstep[{backends.load(backend).BUILD_EXTRA}]'")
+        pytest.skip(f"pip install '{backends.load(backend).to_build.install}'")
     recipe = ROOT / "recipes" / "shapes-flash.toml"
     expected = predicted(recipe)[backend, "int8", "denoiser"]
     found = measured(recipe, backend, "int8", "denoiser")

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from exporter import backends
 from exporter.cli import main
 from exporter.quantize.schemes import scheme_names
+from exporter.recipe.recipe import DEFAULT_BACKENDS
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_file_tree_is_whole() -> None:
 def test_the_table_lists_backends_and_schemes() -> None:
     header = next(line for line in README.splitlines() if line.startswith("| backend |"))
     assert all(f"| {scheme} |" in header for scheme in scheme_names())
-    assert all(f"\n| {name} | yes" in README for name in backends.names())
+    assert all(f"\n| {name} | yes" in README for name in DEFAULT_BACKENDS)
 
 
 def test_targets_exist() -> None:

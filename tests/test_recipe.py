@@ -43,7 +43,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert recipe.backends == ("coreml", "onnx", "openvino")
     assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
     assert all(c.schemes == ("int4",) for c in recipe.choices)
-    assert recipe.backend("coreml").options == {"target": "oldest"}
+    assert recipe.backend("coreml").choices == {"target": "oldest"}
     assert len(recipe.calibration.prompts) == 32 and recipe.calibration.methods == ()
 
 
@@ -51,7 +51,7 @@ def test_a_backend_has_schemes_and_options_of_its_own(tmp_path: Path) -> None:
     text = GOOD + '[coreml]\nscheme = ["pal4", "int8"]\ntarget = "iOS17"\n'
     recipe = read_recipe(written(tmp_path, text))
     assert recipe.backend("coreml").schemes == ("pal4", "int8")
-    assert recipe.backend("coreml").options == {"target": "iOS17"}
+    assert recipe.backend("coreml").choices == {"target": "iOS17"}
     assert recipe.backend("onnx").schemes == ("int4",)
     unlisted = read_recipe(written(tmp_path, text + '[build]\nbackends = ["onnx"]'))
     assert unlisted.backend("coreml") == recipe.backend("coreml")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from exporter import backends
-from exporter.backends import onnx as backend
+from exporter.backends.onnx import BACKEND as backend
 from exporter.build import pipeline, resume, write
 from exporter.build.pipeline import Built
 from exporter.errors import InputError
@@ -62,7 +62,7 @@ def test_a_stopped_build_goes_on(
     whole, _ = build(recipe, tmp_path / "whole", name)
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, backends.load(name), "emit", call)
+        stop_at(patch, type(backends.load(name)), "emit", call)
         build(recipe, out, name)
     assert out.exists() == (call > 0)
     again, emitted = build(recipe, out, name)
@@ -96,7 +96,7 @@ def test_stopped_after_the_last_graph(
 def stopped(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the first five graphs of a stopped build."""
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, backend, "emit", 5)
+        stop_at(patch, type(backend), "emit", 5)
         build(tiny_recipe, tmp_path)
     return tmp_path
 
@@ -128,7 +128,7 @@ def test_it_says_how_to_go_on(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    stop_at(monkeypatch, backend, "emit", 1)
+    stop_at(monkeypatch, type(backend), "emit", 1)
     with pytest.raises(SystemExit):
         pipeline.build(
             tiny_recipe, tmp_path, ["onnx"], ["int4"], Progress(lambda line, *_: lines.append(line))
@@ -142,7 +142,7 @@ def test_an_error_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(backend, "emit", full)
+    monkeypatch.setattr(type(backend), "emit", full)
     with pytest.raises(InputError, match="the disk is full"):
         build(tiny_recipe, stopped)
     assert list(stopped.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from exporter import backends
-from exporter.backends.contract import Order, Setup
+from exporter.backends.contract import EmitOptions, SessionOptions
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
 from exporter.network import strips
@@ -100,16 +100,16 @@ def test_every_backend_computes_strips(
 ) -> None:
     backend = backends.load(backend_name)
     if backends.missing(needs(backend_name)):
-        pytest.skip(f"{backend_name}: pip install 'fourstep[{backend.BUILD_EXTRA}]'")
+        pytest.skip(f"{backend_name}: pip install '{backend.to_build.install}'")
     program = unquantized(trace(graph_of(tiny, SMALL, name)))
     assert sum(node.target is torch.ops.aten.mean.dim for node in program.nodes()) > 20
     weights = Weights(tiny)
     (port,) = program.inputs
     values = torch.randn(port.shape, generator=torch.Generator().manual_seed(0))
     expected = run(program, weights.read, {port.name: values})
-    options = backends.default_options(backend)
-    emitted = backend.emit(program, weights.read, tmp_path, Order(options, lambda graph: {}))
-    session = backend.open_graph(emitted.entry, emitted.session, Setup(exact=True))
+    options = EmitOptions(backends.default_choices(backend), lambda graph: {})
+    emitted = backend.emit(program, weights.read, tmp_path, options)
+    session = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))
     found = session({port.name: values.numpy()})
     for key, value in expected.items():
         error = relative_error(np.asarray(found[key]), value.numpy())

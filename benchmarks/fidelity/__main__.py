@@ -107,7 +107,7 @@ def prepare(
 ) -> Bench:
     """Build the unquantized graphs of some backends, and draw the pictures to compare with."""
     newest = tuple(
-        replace(c, options={"target": "iOS18"}) if c.name == "coreml" else c for c in recipe.choices
+        replace(c, choices={"target": "iOS18"}) if c.name == "coreml" else c for c in recipe.choices
     )
     recipe = replace(recipe, prompts=(), choices=newest)
     files = {}

@@ -12,10 +12,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from exporter import backends
-from exporter.backends.contract import Session, Setup
+from exporter.backends.contract import Session, SessionOptions
 from exporter.backends.coreml import library
 
-EXACT = Setup(exact=True)
+EXACT = SessionOptions("float32")
 SETTINGS = {"onnx": {}, "openvino": {"INFERENCE_PRECISION_HINT": "f32"}, "coreml": {}}
 LEAST_RESEMBLANCE = 0.7  # cosine: 2-bit codes keep 0.9, other weights of that shape have 0.1
 
@@ -95,8 +95,7 @@ def session(backend: str, file: Path, plain: Path | None, folder: Path) -> Sessi
     """
     if backend == "coreml" and plain is not None:
         backend, file = "onnx", transplant(coreml_weights(file), plain, folder)
-    opened: Session = backends.load(backend).session(file, SETTINGS[backend], EXACT)
-    return opened
+    return backends.load(backend).open_graph(file, SETTINGS[backend], EXACT)
 
 
 def coreml_weights(file: Path) -> list[np.ndarray]:

@@ -26,7 +26,10 @@ from benchmarks.fullsize.floor import step_flop
 from benchmarks.memcap import Measured, measure, parse_bytes
 
 SLOWER = 1.2  # inside a limit than without one: what still counts as fitting
-QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+    "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 Row = dict[str, Any]
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter.backends.contract import Setup
+from exporter.backends.contract import SessionOptions
 from exporter.bench.process import Clock
 from exporter.drawing.loop import Image, Player, Request, generate
 from exporter.runtime.package import open_package
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--half", action="store_true")
     given = parser.parse_args()
-    setup = Setup(cache=given.cache, half=given.half)
+    options = SessionOptions("half" if given.half else "packaged", cache=given.cache)
     started = time.perf_counter()
-    player = open_package(given.package).player(setup, given.keep)
+    player = open_package(given.package).player(options, given.keep)
     opening_s = time.perf_counter() - started
     found = [timed(player, given.prompt, given.seed) for _ in range(2)]
     for key in ("picture_s", "load_s"):

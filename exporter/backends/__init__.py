@@ -1,111 +1,173 @@
-"""Backends. One folder each; the folder's name is the backend's name; same verbs, no base class.
+"""Backends: a folder each, and those of other distributions; each an object with the same verbs.
 
-A backend module has:
-
-    EXTRA: str                           the extra whose ``pip install`` enables running
-    BUILD_EXTRA: str                     the extras that enable building
-    REQUIRES: dict[str, str]             module -> distribution, to build
-    RUNS_WITH: dict[str, str]            module -> distribution, to run
-    OPTIONS: dict[str, tuple[str, ...]]  what a recipe's table [<backend>] may choose, default first
-    DEVICES: tuple[str, ...]             where a session can run, default first
-    CACHES: tuple[str, ...]              those of them that can keep compiled graphs in a folder
-    HALF: tuple[str, ...]                those of them that can be told to compute in 16 bits
-    MEMORY: Memory                       what building and running a graph take
-    refuse(format, options) -> str | None       why a weight format cannot be expressed, or None
-    emit(program, read, folder, order) -> Emitted       writes one graph into a folder
-    finish(folder, tokenizers) -> tuple[Path, ...]      writes what its devices want beside graphs
-    session(entry, settings, setup) -> Session  opens one graph to run it
-
-``emit`` and ``finish`` may import torch and the vendor's library; ``session`` the vendor's runtime
-only.
+``exporter.backends.contract.Backend`` says what a backend has. They are found by the entry points
+of group ``fourstep.backends``: ``docs/add-a-backend.md`` shows how to bring one.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
-import pkgutil
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from exporter.backends.contract import Emitted, Memory, Order, Session, Setup
-from exporter.errors import InputError, known, needs_extra
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    MeasuredCosts,
+    Precision,
+    Requirement,
+    Session,
+    SessionOptions,
+)
+from exporter.errors import InputError, known, not_installed
 
 if TYPE_CHECKING:
     from exporter.quantize.program import QuantizedProgram
 
-__all__ = ["Emitted", "Memory", "Order", "Session", "Setup"]
+__all__ = [
+    "Backend", "EmitOptions", "Emitted", "MeasuredCosts", "Precision", "Requirement", "Session",
+    "SessionOptions",
+]  # fmt: skip
+GROUP = "fourstep.backends"  # of entry points
+MEMBERS = tuple(name for name in vars(Backend) if not name.startswith("_"))
+
+
+@functools.cache
+def _entries() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """The entry points of installed distributions, by the backend's name."""
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
+        found[entry.name] = (*found.get(entry.name, ()), entry)
+    return found
 
 
 def names() -> tuple[str, ...]:
-    """The known backends: the folders of ``exporter/backends``."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg))
+    """The backends of all installed distributions."""
+    return tuple(_entries())
 
 
-def load(name: str) -> ModuleType:
-    """A backend by name; raises InputError listing the known ones."""
-    if name not in names():
+def working_names() -> tuple[str, ...]:
+    """Those that can be loaded: a distribution that is broken must not stop all others."""
+    return tuple(name for name in names() if _loads(name))
+
+
+def _loads(name: str) -> bool:
+    try:
+        load(name)
+    except InputError:
+        return False
+    return True
+
+
+def load(name: str) -> Backend:
+    """A backend by name; raises InputError listing the known ones, or naming what is broken."""
+    if not _entries():
+        raise InputError("no backend is installed, not even fourstep's own: pip install fourstep")
+    if name not in _entries():
         raise InputError(known("backend", name, names()))
-    return importlib.import_module(f"exporter.backends.{name}")
+    return _load(name)
 
 
-def default_options(backend: ModuleType) -> dict[str, str]:
+@functools.cache
+def _load(name: str) -> Backend:
+    entry, *others = _entries()[name]
+    if others:
+        rivals = " and ".join(_distribution(e) for e in (entry, *others))
+        raise InputError(f"backend {name} comes from {rivals}; uninstall one of them")
+    broken = f"backend {name} of {_distribution(entry)} cannot be loaded"
+    remedy = "update or uninstall that distribution"
+    try:
+        backend: Backend = entry.load()
+    except Exception as error:  # whatever a module of others raises when it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{broken}: {reason}; {remedy}") from None
+    lacking = [member for member in MEMBERS if not hasattr(backend, member)]
+    if lacking:
+        raise InputError(f"{broken}: {entry.value} has no {', '.join(lacking)}; {remedy}")
+    if backend.name != name:
+        raise InputError(f"{broken}: {entry.value} is named {backend.name}; {remedy}")
+    return backend
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
+def distribution(name: str) -> str:
+    """The distribution that a backend comes with."""
+    (entry, *_) = _entries()[name]
+    return entry.dist.name if entry.dist else ""
+
+
+def default_choices(backend: Backend) -> dict[str, str]:
     """What a recipe gets that has no table for the backend."""
-    return {key: values[0] for key, values in backend.OPTIONS.items()}
+    return {key: values[0] for key, values in backend.options.items()}
+
+
+def costs_of(backend: Backend, asked: str) -> MeasuredCosts:
+    """What graphs take on a backend; raises InputError naming what ``asked`` for a prediction."""
+    if backend.costs is None:
+        raise InputError(
+            f"{asked}: what {backend.name} takes has not been measured and cannot be predicted; "
+            f"leave it out, or {backend.name} out of the backends"
+        )
+    return backend.costs
 
 
 def refuse_inexpressible(
-    name: str, backend: ModuleType, options: Mapping[str, str], scheme: str,
+    backend: Backend, choices: Mapping[str, str], scheme: str,
     programs: Mapping[str, QuantizedProgram],
 ) -> None:  # fmt: skip
     """Raise InputError if a backend cannot express a format that a scheme gave a weight."""
     for program in programs.values():
         for weight, form in program.formats.items():
-            reason = backend.refuse(form, options)
+            reason = backend.refuse(form, choices)
             if reason:
-                able = ", ".join(expressible_schemes(backend, options))
+                able = ", ".join(expressible_schemes(backend, choices))
                 raise InputError(
-                    f"{name} cannot express scheme {scheme} ({program.name}: {weight} as "
-                    f"{form}): {reason}; schemes that {name} can: {able}"
+                    f"{backend.name} cannot express scheme {scheme} ({program.name}: {weight} as "
+                    f"{form}): {reason}; schemes that {backend.name} can: {able}"
                 )
 
 
-def expressible_schemes(backend: ModuleType, options: Mapping[str, str]) -> list[str]:
+def expressible_schemes(backend: Backend, choices: Mapping[str, str]) -> list[str]:
     """The shipped schemes whose every format a backend can express."""
     from exporter.quantize.schemes import load_scheme, scheme_names
 
     return [
         name
         for name in scheme_names()
-        if not any(backend.refuse(rule.format, options) for rule in load_scheme(name).rules)
+        if not any(backend.refuse(rule.format, choices) for rule in load_scheme(name).rules)
     ]
 
 
-def check_setup(name: str, setup: Setup) -> None:
+def check_session(name: str, options: SessionOptions) -> None:
     """Raise InputError for a device that a backend does not know, or what is of no use there."""
     backend = load(name)
-    device = setup.device or backend.DEVICES[0]
-    if device not in backend.DEVICES:
-        raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.DEVICES)}")
-    if setup.half and setup.exact:
-        raise InputError("--half and --exact ask for opposites; leave one out")
-    if setup.half and device not in backend.HALF:
-        able = ", ".join(n for n in names() if load(n).HALF)
+    device = options.device or backend.devices[0]
+    if device not in backend.devices:
+        raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.devices)}")
+    if options.precision == "half" and device not in backend.half_devices:
+        able = ", ".join(n for n in working_names() if load(n).half_devices)
         raise InputError(
             f"--half: {name} computes on {device} as the package says; leave --half out "
             f"(backends that take it here: {able})"
         )
-    if setup.cache is None:
+    if options.cache is None:
         return
-    if device not in backend.CACHES:
-        able = ", ".join(n for n in names() if load(n).CACHES)
+    if device not in backend.caching_devices:
+        able = ", ".join(n for n in working_names() if load(n).caching_devices)
         raise InputError(
             f"--cache: {name} keeps no compiled graphs on {device}; leave --cache out "
             f"(backends that take it here: {able})"
         )
-    _check_cache(setup.cache)
+    _check_cache(options.cache)
 
 
 def _check_cache(folder: Path) -> None:
@@ -119,24 +181,26 @@ def _check_cache(folder: Path) -> None:
         raise InputError(f"--cache {folder}: cannot be written; choose another folder")
 
 
-def missing(requires: Mapping[str, str]) -> list[str]:
-    """The distributions that are not installed."""
-    return [dist for module, dist in requires.items() if importlib.util.find_spec(module) is None]
+def missing(modules: Mapping[str, str]) -> list[str]:
+    """Of the distributions by module, those that are not installed."""
+    return [dist for module, dist in modules.items() if importlib.util.find_spec(module) is None]
 
 
-def load_to_build(name: str) -> ModuleType:
+def load_to_build(name: str) -> Backend:
     """A backend whose build requirements are installed; raises InputError with the pip line."""
     backend = load(name)
-    absent = missing(backend.REQUIRES)
-    if absent:
-        raise needs_extra(backend.BUILD_EXTRA, ", ".join(absent))
+    _require(backend.to_build)
     return backend
 
 
-def load_to_run(name: str) -> ModuleType:
+def load_to_run(name: str) -> Backend:
     """A backend whose runtime is installed; raises InputError with the pip line."""
     backend = load(name)
-    absent = missing(backend.RUNS_WITH)
-    if absent:
-        raise needs_extra(backend.EXTRA, ", ".join(absent))
+    _require(backend.to_run)
     return backend
+
+
+def _require(requirement: Requirement) -> None:
+    absent = missing(requirement.modules)
+    if absent:
+        raise not_installed(", ".join(absent), requirement.install)

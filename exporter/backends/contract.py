@@ -1,33 +1,50 @@
-"""What a backend gets and gives: options to emit by, what was emitted, how to open it."""
+"""What a backend is, and what it gets and gives: how to emit, what was emitted, how to open it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from exporter.calibrate.activations import Rounding
-    from exporter.package.manifest import Adjusted, Tolerance
+    from exporter.package.manifest import Adjusted, Tokenizer, Tolerance
+    from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Precision = Literal["packaged", "float32", "half"]
 
 
 @dataclass(frozen=True)
-class Order:
+class Requirement:
+    """What has to be installed.
+
+    Attributes:
+        install: what to give ``pip install``, such as ``fourstep[build,onnx]``.
+        modules: the distribution of each module that has to be there.
+    """
+
+    install: str
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EmitOptions:
     """What a recipe decides about one backend's files.
 
     Attributes:
-        options: a value for each key of the backend's ``OPTIONS``.
+        choices: a value for each key of the backend's ``options``.
         roundings: how layers of a graph round their inputs, by the weight's name
             (``exporter.calibrate.activations``): for those of w8a8. Chosen when first asked for.
     """
 
-    options: Mapping[str, str]
+    choices: Mapping[str, str]
     roundings: Callable[[QuantizedProgram], Mapping[str, Rounding]]
 
 
@@ -49,24 +66,24 @@ class Emitted:
 
 
 @dataclass(frozen=True)
-class Setup:
+class SessionOptions:
     """How a session is to run.
 
     Attributes:
-        exact: compute in float32 even where the package's settings round activations.
-        device: one of the backend's ``DEVICES``; None: its default.
+        precision: ``packaged``: as the package says. ``float32``: also where the package's
+            settings round activations. ``half``: in 16 bits what the package computes in float32,
+            faster and less exact.
+        device: one of the backend's ``devices``; None: its default.
         cache: a folder where the runtime may keep what it compiled, or None.
-        half: compute in 16 bits what the package computes in float32: faster, less exact.
     """
 
-    exact: bool = False
+    precision: Precision = "packaged"
     device: str | None = None
     cache: Path | None = None
-    half: bool = False
 
 
 @dataclass(frozen=True)
-class Memory:
+class MeasuredCosts:
     """What a graph takes, as ``benchmarks.memory`` measured it: anonymous memory, and files.
 
     Attributes:
@@ -91,3 +108,70 @@ class Memory:
     build_weight: Mapping[str, float]
     build_node_bytes: int
     node_file_bytes: int
+
+
+class Backend(Protocol):
+    """One runtime: what it needs and can do, how its files are written and opened.
+
+    A frozen object without state, named ``BACKEND`` in its module. Importing that module brings in
+    neither torch nor the vendor's library; the verbs do. ``emit`` and ``write_beside`` may import
+    both, ``open_graph`` the vendor's runtime alone.
+    """
+
+    @property
+    def name(self) -> str:
+        """As recipes and packages name it; the name of its entry point."""
+
+    @property
+    def to_run(self) -> Requirement:
+        """What ``open_graph`` imports."""
+
+    @property
+    def to_build(self) -> Requirement:
+        """What ``emit`` and ``write_beside`` import."""
+
+    @property
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """What a recipe's table ``[<backend>]`` may choose, default first."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where a session can run, default first."""
+
+    @property
+    def caching_devices(self) -> tuple[str, ...]:
+        """Those of ``devices`` that can keep compiled graphs in a folder."""
+
+    @property
+    def half_devices(self) -> tuple[str, ...]:
+        """Those of ``devices`` that can be told to compute in 16 bits."""
+
+    @property
+    def costs(self) -> MeasuredCosts | None:
+        """What building and running a graph take; None: not measured."""
+
+    def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
+        """Why a weight format cannot be expressed with these ``choices``, or None."""
+
+    def emit(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> Emitted:
+        """Write one graph into a folder; ``read`` gives the value of a tensor of the program.
+
+        Raises InputError for an operator or a value that the runtime cannot express.
+        """
+
+    def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+        """Write what the runtime's devices want beside the graphs into a package's folder."""
+
+    def open_graph(
+        self, entry: Path, settings: Mapping[str, str], options: SessionOptions
+    ) -> Session:
+        """Open a graph by the ``entry`` and ``session`` of what was emitted.
+
+        Raises CheckFailed when the runtime cannot read the file or has no such device.
+        """

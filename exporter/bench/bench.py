@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.bench.process import Asked, Drawn, Manner, draw_apart
+from exporter.backends.contract import SessionOptions
+from exporter.bench.process import Asked, Drawn, draw_apart
 from exporter.files.staging import refuse_place
-from exporter.runtime.package import Package
+from exporter.runtime.package import DEFAULT, Package
 
 FILLING, FILLED = "filling the cache", "from the cache"
 
@@ -34,32 +35,43 @@ class Row:
 
 
 def bench(
-    packages: Sequence[Package], asked: Asked, manner: Manner, progress: Callable[[str], None]
+    packages: Sequence[Package],
+    asked: Asked,
+    progress: Callable[[str], None],
+    options: SessionOptions = DEFAULT,
+    keep: bool = False,
 ) -> Iterator[Row]:
     """Draw two pictures with each package, the second with the next seed.
 
     With a cache each package draws twice: into a folder of its own there, and from it. The folder
-    is removed in the end.
+    is removed in the end. ``keep``: as of ``Package.player``.
 
     Raises CheckFailed with what stopped a package, InputError for a cache without room for one.
     """
     for package in packages:
         name, size = package.folder.name, package.manifest.bytes
-        if manner.cache is None:
-            yield Row(name, size, _draw(package, asked, manner, progress))
+        if options.cache is None:
+            yield Row(name, size, _draw(package, asked, progress, options, keep))
             continue
         # A runtime that cannot write its cache says nothing and does without.
-        refuse_place(Path(manner.cache), size, "choose another --cache")
-        with tempfile.TemporaryDirectory(dir=manner.cache) as own:
+        refuse_place(options.cache, size, "choose another --cache")
+        with tempfile.TemporaryDirectory(dir=options.cache) as own:
             for what in (FILLING, FILLED):
-                drawn = _draw(package, asked, replace(manner, cache=own), progress)
+                within = replace(options, cache=Path(own))
+                drawn = _draw(package, asked, progress, within, keep)
                 yield Row(f"{name}, {what}", size, drawn)
 
 
-def _draw(package: Package, asked: Asked, manner: Manner, progress: Callable[[str], None]) -> Drawn:
+def _draw(
+    package: Package,
+    asked: Asked,
+    progress: Callable[[str], None],
+    options: SessionOptions,
+    keep: bool,
+) -> Drawn:
     pictures = (asked, replace(asked, seed=asked.seed + 1))
     with tempfile.TemporaryDirectory() as place:
-        return draw_apart(package.folder, pictures, Path(place), progress, manner)
+        return draw_apart(package.folder, pictures, Path(place), progress, options, keep)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -26,11 +26,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from exporter.backends.contract import Setup
+from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError
-from exporter.runtime.package import open_package
+from exporter.runtime.package import DEFAULT, open_package
 
 SAMPLE_S = 0.02
 T = TypeVar("T")
@@ -43,26 +43,6 @@ class Asked:
 
     prompt: str
     seed: int
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How to draw: ``exporter.backends.contract.Setup``, and whether graphs stay open."""
-
-    device: str | None = None
-    cache: str | None = None
-    half: bool = False
-    keep: bool = False
-
-    def player(self, package: Path) -> Player:
-        """A package, opened to be drawn with so."""
-        setup = Setup(
-            device=self.device, cache=Path(self.cache) if self.cache else None, half=self.half
-        )
-        return open_package(package).player(setup, self.keep)
-
-
-AS_SHIPPED = Manner()
 
 
 @dataclass(frozen=True)
@@ -124,16 +104,17 @@ def draw_apart(
     asked: Sequence[Asked],
     place: Path,
     progress: Callable[[str], None],
-    manner: Manner = AS_SHIPPED,
+    options: SessionOptions = DEFAULT,
+    keep: bool = False,
 ) -> Drawn:
     """Draw with a package in another process; raises CheckFailed with what stopped it.
 
     Args:
         place: an empty folder for what is drawn.
+        keep: whether graphs stay open, as of ``Package.player``.
     """
     order = place / "order.json"
-    ordered = {"asked": [asdict(a) for a in asked], "manner": asdict(manner)}
-    order.write_text(json.dumps(ordered), encoding="utf-8")
+    order.write_text(order_text(asked, options, keep), encoding="utf-8")
     arguments = [str(package), str(order), str(place)]
     command = [sys.executable, "-m", "exporter.bench.process", *arguments]
     with (
@@ -154,6 +135,22 @@ def draw_apart(
     found = json.loads((place / "took.json").read_text(encoding="utf-8"))
     memory = Memory(peaks["VmHWM"], peaks["RssAnon"]) if all(peaks.values()) else None
     return Drawn(place, Times(**found["times"]), memory, tuple(found["remarks"]))
+
+
+def order_text(asked: Sequence[Asked], options: SessionOptions, keep: bool) -> str:
+    """What the other process is to do, as JSON; ``read_order`` reads it there."""
+    cache = str(options.cache) if options.cache else None
+    session = asdict(replace(options, cache=None)) | {"cache": cache}
+    ordered = {"asked": [asdict(a) for a in asked], "session": session, "keep": keep}
+    return json.dumps(ordered)
+
+
+def read_order(text: str) -> tuple[list[Asked], SessionOptions, bool]:
+    """The pictures, how graphs are opened, and whether they stay open."""
+    raw = json.loads(text)
+    session = SessionOptions(**raw["session"])
+    cache = Path(session.cache) if session.cache else None
+    return [Asked(**a) for a in raw["asked"]], replace(session, cache=cache), raw["keep"]
 
 
 def _ending(code: int, said: str) -> str:
@@ -225,13 +222,15 @@ def _timed(seconds: list[float], work: Callable[[], T]) -> T:
     return done
 
 
-def draw(package: Path, asked: Sequence[Asked], place: Path, manner: Manner) -> Times:
+def draw(
+    package: Path, asked: Sequence[Asked], place: Path, options: SessionOptions, keep: bool
+) -> Times:
     """Draw in this process; a line on stdout for each step and picture."""
     clock = Clock()
     seconds: list[float] = []
 
     def first() -> Player:
-        player = clock.watch(manner.player(package))
+        player = clock.watch(open_package(package).player(options, keep))
         _draw(player, asked[:1], 0, place)
         return player
 
@@ -263,13 +262,12 @@ def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> No
 
 def main() -> None:
     package, order, place = (Path(a) for a in sys.argv[1:])
-    ordered = json.loads(order.read_text(encoding="utf-8"))
-    asked = [Asked(**raw) for raw in ordered["asked"]]
+    asked, options, keep = read_order(order.read_text(encoding="utf-8"))
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", PromptCut)
-            times = draw(package, asked, place, Manner(**ordered["manner"]))
+            times = draw(package, asked, place, options, keep)
     except FourstepError as error:
         sys.exit(str(error))
     remarks = list(dict.fromkeys(str(w.message) for w in said))

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from exporter import backends
+from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden, resume, write
 from exporter.build.model import Model, calibrate, trace_model
 from exporter.calibrate.activations import chooser
@@ -67,7 +67,7 @@ def build(
         name: tuple(scheme_names) or recipe.backend(name).schemes
         for name in backend_names or recipe.backends
     }
-    modules = {name: backends.load_to_build(name) for name in wanted}
+    loaded = {name: backends.load_to_build(name) for name in wanted}
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
     keep_bytes = KEEP_BYTES if recipe.prompts else 0
     model = trace_model(recipe, keep_bytes, progress)
@@ -79,7 +79,7 @@ def build(
         parts = emitted(programs, recipe.t5_parts)
         for name in (name for name, names in wanted.items() if given in names):
             target = out / f"{name}-{scheme.name}"
-            jobs.append(_Job(given, name, modules[name], target, scheme, plan, programs, parts))
+            jobs.append(_Job(given, loaded[name], target, scheme, plan, programs, parts))
     for job in jobs:
         _refuse_unfit(job, model)
 
@@ -114,9 +114,9 @@ def build(
         drawings = painter.draw(first.programs)
         roundings = chooser(weights.read, model.calls_as(first.programs, weights))
         for job in (first, *others):
-            order = backends.Order(recipe.backend(job.backend).options, roundings)
+            options = EmitOptions(recipe.backend(job.backend.name).choices, roundings)
             built[job] = _build_package(
-                job, model, weights, order, calibration, (drawings, plain), progress
+                job, model, weights, options, calibration, (drawings, plain), progress
             )
     return [found for found in built.values() if found is not None]
 
@@ -131,8 +131,7 @@ class _Job:
     """
 
     given: str
-    backend: str
-    module: ModuleType
+    backend: Backend
     target: Path
     scheme: Scheme
     plan: Plan | None
@@ -143,8 +142,8 @@ class _Job:
         return write.Origin(self.scheme, self.plan, self.programs, calibration)
 
     def basis(self, model: Model, calibration: Calibration | None) -> str:
-        backend = (self.backend, self.module)
-        return resume.basis_of(model.recipe, model.checkpoint, backend, self.origin(calibration))
+        origin = self.origin(calibration)
+        return resume.basis_of(model.recipe, model.checkpoint, self.backend, origin)
 
     def missing_bytes(self) -> int:
         """Of its graphs, what an interrupted build has not written."""
@@ -166,8 +165,8 @@ def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Pl
 
 def _refuse_unfit(job: _Job, model: Model) -> None:
     """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
-    options = model.recipe.backend(job.backend).options
-    backends.refuse_inexpressible(job.backend, job.module, options, job.given, job.programs)
+    choices = model.recipe.backend(job.backend.name).choices
+    backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)
     if model.recipe.device_memory_bytes is not None:
         refuse_too_large(
             model.recipe.device_memory_bytes, job.backend, job.scheme.name, job.parts,
@@ -179,7 +178,7 @@ def _build_package(
     job: _Job,
     model: Model,
     weights: Weights,
-    order: backends.Order,
+    options: EmitOptions,
     calibration: Calibration | None,
     drawings: tuple[Sequence[golden.Drawing], Sequence[golden.Drawing]],
     progress: Progress,
@@ -197,10 +196,12 @@ def _build_package(
                 progress(f"{program.name} is whole already")
                 continue
             progress(f"emit {program.name}")
-            whole[program.name] = write.emit_graph(job.module, program, weights.read, folder, order)
+            whole[program.name] = write.emit_graph(
+                job.backend, program, weights.read, folder, options
+            )
             resume.write_journal(job.target, basis, whole.values())
         manifest = write.fill(
-            folder, recipe, model.checkpoint, (job.backend, job.module),
+            folder, recipe, model.checkpoint, job.backend,
             [whole[part.name] for part in job.parts], job.origin(calibration), model.tokenizers,
             *drawings,
         )  # fmt: skip
@@ -215,7 +216,7 @@ def _build_package(
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
         write.write_log(job.target, folder, manifest, basis, report.to_json())
-    return Built(job.target, job.backend, job.scheme.name, manifest.bytes, report)
+    return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report)
 
 
 def _kept_package(job: _Job, basis: str) -> Built | None:
@@ -223,13 +224,13 @@ def _kept_package(job: _Job, basis: str) -> Built | None:
     if found is None:
         return None
     whole, report = found
-    return Built(job.target, job.backend, job.scheme.name, whole.manifest.bytes, report)
+    return Built(job.target, job.backend.name, job.scheme.name, whole.manifest.bytes, report)
 
 
-def _expressible(model: Model, backend: str) -> dict[str, dict[str, QuantizedProgram]]:
+def _expressible(model: Model, backend: Backend) -> dict[str, dict[str, QuantizedProgram]]:
     """The programs in every shipped scheme that a backend can express."""
-    options = model.recipe.backend(backend).options
-    able = backends.expressible_schemes(backends.load(backend), options)
+    choices = model.recipe.backend(backend.name).choices
+    able = backends.expressible_schemes(backend, choices)
     return {name: quantize_all(model.programs, model.recipe.scheme(name)) for name in able}
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from exporter.backends.contract import Backend
 from exporter.build.write import Origin, log_of, tools_of
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed
@@ -31,18 +31,16 @@ from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files
 
 
-def basis_of(
-    recipe: Recipe, checkpoint: Checkpoint, backend: tuple[str, ModuleType], origin: Origin
-) -> str:
+def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: Origin) -> str:
     """SHA-256 of everything that decides a package's bytes."""
     facts = {
-        "recipe": recipe.digest(backend[0]),
-        "backend": backend[0],
+        "recipe": recipe.digest(backend.name),
+        "backend": backend.name,
         "scheme": asdict(origin.scheme),
         "checkpoint": checkpoint.digest,
         "statistics": origin.statistics_sha256,
         "plan": origin.plan_sha256,
-        "tools": tools_of(backend[1]),
+        "tools": tools_of(backend),
         "code": _code_digest(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

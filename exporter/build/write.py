@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from torch import Tensor
 
-from exporter import __version__
-from exporter.backends.contract import Emitted, Order
+from exporter import __version__, backends
+from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden
 from exporter.build.golden import Drawing
 from exporter.calibrate.store import Calibration
@@ -67,16 +66,16 @@ class Origin:
 
 
 def emit_graph(
-    backend: ModuleType,
+    backend: Backend,
     program: QuantizedProgram,
     read: Callable[[object], Tensor],
     folder: Path,
-    order: Order,
+    options: EmitOptions,
 ) -> GraphEntry:
     """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
-    emitted: Emitted = backend.emit(program, read, place, order)
+    emitted = backend.emit(program, read, place, options)
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -86,7 +85,7 @@ def emit_graph(
         formats=program.values_by_format(),
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
-        run_bytes=run_bytes(program, backend.MEMORY),
+        run_bytes=run_bytes(program, backend.costs) if backend.costs else None,
         tolerance=emitted.tolerance,
         session=emitted.session,
         remarks=emitted.remarks,
@@ -97,7 +96,7 @@ def fill(
     folder: Path,
     recipe: Recipe,
     checkpoint: Checkpoint,
-    backend: tuple[str, ModuleType],
+    backend: Backend,
     graphs: Sequence[GraphEntry],
     origin: Origin,
     tokenizers: Mapping[str, TokenizerFile],
@@ -113,7 +112,7 @@ def fill(
     entries, files = golden.write(folder, drawings, plain)
     files += _write_tokenizers(folder, tokenizers)
     described = {name: file.entry for name, file in tokenizers.items()}
-    files += backend[1].finish(folder, described)
+    files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
     licences = _copy_licences(checkpoint.folder, folder)
     files += licences
@@ -125,15 +124,15 @@ def fill(
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=recipe.name,
-        backend=backend[0],
+        backend=backend.name,
         scheme=origin.scheme.name,
         layout=recipe.layout,
-        recipe_sha256=recipe.digest(backend[0]),
+        recipe_sha256=recipe.digest(backend.name),
         checkpoint_sha256=checkpoint.digest,
         methods=origin.scheme.used_methods,
         statistics_sha256=origin.statistics_sha256,
         plan_sha256=origin.plan_sha256,
-        tools=tools_of(backend[1]),
+        tools=tools_of(backend),
         schedule=Schedule(recipe.mode, cut.sigmas),
         width_px=cut.width_px,
         height_px=cut.height_px,
@@ -146,10 +145,16 @@ def fill(
         preview="preview.json" if plain else "",
         files=_describe(folder, files),
         licence=licences[0].name if licences else "",
-        predicted_peak_bytes=max(graph.run_bytes for graph in graphs),
+        predicted_peak_bytes=_peak_bytes(graphs),
     )
     (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
     return manifest
+
+
+def _peak_bytes(graphs: Sequence[GraphEntry]) -> int | None:
+    """Graphs run in turn: of the one that takes the most; None where that was not measured."""
+    sizes = [graph.run_bytes for graph in graphs if graph.run_bytes is not None]
+    return max(sizes) if len(sizes) == len(graphs) else None
 
 
 def log_of(target: Path) -> Path:
@@ -207,8 +212,9 @@ def _copy_licences(source: Path, folder: Path) -> list[Path]:
     return [Path(shutil.copyfile(f, folder / f.name)) for f in found]
 
 
-def tools_of(backend: ModuleType) -> dict[str, str]:
-    """Versions of fourstep and of what a backend builds and runs with."""
-    distributions = {*backend.REQUIRES.values(), *backend.RUNS_WITH.values()}
+def tools_of(backend: Backend) -> dict[str, str]:
+    """Versions of fourstep, of a backend's own distribution, of what it builds and runs with."""
+    distributions = {*backend.to_build.modules.values(), *backend.to_run.modules.values()}
+    distributions |= {backends.distribution(backend.name)} - {"fourstep"}
     versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
     return {"fourstep": __version__, **versions}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from exporter.errors import InputError
@@ -16,6 +17,7 @@ def from_hub(place: str) -> Path:
             f"checkpoint {place}: no such folder; name one in diffusers layout, or a hub id"
         )
     try:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import huggingface_hub
     except ImportError:
         raise InputError(

@@ -6,6 +6,7 @@ is at fault. A mistake gets one line and no traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -52,6 +53,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="fourstep")
 def main() -> None:
     """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Whoever is told to stop cleans up as for Ctrl-C; a build keeps the graphs that are whole.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from exporter import backends
+from exporter.backends.contract import SessionOptions
 from exporter.cli.options import (
     at_once_option,
     cache_option,
@@ -45,21 +46,20 @@ def command(
     """
     from exporter.bench.bench import bench as measure
     from exporter.bench.bench import table
-    from exporter.bench.process import Asked, Manner
+    from exporter.bench.process import Asked
     from exporter.runtime.package import open_package
 
     if not prompt.strip():
         raise InputError("the prompt is empty; say what to draw")
+    options = SessionOptions("half" if half else "packaged", device, cache)
     opened = [open_package(folder) for folder in packages]
     for package in opened:
         backends.load_to_run(package.manifest.backend)
-        setup = backends.Setup(device=device, cache=cache, half=half)
-        backends.check_setup(package.manifest.backend, setup)
+        backends.check_session(package.manifest.backend, options)
     pictures = 2 * (2 if cache else 1) * len(opened)
     steps = opened[0].manifest.schedule.steps
     progress = Progress(bar_on_terminal, expected=pictures * (steps + 1))
-    manner = Manner(device, str(cache) if cache else None, half, at_once)
-    rows = list(measure(opened, Asked(prompt, seed), manner, progress))
+    rows = list(measure(opened, Asked(prompt, seed), progress, options, at_once))
     end_of_bar()
     for remark in dict.fromkeys(remark for row in rows for remark in row.drawn.remarks):
         click.echo(f"fourstep: warning: {remark}", err=True)

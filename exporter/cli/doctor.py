@@ -11,6 +11,7 @@ import click
 
 from exporter import backends
 from exporter.cli.options import json_option
+from exporter.errors import InputError
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
 
@@ -23,29 +24,32 @@ def command(as_json: bool) -> None:
         {"name": "python", "version": platform.python_version(), "missing": [], "get": ""}
     ]
     rows += [{"name": n, "version": _version(n), "missing": [], "get": ""} for n in BASE]
-    builds = backends.missing({"torch": "torch"})
-    rows.append(_row("build", "torch", builds, "build"))
+    build = backends.Requirement("fourstep[build]", {"torch": "torch"})
+    rows.append(_row("build", build))
     for name in backends.names():
-        backend = backends.load(name)
-        absent = backends.missing(backend.RUNS_WITH)
-        last = list(backend.RUNS_WITH.values())[-1]
-        rows.append(_row(f"run {name}", last, absent, backend.EXTRA))
-        absent = backends.missing(backend.REQUIRES)
-        last = list(backend.REQUIRES.values())[-1]
-        rows.append(_row(f"build {name}", last, absent, backend.BUILD_EXTRA))
-    absent = backends.missing({"skimage": "scikit-image"})
-    rows.append(_row("report", "scikit-image", absent, "report"))
+        try:
+            backend = backends.load(name)
+        except InputError as error:
+            rows.append({"name": f"run {name}", "version": "", "missing": [], "get": str(error)})
+            continue
+        rows.append(_row(f"run {name}", backend.to_run))
+        rows.append(_row(f"build {name}", backend.to_build))
+    report = backends.Requirement("fourstep[report]", {"skimage": "scikit-image"})
+    rows.append(_row("report", report))
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        state = row["version"] if not row["missing"] else f"missing {', '.join(row['missing'])}"
+        absent = f"missing {', '.join(row['missing'])}" if row["missing"] else "broken"
+        state = row["version"] or absent
         click.echo(f"{row['name']:<14} {state:<24} {row['get']}".rstrip())
 
 
-def _row(name: str, distribution: str, absent: list[str], extra: str) -> dict[str, Any]:
-    get = f"pip install 'fourstep[{extra}]'" if absent else ""
-    version = "" if absent else f"{distribution} {_version(distribution)}"
+def _row(name: str, requirement: backends.Requirement) -> dict[str, Any]:
+    absent = backends.missing(requirement.modules)
+    get = f"pip install '{requirement.install}'" if absent else ""
+    last = [*requirement.modules.values()][-1]
+    version = "" if absent else f"{last} {_version(last)}"
     return {"name": name, "version": version, "missing": absent, "get": get}
 
 

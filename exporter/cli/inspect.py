@@ -40,7 +40,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"{manifest.width_px} x {manifest.height_px} px\n"
         f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
         f"T5 {'on board' if manifest.t5 else 'replaced by null tokens'}; "
-        f"predicted peak memory {megabytes(manifest.predicted_peak_bytes)}"
+        f"predicted peak memory {_predicted(manifest.predicted_peak_bytes)}"
     )
     for graph in manifest.graphs:
         formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())
@@ -49,6 +49,10 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
             click.echo(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
         for remark in graph.remarks:
             click.echo(f"    {remark}")
+
+
+def _predicted(size_bytes: int | None) -> str:
+    return "not measured" if size_bytes is None else megabytes(size_bytes)
 
 
 def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> None:
@@ -60,7 +64,7 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     from exporter.checkpoint.folder import open_checkpoint
     from exporter.predict.checkpoint import default_cut, sizes
     from exporter.quantize.schemes import load_scheme, scheme_names
-    from exporter.recipe.recipe import calibration_prompts, read_recipe
+    from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts, read_recipe
 
     checkpoint = open_checkpoint(place)
     recipe = read_recipe(recipe_file) if recipe_file else None
@@ -70,10 +74,10 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     found = sizes(
         traced(checkpoint, cut),
         {
-            name: recipe.backend(name).options
+            name: recipe.backend(name).choices
             if recipe
-            else backends.default_options(backends.load(name))
-            for name in (recipe.backends if recipe else backends.names())
+            else backends.default_choices(backends.load(name))
+            for name in (recipe.backends if recipe else DEFAULT_BACKENDS)
         },
         {name: scheme_of(name) for name in scheme_names()},
         recipe.t5_parts if recipe else 1,
@@ -86,6 +90,9 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
     for backend in dict.fromkeys(size.backend for size in found):
         own = [size for size in found if size.backend == backend]
+        if backends.load(backend).costs is None:
+            click.echo(f"\n{backend}: not measured")
+            continue
         for title, what, total in (
             ("files", "bytes", sum),
             ("peak memory to build", "build_bytes", max),

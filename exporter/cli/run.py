@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter import backends
+from exporter.backends.contract import Precision, SessionOptions
 from exporter.cli.options import (
     at_once_option,
     cache_option,
@@ -84,12 +84,15 @@ def command(
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
     from exporter.drawing.text import PromptCut
 
-    setup = backends.Setup(exact, device, cache, half)
+    if half and exact:
+        raise InputError("--half and --exact ask for opposites; leave one out")
+    precision: Precision = "half" if half else "float32" if exact else "packaged"
+    options = SessionOptions(precision, device, cache)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptCut)
             warnings.showwarning = show_warning
-            rows = _run(package, prompts, seeds, out, image, strength, previews, setup, at_once)
+            rows = _run(package, prompts, seeds, out, image, strength, previews, options, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -107,7 +110,7 @@ def _run(
     image: Path | None,
     strength: float,
     previews: Path | None,
-    setup: backends.Setup,
+    options: SessionOptions,
     at_once: bool,
 ) -> list[dict[str, Any]]:
     from exporter import runtime
@@ -122,7 +125,7 @@ def _run(
     package = runtime.open_package(folder)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
-    with package.player(setup, keep=at_once) as player:
+    with package.player(options, keep=at_once) as player:
         return _draw(player, requests, places, previews)
 
 

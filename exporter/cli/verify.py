@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter import backends
+from exporter.backends.contract import SessionOptions
 from exporter.cli.options import cache_option, device_option, json_option
 from exporter.errors import CheckFailed
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
@@ -27,7 +27,7 @@ def command(package: Path, device: str | None, cache: Path | None, as_json: bool
     opened = open_package(package)
     graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
     progress = Progress(bar_on_terminal, expected=graphs + images + 1)
-    report: Report = check(opened, progress, backends.Setup(device=device, cache=cache))
+    report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
     end_of_bar()
     if as_json:
         click.echo(report.to_json())

@@ -63,7 +63,7 @@ class GraphEntry:
         formats: how many weight values are stored in each format.
         adjusted: weights whose width the scheme's group does not divide.
         activation_bytes: most bytes of activations alive at once, predicted.
-        run_bytes: peak anonymous memory of a process that runs it, predicted.
+        run_bytes: peak anonymous memory of a process that runs it, predicted; None: not measured.
         tolerance: what ``verify`` allows it.
         session: what the backend wants to be told when it opens the graph.
         remarks: what whoever ships the graph should know of it.
@@ -77,7 +77,7 @@ class GraphEntry:
     formats: dict[str, int]
     adjusted: tuple[Adjusted, ...]
     activation_bytes: int
-    run_bytes: int
+    run_bytes: int | None
     tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Manifest:
     preview: str
     files: tuple[FileEntry, ...]
     licence: str
-    predicted_peak_bytes: int
+    predicted_peak_bytes: int | None
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from exporter import backends
+from exporter.backends.contract import MeasuredCosts
 from exporter.build.model import Model
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError
@@ -92,8 +93,8 @@ class Problem:
 
 def expressible_formats(recipe: Recipe, formats: Sequence[Format]) -> list[Format]:
     """The formats that every backend of the recipe can express; raises InputError without any."""
-    chosen = [(backends.load(n), recipe.backend(n).options, n) for n in recipe.backends]
-    refused = {f: [(n, b.refuse(f, options)) for b, options, n in chosen] for f in formats}
+    chosen = [(backends.load(n), recipe.backend(n).choices, n) for n in recipe.backends]
+    refused = {f: [(n, b.refuse(f, choices)) for b, choices, n in chosen] for f in formats}
     able = [f for f, reasons in refused.items() if not any(reason for _, reason in reasons)]
     if not able:
         (name, reason) = next((n, r) for n, r in refused[formats[0]] if r)
@@ -130,15 +131,21 @@ def budgets_of(problem: Problem, aim: Aim) -> dict[tuple[str, ...], int]:
         found = {MMDIT: int(aim.bits_per_weight * values / 8) - rest}
     elif aim.memory_bytes is not None:
         programs = problem.model.unrounded
-        memories = [backends.load(name).MEMORY for name in problem.model.recipe.backends]
+        costs = _costs(problem)
         found = {
-            (graph,): aim.memory_bytes - int(max(fixed_bytes(programs[graph], m) for m in memories))
+            (graph,): aim.memory_bytes - int(max(fixed_bytes(programs[graph], c) for c in costs))
             for graph in problem.rest_bytes
         }
     else:
         return {}
     _refuse_too_little(problem, aim, found)
     return found
+
+
+def _costs(problem: Problem) -> list[MeasuredCosts]:
+    """Of the recipe's backends; raises InputError for one whose costs were not measured."""
+    chosen = map(backends.load, problem.model.recipe.backends)
+    return [backends.costs_of(backend, "--memory") for backend in chosen]
 
 
 def _refuse_too_little(problem: Problem, aim: Aim, budgets: Mapping[tuple[str, ...], int]) -> None:
@@ -256,12 +263,12 @@ def _fitting(
     A byte takes more memory in some formats and layers than in others, so what a graph's weights
     may have is only known of a choice.
     """
-    memories = [backends.load(name).MEMORY for name in problem.model.recipe.backends]
+    costs = _costs(problem)
     graphs = [graph for graph, _ in problem.asked]
     while True:
         scheme = scheme_of("plan", BASE, (), problem.formats(choice))
         over = {
-            name: max(run_bytes(program, memory) for memory in memories) - memory_bytes
+            name: max(run_bytes(program, c) for c in costs) - memory_bytes
             for name, program in quantize_all(problem.model.programs, scheme).items()
         }
         if max(over.values()) <= 0:

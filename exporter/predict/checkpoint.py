@@ -23,20 +23,22 @@ class GraphSize:
         parameters: weight values.
         bytes: of its files.
         build_bytes, run_bytes: peak anonymous memory.
+
+    All three are None where the backend's costs have not been measured.
     """
 
     backend: str
     scheme: str
     graph: str
     parameters: int
-    bytes: int
-    build_bytes: int
-    run_bytes: int
+    bytes: int | None
+    build_bytes: int | None
+    run_bytes: int | None
 
 
 def sizes(
     programs: Mapping[str, Program],
-    options: Mapping[str, Mapping[str, str]],
+    choices: Mapping[str, Mapping[str, str]],
     schemes: Mapping[str, Scheme],
     t5_parts: int,
     calls: Mapping[str, int],
@@ -44,14 +46,14 @@ def sizes(
     """Predictions for all graphs in all schemes that a backend can express.
 
     Args:
-        options: what a recipe chooses of each backend (``backends.default_options`` without one).
+        choices: what a recipe chooses of each backend (``backends.default_choices`` without one).
         calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
     """
     found = []
     for scheme_name, scheme in schemes.items():
         quantized = quantize_all(programs, scheme)
         parts = emitted(quantized, t5_parts)
-        for name, chosen in options.items():
+        for name, chosen in choices.items():
             backend = backends.load(name)
             if any(backend.refuse(form, chosen) for form in _formats(quantized)):
                 continue
@@ -64,15 +66,15 @@ def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
 
 
 def _size(program: QuantizedProgram, backend: str, scheme: str, calls: int) -> GraphSize:
-    memory = backends.load(backend).MEMORY
+    costs = backends.load(backend).costs
     return GraphSize(
         backend,
         scheme,
         program.name,
         sum(program.values_by_format().values()),
-        file_bytes(program, memory),
-        build_bytes(program, memory, calls),
-        run_bytes(program, memory),
+        file_bytes(program, costs) if costs else None,
+        build_bytes(program, costs, calls) if costs else None,
+        run_bytes(program, costs) if costs else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from exporter import backends
+from exporter.backends.contract import Backend, MeasuredCosts
 from exporter.errors import InputError
 from exporter.predict.graph import run_bytes
 from exporter.quantize.program import QuantizedProgram
@@ -15,7 +16,7 @@ MOST_PARTS = 16  # of T5, that a refusal proposes
 
 def refuse_too_large(
     limit_bytes: int,
-    backend: str,
+    backend: Backend,
     scheme: str,
     parts: Sequence[QuantizedProgram],
     others: Callable[[], Mapping[str, Mapping[str, QuantizedProgram]]],
@@ -26,26 +27,25 @@ def refuse_too_large(
         parts: what would be emitted.
         others: the programs of each scheme that the backend can express; asked for at need.
     """
-    memory = backends.load(backend).MEMORY
-    needed = {part.name: run_bytes(part, memory) for part in parts}
+    costs = backends.costs_of(backend, "[build] device_memory_bytes")
+    needed = {part.name: run_bytes(part, costs) for part in parts}
     worst = max(needed, key=lambda name: needed[name])
     if needed[worst] <= limit_bytes:
         return
     raise InputError(
-        f"{backend}-{scheme} is predicted to take {needed[worst]:,} bytes ({worst}), more than "
-        f"device_memory_bytes = {limit_bytes:,}; {_remedy(limit_bytes, backend, others())}"
+        f"{backend.name}-{scheme} is predicted to take {needed[worst]:,} bytes ({worst}), more "
+        f"than device_memory_bytes = {limit_bytes:,}; {_remedy(limit_bytes, costs, others())}"
     )
 
 
 def _remedy(
-    limit_bytes: int, backend: str, others: Mapping[str, Mapping[str, QuantizedProgram]]
+    limit_bytes: int, costs: MeasuredCosts, others: Mapping[str, Mapping[str, QuantizedProgram]]
 ) -> str:
-    memory = backends.load(backend).MEMORY
     peaks: dict[str, int] = {}
     for scheme, programs in others.items():
-        count = _parts_that_fit(programs, memory, limit_bytes)
+        count = _parts_that_fit(programs, costs, limit_bytes)
         name = f"{scheme} with t5_parts = {count}" if count > 1 else scheme
-        peaks[name] = max(run_bytes(part, memory) for part in emitted(programs, count))
+        peaks[name] = max(run_bytes(part, costs) for part in emitted(programs, count))
     able = [f"{name} ({peak:,})" for name, peak in peaks.items() if peak <= limit_bytes]
     if able:
         return f"what would fit: {', '.join(able)}"
@@ -54,7 +54,7 @@ def _remedy(
 
 
 def _parts_that_fit(
-    programs: Mapping[str, QuantizedProgram], memory: backends.Memory, limit_bytes: int
+    programs: Mapping[str, QuantizedProgram], costs: MeasuredCosts, limit_bytes: int
 ) -> int:
     """The fewest parts of T5 that each fit, or 1 when there is no T5 or no number is enough."""
     for count in range(1, MOST_PARTS + 1 if "t5" in programs else 1):
@@ -62,6 +62,6 @@ def _parts_that_fit(
             parts = split(programs["t5"], count)
         except InputError:
             break
-        if max(run_bytes(part, memory) for part in parts) <= limit_bytes:
+        if max(run_bytes(part, costs) for part in parts) <= limit_bytes:
             return count
     return 1

@@ -1,7 +1,7 @@
 """What a graph will take before it is built: bytes of files, memory to write it and to run it.
 
 Memory is anonymous memory, which a kernel cannot drop: mapped files count nothing. A backend's
-``MEMORY`` holds what was measured of its runtime (``benchmarks.memory``); what a graph holds comes
+``costs`` hold what was measured of its runtime (``benchmarks.memory``); what a graph holds comes
 from its program. Predictions are for one graph in a process of its own, as the loop runs them.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from exporter.backends.contract import Memory
+from exporter.backends.contract import MeasuredCosts
 from exporter.calibrate.activations import bytes_to_choose
 from exporter.package.names import graph_of
 from exporter.program import aten
@@ -31,12 +31,12 @@ WEIGHTS = {  # which argument of an operator is a weight, and of which kind
 }
 
 
-def file_bytes(program: QuantizedProgram, memory: Memory) -> int:
+def file_bytes(program: QuantizedProgram, costs: MeasuredCosts) -> int:
     """Bytes of the files of a graph: constants and weights in their formats, and its operators."""
-    return program.stored_bytes() + memory.node_file_bytes * len(program.nodes())
+    return program.stored_bytes() + costs.node_file_bytes * len(program.nodes())
 
 
-def build_bytes(program: QuantizedProgram, memory: Memory, calls: int) -> int:
+def build_bytes(program: QuantizedProgram, costs: MeasuredCosts, calls: int) -> int:
     """Peak of a build while it writes a graph, codes to nearest, no golden pictures.
 
     Weights are read and written one at a time, so the largest one decides; or what is held to
@@ -45,7 +45,7 @@ def build_bytes(program: QuantizedProgram, memory: Memory, calls: int) -> int:
     Args:
         calls: of the graph, on the calibration prompts.
     """
-    factors = memory.build_weight
+    factors = costs.build_weight
 
     def taken_by(name: str, source: Stored) -> float:
         """In copies of the weight in float32."""
@@ -53,9 +53,9 @@ def build_bytes(program: QuantizedProgram, memory: Memory, calls: int) -> int:
         return (written + (DERIVED if _is_computed(source) else 0)) * 4 * math.prod(source.shape)
 
     taken = (taken_by(*item) for item in program.stored().items())
-    nodes = memory.build_node_bytes * len(program.nodes())
+    nodes = costs.build_node_bytes * len(program.nodes())
     held = max(max(taken, default=0) + nodes, bytes_to_choose(program, calls))
-    return int(memory.build_process_bytes + held)
+    return int(costs.build_process_bytes + held)
 
 
 def _is_computed(source: Stored) -> bool:
@@ -66,18 +66,18 @@ def _is_computed(source: Stored) -> bool:
     return math.prod(source.shape) > math.prod(derivation.stored_shape(source.shape))
 
 
-def run_bytes(program: QuantizedProgram, memory: Memory) -> int:
+def run_bytes(program: QuantizedProgram, costs: MeasuredCosts) -> int:
     """Peak of a process that opens a graph and runs it."""
-    held = sum(memory.held.get(kind, 1.0) * size for kind, size in _weight_bytes(program).items())
-    return int(held + fixed_bytes(program, memory))
+    held = sum(costs.held.get(kind, 1.0) * size for kind, size in _weight_bytes(program).items())
+    return int(held + fixed_bytes(program, costs))
 
 
-def fixed_bytes(program: QuantizedProgram, memory: Memory) -> float:
+def fixed_bytes(program: QuantizedProgram, costs: MeasuredCosts) -> float:
     """Of ``run_bytes``, what does not depend on formats."""
-    factor = memory.activations.get(graph_of(program.name), memory.activations[""])
-    nodes = memory.node_bytes * len(program.nodes())
-    patches = memory.patches * patch_bytes(program)
-    return memory.process_bytes + nodes + factor * activation_bytes(program) + patches
+    factor = costs.activations.get(graph_of(program.name), costs.activations[""])
+    nodes = costs.node_bytes * len(program.nodes())
+    patches = costs.patches * patch_bytes(program)
+    return costs.process_bytes + nodes + factor * activation_bytes(program) + patches
 
 
 def patch_bytes(program: QuantizedProgram) -> int:

@@ -29,6 +29,8 @@ from exporter.recipe.plan import is_plan
 
 MODES = ("euler", "renoise")
 LAYOUTS = ("native",)
+# Of a recipe that names none: the same wherever other distributions bring more.
+DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
 MOST_T5_TOKENS = 512
 DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
@@ -52,7 +54,7 @@ class BackendChoice:
 
     name: str
     schemes: tuple[str, ...]
-    options: Mapping[str, str]
+    choices: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Recipe:
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
         overrides: further rules, which win over the scheme's.
         backends: names, in order.
-        choices: of every known backend, its schemes and options.
+        choices: of every backend that works here, its schemes and options.
         layout: ``native``.
         device_memory_bytes: a build whose graphs are predicted to take more is refused; None: any.
         t5_parts: into how many consecutive graphs T5 is cut, for devices that cannot hold it.
@@ -116,7 +118,7 @@ class Recipe:
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
-        decisive["options"] = dict(self.backend(backend).options)
+        decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -142,7 +144,10 @@ def _recipes_near(file: Path) -> str:
 
 
 def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
-    keys_of = KEYS | {n: ("scheme", *backends.load(n).OPTIONS) for n in backends.names()}
+    able = backends.working_names()
+    for backend in sorted({*backends.names()} - {*able} & {*raw}):
+        backends.load(backend)  # says why it cannot be
+    keys_of = KEYS | {n: ("scheme", *backends.load(n).options) for n in able}
     _refuse_unknown("section", raw, keys_of)
     for section, keys in keys_of.items():
         table = raw.get(section, {})
@@ -171,8 +176,8 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
         symmetric=get.value("weights", "symmetric", bool, None),
         overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
-        backends=get.names("build", "backends", backends.names(), default=backends.names()),
-        choices=tuple(_choice(get, name) for name in backends.names()),
+        backends=get.names("build", "backends", backends.names(), default=DEFAULT_BACKENDS),
+        choices=tuple(_choice(get, name) for name in able),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
         device_memory_bytes=get.optional_integer("build", "device_memory_bytes", 1, 1 << 50),
         t5_parts=t5_parts,
@@ -190,9 +195,9 @@ def _choice(get: _Getter, name: str) -> BackendChoice:
     """The table ``[<backend>]``; its schemes are ``[weights] scheme`` unless it names others."""
     own = get.names(name, "scheme", scheme_names(), default=())
     schemes = own or get.names("weights", "scheme", scheme_names(), default=None)
-    known_options = backends.load(name).OPTIONS
-    options = {key: get.choice(name, key, v, v[0]) for key, v in known_options.items()}
-    return BackendChoice(name, schemes, options)
+    options = backends.load(name).options
+    choices = {key: get.choice(name, key, values, values[0]) for key, values in options.items()}
+    return BackendChoice(name, schemes, choices)
 
 
 class _Getter:

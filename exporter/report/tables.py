@@ -128,7 +128,7 @@ def running(report: Report) -> str:
             seconds(times.step_s),
             seconds(times.decode_s),
             *_memory(entry),
-            megabytes(entry.manifest.predicted_peak_bytes),
+            NONE if (peak := entry.manifest.predicted_peak_bytes) is None else megabytes(peak),
         ]
         for entry, times in drawn
     ]

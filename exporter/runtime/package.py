@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends
+from exporter.backends.contract import SessionOptions
 from exporter.drawing import text
 from exporter.drawing.loop import ENCODERS, Player, Session, nothing
 from exporter.errors import CheckFailed, InputError
@@ -16,7 +17,7 @@ from exporter.package.check import check_file, check_size
 from exporter.package.manifest import GraphEntry, Manifest, read_manifest
 from exporter.runtime.ahead import OpenedAhead
 
-DEFAULT = backends.Setup()
+DEFAULT = SessionOptions()
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
 ON_DEMAND = ("vae_encoder",)  # of a package's graphs, those that few pictures need
 
@@ -36,16 +37,16 @@ class Package:
             raise InputError(f"{self.folder}: the package has no graph '{name}'{hint}")
         return graph
 
-    def session(self, name: str, setup: backends.Setup = DEFAULT) -> Session:
+    def session(self, name: str, options: SessionOptions = DEFAULT) -> Session:
         """Open a graph and check its files' digests; raises CheckFailed.
 
         Files of weights, which hold nothing but numbers, are read for their digests while the
         graph is opened; all else, and the size of every file, before.
 
-        Raises InputError for a setup that the package's backend does not take.
+        Raises InputError for options that the package's backend does not take.
         """
         graph = self.graph(name)
-        backends.check_setup(self.manifest.backend, setup)
+        backends.check_session(self.manifest.backend, options)
         backend = backends.load_to_run(self.manifest.backend)
         weights = [f for f in graph.files if Path(f.path).suffix in WEIGHTS]
         for file in graph.files:
@@ -55,15 +56,13 @@ class Package:
         with ThreadPoolExecutor(1) as beside:
             checks = [beside.submit(check_file, self.folder, file) for file in weights]
             try:
-                session: Session = backend.open_graph(
-                    self.folder / graph.entry, graph.session, setup
-                )
+                session = backend.open_graph(self.folder / graph.entry, graph.session, options)
             finally:
                 for check in checks:  # damage explains a failure to open: it is raised first
                     check.result()
         return session
 
-    def player(self, setup: backends.Setup = DEFAULT, keep: bool = False) -> Player:
+    def player(self, options: SessionOptions = DEFAULT, keep: bool = False) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
 
         Args:
@@ -72,12 +71,12 @@ class Package:
 
         Raises InputError for a device or a cache that the package's backend does not take.
         """
-        backends.check_setup(self.manifest.backend, setup)
+        backends.check_session(self.manifest.backend, options)
         for file in self.manifest.files:
             check_file(self.folder, file)
         entry = self.manifest
         encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
-        opened = functools.partial(self.session, setup=setup)
+        opened = functools.partial(self.session, options=options)
         names = [graph.name for graph in entry.graphs if graph.name not in ON_DEMAND]
         ahead = OpenedAhead(opened, names) if keep else None
         return Player(

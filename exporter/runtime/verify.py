@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from safetensors.numpy import load_file
 
 from exporter import backends
-from exporter.backends.contract import Setup
+from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
 from exporter.errors import CheckFailed
 from exporter.package.check import check_file
@@ -79,17 +79,20 @@ class Report:
 
 
 def verify(
-    package: Package, progress: Progress = lambda line: None, setup: Setup = DEFAULT
+    package: Package, progress: Progress = lambda line: None, options: SessionOptions = DEFAULT
 ) -> Report:
-    """Check integrity, then parity of every graph, then whole pictures, on the setup's device.
+    """Check integrity, then parity of every graph, then whole pictures, on the options' device.
 
-    Raises CheckFailed when a file is damaged, InputError for a setup that the package's backend
+    Raises CheckFailed when a file is damaged, InputError for options that the package's backend
     does not take; parity out of tolerance is in ``failures``.
     """
     manifest = package.manifest
-    backends.check_setup(manifest.backend, setup)
+    backends.check_session(manifest.backend, options)
     files = check_files(package, progress)
-    players = {exact: package.player(replace(setup, exact=exact)) for exact in (True, False)}
+    players = {
+        True: package.player(replace(options, precision="float32")),
+        False: package.player(options),
+    }
     graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
     images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden)
     return Report(

@@ -7,34 +7,34 @@ can express its formats, iOS 17 or iOS 18, unless a recipe's ``target`` says whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from exporter.backends.contract import Emitted, Memory, Order
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    MeasuredCosts,
+    Requirement,
+    Session,
+    SessionOptions,
+)
+from exporter.backends.coreml import session
 from exporter.backends.coreml.session import COMPUTE_UNITS, EVALUATOR, ON_A_MAC
-from exporter.backends.coreml.session import open_graph as open_graph
 from exporter.package.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
-EXTRA = "coreml" if ON_A_MAC else "build,coreml"  # the evaluator computes with torch
-BUILD_EXTRA = "build,coreml"
-REQUIRES = {"torch": "torch", "coremltools": "coremltools"}
-RUNS_WITH = {"coremltools": "coremltools"} if ON_A_MAC else REQUIRES
-OPTIONS = {"target": ("oldest", "iOS17", "iOS18")}
-DEVICES = (*COMPUTE_UNITS, EVALUATOR)
-CACHES = COMPUTE_UNITS
-HALF: tuple[str, ...] = ()
+BUILD = Requirement("fourstep[build,coreml]", {"torch": "torch", "coremltools": "coremltools"})
+RUN_ON_A_MAC = Requirement("fourstep[coreml]", {"coremltools": "coremltools"})
 # Running: an estimate, weights once as they are stored and activations in fp16. There was no Apple
 # machine to measure it on.
-MEMORY = Memory(
+COSTS = MeasuredCosts(
     process_bytes=50_000_000,
     node_bytes=0,
     held={},
@@ -49,13 +49,60 @@ MEMORY = Memory(
 TOLERANCE = Tolerance(graph_relative=5e-3, image_psnr_db=40.0)
 
 
-def refuse(form: Format, options: Mapping[str, str]) -> str | None:
-    """Why a format cannot be expressed, or None."""
-    if form.rounds_inputs:
-        return "8-bit activations need Core ML itself to calibrate, on a Mac"
-    if options["target"] == "iOS17" and needs_ios18(form):
-        return 'iOS 17 has no such weights; say target = "iOS18" in [coreml]'
-    return None
+class CoreMl:
+    """The backend of Core ML."""
+
+    __slots__ = ()
+    name: Final = "coreml"
+    to_run: Final = RUN_ON_A_MAC if ON_A_MAC else BUILD  # the evaluator computes with torch
+    to_build: Final = BUILD
+    options: Final = {"target": ("oldest", "iOS17", "iOS18")}
+    devices: Final = (*COMPUTE_UNITS, EVALUATOR)
+    caching_devices: Final = COMPUTE_UNITS
+    half_devices: Final = ()
+    costs: Final = COSTS
+
+    def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
+        """Of weights Core ML takes every format, depending on the target."""
+        if form.rounds_inputs:
+            return "8-bit activations need Core ML itself to calibrate, on a Mac"
+        if choices["target"] == "iOS17" and needs_ios18(form):
+            return 'iOS 17 has no such weights; say target = "iOS18" in [coreml]'
+        return None
+
+    def emit(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> Emitted:
+        """Write ``<graph>.mlpackage``; weights are read one at a time."""
+        from exporter.backends.coreml.lint import lint
+        from exporter.backends.coreml.writer import write_graph
+
+        target = options.choices["target"]
+        if target == "oldest":
+            new = any(needs_ios18(form) for form in program.formats.values())
+            target = "iOS18" if new else "iOS17"
+        package = write_graph(program, read, folder, target)
+        files = tuple(sorted(f for f in package.rglob("*") if f.is_file()))
+        remarks = tuple(str(finding) for finding in lint(package, program.name))
+        return Emitted(package, files, TOLERANCE, {"target": target}, remarks=remarks)
+
+    def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+        """Write the script that checks the package with Core ML on a Mac."""
+        from exporter.backends.coreml import on_mac
+
+        script = folder / "check_on_mac.py"
+        script.write_text(Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+        return (script,)
+
+    def open_graph(
+        self, entry: Path, settings: Mapping[str, str], options: SessionOptions
+    ) -> Session:
+        """Open a graph with Core ML on a Mac, elsewhere with the evaluator."""
+        return session.open_graph(entry, options)
 
 
 def needs_ios18(form: Format) -> bool:
@@ -63,27 +110,4 @@ def needs_ios18(form: Format) -> bool:
     return form.is_grouped or (form.is_palette and form.group_size is not None)
 
 
-def emit(
-    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
-) -> Emitted:
-    """Write ``<graph>.mlpackage``; weights are read one at a time."""
-    from exporter.backends.coreml.lint import lint
-    from exporter.backends.coreml.writer import write_graph
-
-    target = order.options["target"]
-    if target == "oldest":
-        new = any(needs_ios18(form) for form in program.formats.values())
-        target = "iOS18" if new else "iOS17"
-    package = write_graph(program, read, folder, target)
-    files = tuple(sorted(f for f in package.rglob("*") if f.is_file()))
-    remarks = tuple(str(finding) for finding in lint(package, program.name))
-    return Emitted(package, files, TOLERANCE, {"target": target}, remarks=remarks)
-
-
-def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
-    """Write the script that checks the package with Core ML on a Mac."""
-    from exporter.backends.coreml import on_mac
-
-    script = folder / "check_on_mac.py"
-    script.write_text(Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    return (script,)
+BACKEND: Final[Backend] = CoreMl()

@@ -21,32 +21,30 @@ picture of 512 px, without it 983 MB and 8.9 s; a step of the denoiser took the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from exporter.backends.contract import Emitted, Memory, Order
-from exporter.backends.onnx.session import open_graph as open_graph
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    MeasuredCosts,
+    Requirement,
+    Session,
+    SessionOptions,
+)
+from exporter.backends.onnx import session
 from exporter.package.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
-EXTRA = "onnx"
-BUILD_EXTRA = "build,onnx"
-REQUIRES = {"torch": "torch", "onnx": "onnx"}
-RUNS_WITH = {"onnxruntime": "onnxruntime"}
-OPTIONS: dict[str, tuple[str, ...]] = {}
-DEVICES = ("CPU",)
-CACHES: tuple[str, ...] = ()
-HALF: tuple[str, ...] = ()
 # A weight of a linear layer is packed for its kernel when a graph is opened; tables stay mapped.
-MEMORY = Memory(
+COSTS = MeasuredCosts(
     process_bytes=26_000_000,
     node_bytes=10_000,
     held={
@@ -65,28 +63,52 @@ MEMORY = Memory(
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 
 
-def refuse(form: Format, options: Mapping[str, str]) -> str | None:
-    """Why a format cannot be expressed, or None."""
-    return "ONNX has no palettes" if form.is_palette else None
+class Onnx:
+    """The backend of onnxruntime on the CPU."""
+
+    __slots__ = ()
+    name: Final = "onnx"
+    to_run: Final = Requirement("fourstep[onnx]", {"onnxruntime": "onnxruntime"})
+    to_build: Final = Requirement("fourstep[build,onnx]", {"torch": "torch", "onnx": "onnx"})
+    options: Final[Mapping[str, tuple[str, ...]]] = {}
+    devices: Final = ("CPU",)
+    caching_devices: Final = ()
+    half_devices: Final = ()
+    costs: Final = COSTS
+
+    def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
+        """ONNX has integers alone."""
+        return "ONNX has no palettes" if form.is_palette else None
+
+    def emit(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> Emitted:
+        """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
+        from exporter.backends.onnx.writer import write_graph
+        from exporter.calibrate import activations
+
+        roundings = options.roundings(program)
+        files = write_graph(program, read, folder, roundings)
+        low_bits = any(form.is_integer for form in program.formats.values())
+        return Emitted(
+            files[0], files, activations.TOLERANCE if roundings else TOLERANCE,
+            {"accuracy_level": "4"} if low_bits else {},
+            activations.not_rounded(program, roundings), activations.spared(program, roundings),
+        )  # fmt: skip
+
+    def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+        """Nothing: onnxruntime needs the graphs alone."""
+        return ()
+
+    def open_graph(
+        self, entry: Path, settings: Mapping[str, str], options: SessionOptions
+    ) -> Session:
+        """Open a graph with onnxruntime."""
+        return session.open_graph(entry, settings, options)
 
 
-def emit(
-    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
-) -> Emitted:
-    """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
-    from exporter.backends.onnx.writer import write_graph
-    from exporter.calibrate import activations
-
-    roundings = order.roundings(program)
-    files = write_graph(program, read, folder, roundings)
-    low_bits = any(form.is_integer for form in program.formats.values())
-    return Emitted(
-        files[0], files, activations.TOLERANCE if roundings else TOLERANCE,
-        {"accuracy_level": "4"} if low_bits else {},
-        activations.not_rounded(program, roundings), activations.spared(program, roundings),
-    )  # fmt: skip
-
-
-def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
-    """Nothing: onnxruntime needs the graphs alone."""
-    return ()
+BACKEND: Final[Backend] = Onnx()

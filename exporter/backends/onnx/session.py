@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.backends.contract import Session, Setup
+from exporter.backends.contract import Session, SessionOptions
 from exporter.errors import CheckFailed
 from exporter.files.heap import returning
 
 
-def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions) -> Session:
     """Open a graph with onnxruntime on the CPU.
 
     Args:
@@ -22,15 +22,15 @@ def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Sessio
     """
     import onnxruntime as ort
 
-    ort.disable_telemetry_events()  # for whoever imported onnxruntime before ``exporter``
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    level = "0" if setup.exact else settings.get("accuracy_level", "0")
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+    ort.disable_telemetry_events()
+    config = ort.SessionOptions()
+    config.log_severity_level = 3
+    config.enable_cpu_mem_arena = False
+    level = "0" if options.precision == "float32" else settings.get("accuracy_level", "0")
+    config.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     try:
         with returning():
-            opened = ort.InferenceSession(str(entry), options, providers=["CPUExecutionProvider"])
+            opened = ort.InferenceSession(str(entry), config, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, some bare
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckFailed(f"{entry}: onnxruntime cannot open it: {reason}") from None

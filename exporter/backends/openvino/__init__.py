@@ -13,38 +13,36 @@ was tried.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from exporter.backends.contract import Emitted, Memory, Order
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    MeasuredCosts,
+    Requirement,
+    Session,
+    SessionOptions,
+)
+from exporter.backends.openvino import session
 from exporter.backends.openvino.session import DEVICES, GROUP_PROPERTY, HALVED
-from exporter.backends.openvino.session import open_graph as open_graph
 from exporter.package.manifest import Tokenizer, Tolerance
 from exporter.package.names import graph_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
-EXTRA = "openvino"
-BUILD_EXTRA = "build,openvino-build"
-REQUIRES = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "openvino_tokenizers": "openvino-tokenizers",
-    "openvino": "openvino",
-}
-RUNS_WITH = {"openvino": "openvino"}
-OPTIONS: dict[str, tuple[str, ...]] = {}
-CACHES = DEVICES
-HALF = ("CPU", "GPU")
+# OpenVINO reports its import to a server through this module, unless it cannot be found.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 # Weights are packed for their kernels, those of convolutions in float32; tables stay mapped.
-MEMORY = Memory(
+COSTS = MeasuredCosts(
     process_bytes=41_000_000,
     node_bytes=54_000,
     held={
@@ -64,31 +62,68 @@ TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 ACTIVATION_GROUP = 64
 
 
-def refuse(form: Format, options: Mapping[str, str]) -> str | None:
-    """Why a format cannot be expressed, or None."""
-    return (
-        "OpenVINO IR has no palettes that its plugins keep compressed" if form.is_palette else None
+class OpenVino:
+    """The backend of OpenVINO on processors, graphics and NPUs."""
+
+    __slots__ = ()
+    name: Final = "openvino"
+    to_run: Final = Requirement("fourstep[openvino]", {"openvino": "openvino"})
+    to_build: Final = Requirement(
+        "fourstep[build,openvino-build]",
+        {
+            "torch": "torch",
+            "transformers": "transformers",
+            "openvino_tokenizers": "openvino-tokenizers",
+            "openvino": "openvino",
+        },
     )
+    options: Final[Mapping[str, tuple[str, ...]]] = {}
+    devices: Final = DEVICES
+    caching_devices: Final = DEVICES
+    half_devices: Final = ("CPU", "GPU")
+    costs: Final = COSTS
 
+    def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
+        """OpenVINO has integers alone."""
+        if form.is_palette:
+            return "OpenVINO IR has no palettes that its plugins keep compressed"
+        return None
 
-def emit(
-    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, order: Order
-) -> Emitted:
-    """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
-    from exporter.backends.openvino.writer import write_graph
-    from exporter.calibrate import activations
+    def emit(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> Emitted:
+        """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
+        from exporter.backends.openvino.writer import write_graph
+        from exporter.calibrate import activations
 
-    roundings = order.roundings(program)
-    files = write_graph(program, read, folder, roundings)
-    # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range: on a
-    # GPU that is told to use it, this factor scales them down inside.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
-    if graph_of(program.name) == "t5":
-        settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
-    return Emitted(
-        files[0], files, activations.TOLERANCE if roundings else TOLERANCE, settings,
-        activations.not_rounded(program, roundings), activations.spared(program, roundings),
-    )  # fmt: skip
+        roundings = options.roundings(program)
+        files = write_graph(program, read, folder, roundings)
+        # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range:
+        # on a GPU that is told to use it, this factor scales them down inside.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
+        if graph_of(program.name) == "t5":
+            settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
+        return Emitted(
+            files[0], files, activations.TOLERANCE if roundings else TOLERANCE, settings,
+            activations.not_rounded(program, roundings), activations.spared(program, roundings),
+        )  # fmt: skip
+
+    def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+        """Write each tokenizer as an OpenVINO model beside its ``tokenizer.json``."""
+        from exporter.backends.openvino.tokenizers import write_tokenizer
+
+        files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
+        return tuple(file for pair in files for file in pair)
+
+    def open_graph(
+        self, entry: Path, settings: Mapping[str, str], options: SessionOptions
+    ) -> Session:
+        """Open a graph with OpenVINO."""
+        return session.open_graph(entry, settings, options)
 
 
 def _products(program: QuantizedProgram) -> dict[str, str]:
@@ -107,9 +142,4 @@ def _products(program: QuantizedProgram) -> dict[str, str]:
     return {**groups, HALVED: "attention"}
 
 
-def finish(folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
-    """Write each tokenizer as an OpenVINO model beside its ``tokenizer.json``."""
-    from exporter.backends.openvino.tokenizers import write_tokenizer
-
-    files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
-    return tuple(file for pair in files for file in pair)
+BACKEND: Final[Backend] = OpenVino()

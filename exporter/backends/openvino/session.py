@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends.contract import Session, Setup
+from exporter.backends.contract import Session, SessionOptions
 from exporter.errors import CheckFailed
 
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
@@ -20,7 +20,7 @@ GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 NPUW = {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
 
 
-def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Session:
+def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions) -> Session:
     """Open a graph with OpenVINO.
 
     Args:
@@ -31,16 +31,16 @@ def open_graph(entry: Path, settings: Mapping[str, str], setup: Setup) -> Sessio
     import openvino as ov
 
     core = ov.Core()
-    device = setup.device or DEVICES[0]
+    device = options.device or DEVICES[0]
     if device != "NPUW" and device not in core.available_devices:
         found = ", ".join(core.available_devices)
         raise CheckFailed(
             f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
         )
-    config = _config(core, device, settings, setup)
+    config = _config(core, device, settings, options)
     try:
         model = core.read_model(str(entry))
-        if setup.half and device == "CPU" and settings.get(HALVED) == "attention":
+        if options.precision == "half" and device == "CPU" and settings.get(HALVED) == "attention":
             from exporter.backends.openvino.half import halve_attention
 
             halve_attention(model)
@@ -69,23 +69,25 @@ def _half(core: Any, device: str) -> str:
     raise CheckFailed(f"--half: this machine's {device} computes in float32 alone; leave it out")
 
 
-def _config(core: Any, device: str, settings: Mapping[str, str], setup: Setup) -> dict[str, Any]:
+def _config(
+    core: Any, device: str, settings: Mapping[str, str], options: SessionOptions
+) -> dict[str, Any]:
     """The properties to compile with: of the settings, those that the device knows.
 
     NPUW hands what it does not know to the processor behind it. An NPU computes in float16 and
     refuses to be told anything else.
     """
     config: dict[str, Any] = dict(NPUW) if device == "NPUW" else {}
-    if setup.cache is not None:
-        config["CACHE_DIR"] = str(setup.cache)
+    if options.cache is not None:
+        config["CACHE_DIR"] = str(options.cache)
     known = set(core.get_property("CPU" if device == "NPUW" else device, "SUPPORTED_PROPERTIES"))
     if device == "NPU":
         known.discard("INFERENCE_PRECISION_HINT")
     config |= {name: value for name, value in settings.items() if name in known}
-    if setup.half:
+    if options.precision == "half":
         config["INFERENCE_PRECISION_HINT"] = _half(core, device)
     if device not in ("CPU", "NPUW"):
         config.pop(GROUP_PROPERTY, None)  # other devices choose for themselves
-    if setup.exact and GROUP_PROPERTY in known:
+    if options.precision == "float32" and GROUP_PROPERTY in known:
         config[GROUP_PROPERTY] = 0
     return config

@@ -1,0 +1,78 @@
+"""The program itself, run in torch: the shortest backend, and the double of all others in tests.
+
+A graph is two files: the operators as JSON, and the tensors as safetensors, codes as codes and
+scales as scales, a code to a byte. What a session computes is what the quantized program computes,
+so a package of this backend shows what a scheme costs and nothing else. It is for tests and for
+whoever writes a backend, not for devices: a recipe builds it only when it names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    Requirement,
+    Session,
+    SessionOptions,
+)
+from exporter.backends.reference import session
+from exporter.package.manifest import Tokenizer, Tolerance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exporter.quantize.formats import Format
+    from exporter.quantize.program import QuantizedProgram
+
+TORCH = Requirement("fourstep[build]", {"torch": "torch"})
+# The same operators of the same library; on another machine it may add in another order.
+TOLERANCE = Tolerance(graph_relative=1e-5, image_psnr_db=50.0)
+
+
+class Reference:
+    """The backend of torch."""
+
+    __slots__ = ()
+    name: Final = "reference"
+    to_run: Final = TORCH
+    to_build: Final = TORCH
+    options: Final[Mapping[str, tuple[str, ...]]] = {}
+    devices: Final = ("CPU",)
+    caching_devices: Final = ()
+    half_devices: Final = ()
+    costs: Final = None
+
+    def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
+        """Of weights every format; inputs are rounded beside the program, which is all there is."""
+        return "8-bit activations are not in the program" if form.rounds_inputs else None
+
+    def emit(
+        self,
+        program: QuantizedProgram,
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> Emitted:
+        """Write ``<graph>.json`` and ``<graph>.safetensors``; tensors are read one at a time."""
+        from exporter.backends.reference.writer import write_graph
+
+        files = write_graph(program, read, folder)
+        return Emitted(files[0], files, TOLERANCE)
+
+    def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
+        """Nothing: the graphs are all."""
+        return ()
+
+    def open_graph(
+        self, entry: Path, settings: Mapping[str, str], options: SessionOptions
+    ) -> Session:
+        """Open a graph to run it in torch; it computes in float32 whatever is asked for."""
+        return session.open_graph(entry)
+
+
+BACKEND: Final[Backend] = Reference()

@@ -1,0 +1,34 @@
+"""Opens a graph in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.backends.contract import Session
+from exporter.errors import CheckFailed
+
+
+def open_graph(entry: Path) -> Session:
+    """Open a graph; its tensors stay in the file until they are needed.
+
+    Raises CheckFailed when a file of the graph is none.
+    """
+    import torch
+
+    from exporter.backends.reference.reader import read_graph
+    from exporter.program.run import run
+
+    try:
+        program, read = read_graph(entry)
+    except Exception as error:  # JSON, keys, types and safetensors' own
+        reason = " ".join(str(error).split())
+        raise CheckFailed(f"{entry}: the reference cannot open it: {reason}") from None
+
+    def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: torch.tensor(value) for name, value in inputs.items()}
+        return {name: value.numpy() for name, value in run(program, read, given).items()}
+
+    return call

@@ -40,7 +40,11 @@ def trace(graph: Graph) -> Program:
 
 
 def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
-    """A copy with the inputs ahead of the tensors and without unused or empty operators."""
+    """A copy with the inputs ahead of the tensors and without unused or empty operators.
+
+    What tracing adds about the meta device goes too: operators that only assert, which give
+    nothing, and the device that others are told to make their value on.
+    """
     copy, env = fx.Graph(), dict[fx.Node, fx.Node]()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in sorted(placeholders, key=lambda n: n.name in tensors):
@@ -53,12 +57,19 @@ def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
         if node.target is torch.ops.aten.alias.default:  # a slice of everything
             env[node] = env[node.args[0]]
             continue
-        env[node] = copy.node_copy(node, lambda n: env[n])
+        if node.op == "call_function" and _gives_nothing(node.target):
+            continue
+        env[node] = made = copy.node_copy(node, lambda n: env[n])
+        made.kwargs = {k: v for k, v in made.kwargs.items() if not isinstance(v, torch.device)}
     copy.eliminate_dead_code()
     for node in copy.nodes:
         for key in set(node.meta) - {"val"}:  # stack traces name this machine's files
             del node.meta[key]
     return copy
+
+
+def _gives_nothing(target: object) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.returns
 
 
 def bind(program: Program, shape_of: Callable[[Stored], tuple[int, ...]]) -> None:

@@ -26,7 +26,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.openvino_forms
 	$(BIN)/python -m benchmarks.weight_formats
 	$(BIN)/python -m benchmarks.frontier artifacts/frontier --ablation
-	$(BIN)/python -m benchmarks.fidelity --packages artifacts/frontier/*-*/ --json artifacts/frontier/fidelity.json --plot artifacts/frontier/fidelity.png
+	$(BIN)/python -m benchmarks.fidelity --packages artifacts/frontier/*-*/ --json artifacts/frontier/fidelity.json --results artifacts/frontier/results.json --plot artifacts/frontier/fidelity.png
 	$(BIN)/python -m benchmarks.runtime
 	$(BIN)/python -m benchmarks.memory recipes/shapes-flash.toml
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --limits 1.5G 2G 3G 4G 6G

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
     from exporter.recipe.recipe import Recipe
 
 Row = dict[str, Any]
+WHAT = "What fourstep inspect predicts and what was measured: files, peak anonymous memory, in MB."
+KINDS = {"bytes": "files", "build": "build", "run": "run"}
+COLUMNS = (
+    *(figures.Column(name, name) for name in ("backend", "scheme", "graph")),
+    *(
+        figures.Column(f"{kind}_{told}", f"{title} {told}")
+        for kind, title in KINDS.items()
+        for told in ("predicted", "measured")
+    ),
+    figures.Column("error", "error"),
+)
 
 
 def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, folder: Path) -> None:
@@ -122,24 +133,14 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Megabytes as Markdown: predicted, measured, and by how much the prediction is off."""
-    kinds = ("bytes", "build", "run")
-    heads = [f"{kind} {what}" for kind in kinds for what in ("predicted", "measured", "off")]
-    lines = [f"| backend | scheme | graph | {' | '.join(heads)} |", "|" + "---|" * 12]
-    for row in rows:
-        cells = []
-        for kind in kinds:
-            expected, found = row["predicted"][kind], row["measured"].get(kind)
-            if found is None:
-                cells += [f"{expected / 1e6:,.0f}", "", ""]
-            else:
-                off = 100 * (expected / found - 1)
-                cells += [f"{expected / 1e6:,.0f}", f"{found / 1e6:,.0f}", f"{off:+.0f} %"]
-        name = " | ".join([row["backend"], row["scheme"], row["graph"]])
-        error = row["measured"].get("error")
-        lines.append(f"| {name} | {' | '.join(cells)} |{f' {error}' if error else ''}")
-    return "\n".join(lines)
+def flat(row: Row) -> figures.Row:
+    """A row of the table, in megabytes; what failed is in ``error``."""
+    found = {key: row[key] for key in ("backend", "scheme", "graph")}
+    for kind in KINDS:
+        for told in ("predicted", "measured"):
+            count = row[told].get(kind)
+            found[f"{kind}_{told}"] = None if count is None else count / 1e6
+    return {**found, "error": row["measured"].get("error")}
 
 
 def main() -> None:
@@ -165,10 +166,12 @@ def main() -> None:
             found = measured(arguments.recipe, backend, scheme, graph)
             names = {"backend": backend, "scheme": scheme, "graph": graph}
             rows.append({**names, "predicted": expected, "measured": found})
-            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(table(rows))
+            line = figures.markdown(COLUMNS, [flat(rows[-1])]).splitlines()[-1]
+            print(line, file=sys.stderr, flush=True)
+    found_rows = [flat(row) for row in rows]
+    print(figures.markdown(COLUMNS, found_rows))
     if arguments.json:
-        figures.write(arguments.json, rows=rows)
+        figures.write(arguments.json, WHAT, COLUMNS, found_rows)
 
 
 if __name__ == "__main__":

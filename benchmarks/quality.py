@@ -3,7 +3,7 @@
 Draws the evaluation prompts with each package and compares with the fp32 package's pictures of the
 same seeds. Points are hundredths of the share of prompts whose picture passes.
 
-    python -m benchmarks.quality [PACKAGE ...] [--per-category 40]
+    python -m benchmarks.quality [PACKAGE ...] [--per-category 40] [--json FILE] [--agreement FILE]
 
 The first package is the yardstick; without names, all packages of artifacts/shapes-flash are
 compared with onnx-fp32. Packages of one scheme are also compared across backends.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,27 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import figures
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts, score, summarize
 from exporter.drawing.loop import Image, Request, generate
 from exporter.package.measures import SAME_DB, psnr_db, snr_db
 from exporter.runtime.package import open_package
 
 SHAPES = Path("artifacts/shapes-flash")
+WHAT = "What quantization costs on shapes-flash"
+COLUMNS = (
+    figures.Column("package", "package"),
+    figures.Column("shapeeval", "ShapeEval", 3),
+    figures.Column("points_lost", "points lost", 1),
+    figures.Column("psnr_db", "PSNR dB", 1),
+    figures.Column("latent_snr_db", "latent SNR dB", 1),
+    figures.Column("bytes", "bytes of graphs"),
+)
+WHAT_PAIRED = "The same prompt, seed and scheme on any two backends"
+PAIRED = (
+    figures.Column("scheme", "scheme"),
+    figures.Column("psnr_db", "lowest PSNR dB of all pairs of backends", 1),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +84,16 @@ def agreement(drawn: Mapping[str, Drawn]) -> dict[tuple[str, str], float]:
     }
 
 
+def lowest(drawn: Mapping[str, Drawn], scheme_of: Mapping[str, str]) -> list[figures.Row]:
+    """By scheme: the lowest PSNR in dB of a prompt's pictures, over all pairs of its packages."""
+    found: dict[str, float] = {}
+    for (one, other), psnr in agreement(drawn).items():
+        scheme = scheme_of[one]
+        if scheme == scheme_of[other]:
+            found[scheme] = min(psnr, found.get(scheme, SAME_DB))
+    return [{"scheme": scheme, "psnr_db": psnr} for scheme, psnr in found.items()]
+
+
 def built_packages(folder: Path) -> list[Path]:
     """The packages in a folder: by backend, its least rounded scheme first."""
     order = ("onnx", "openvino", "coreml")
@@ -82,39 +107,34 @@ def main() -> None:
     parser.add_argument("packages", nargs="*", type=Path)
     parser.add_argument("--per-category", type=int, default=40)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--agreement", type=Path, help="also write those across backends here")
     arguments = parser.parse_args()
     packages = arguments.packages or built_packages(SHAPES)
     prompts = evaluation_prompts(arguments.per_category)
     drawn: dict[str, Drawn] = {}
-    rows: dict[str, dict[str, object]] = {}
-    print("| package | ShapeEval | points lost | PSNR dB | latent SNR dB | bytes of graphs |")
-    print("|---|---|---|---|---|---|")
+    rows: list[figures.Row] = []
     for package in packages:
-        name = package.name
-        drawn[name] = draw(package, prompts)
-        row = rows[name] = compare(prompts, drawn[name], drawn[packages[0].name])
-        row["bytes"] = sum(g.bytes for g in open_package(package).manifest.graphs)
-        share, first = (
-            rows[n]["shapeeval"]["overall"]  # type: ignore[index]
-            for n in (name, packages[0].name)
+        drawn[package.name] = draw(package, prompts)
+        found = compare(prompts, drawn[package.name], drawn[packages[0].name])
+        share = found["shapeeval"]["overall"]  # type: ignore[index]
+        rows.append(
+            {
+                "package": package.name,
+                **found,
+                "shapeeval": share,
+                "points_lost": 100 * (rows[0]["shapeeval"] - share) if rows else 0.0,
+                "bytes": sum(g.bytes for g in open_package(package).manifest.graphs),
+            }
         )
-        print(
-            f"| {name} | {share:.3f} | {100 * (first - share):.1f} | {row['psnr_db']:.1f} | "
-            f"{row['latent_snr_db']:.1f} | {row['bytes']:,} |",
-            flush=True,
-        )
-    by_scheme = {name: open_package(p).manifest.scheme for p in packages for name in [p.name]}
-    pairs = {
-        pair: db
-        for pair, db in agreement(drawn).items()
-        if by_scheme[pair[0]] == by_scheme[pair[1]]
-    }
-    print(f"\n| same scheme on two backends | lowest PSNR of {len(prompts)} prompts |\n|---|---|")
-    for (first_name, second_name), db in pairs.items():
-        print(f"| {first_name}, {second_name} | {min(db, SAME_DB):.1f} dB |")
+        print(figures.markdown(COLUMNS, rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(figures.markdown(COLUMNS, rows))
+    alike = lowest(drawn, {p.name: open_package(p).manifest.scheme for p in packages})
+    print(f"\n{figures.markdown(PAIRED, alike)}")
+    what = f"{len(prompts)} held-out prompts"
     if arguments.json:
-        named = {" ".join(pair): min(db, SAME_DB) for pair, db in pairs.items()}
-        arguments.json.write_text(json.dumps({"packages": rows, "pairs": named}, indent=1) + "\n")
+        figures.write(arguments.json, f"{WHAT}: {what}, against the first package.", COLUMNS, rows)
+    if arguments.agreement:
+        figures.write(arguments.agreement, f"{WHAT_PAIRED}: the lowest of {what}.", PAIRED, alike)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ CHECKPOINT = Path("artifacts/shapes-flash")
 PROMPT = "two red circles left of a blue square"
 SIGMAS = (1.0, 0.9, 0.75, 0.5)
 PICTURES = 8
+WHAT = (
+    "shapes-flash, one prompt: first picture with everything opened, then eight in one call; "
+    "ratios to diffusers in float32."
+)
+COLUMNS = (
+    figures.Column("package", ""),
+    figures.Column("first_ms", "first ms"),
+    figures.Column("step_ms", "step ms", 1),
+    figures.Column("batch_ms", "picture of a batch ms"),
+    figures.Column("ratio", "ratio", 2),
+    figures.Column("peak_rss_mb", "peak RSS MB"),
+    figures.Column("memory_ratio", "ratio", 2),
+)
 
 
 def measure_package(package: Path) -> dict[str, float]:
@@ -112,6 +126,21 @@ def _build(folder: Path) -> list[Path]:
     return [b.path for b in build(read_recipe(RECIPE), folder, ["onnx"], schemes)]
 
 
+def against(rows: Mapping[str, Mapping[str, float]], yardstick: str) -> list[figures.Row]:
+    """Rows of the table, with ratios to one of them."""
+    floor = rows[yardstick]
+    return [
+        {
+            "package": name,
+            **{key: row[key] for key in ("first_ms", "step_ms", "batch_ms") if key in row},
+            "ratio": row["batch_ms"] / floor["batch_ms"],
+            "peak_rss_mb": row["peak_rss_bytes"] / 1e6,
+            "memory_ratio": row["peak_rss_bytes"] / floor["peak_rss_bytes"],
+        }
+        for name, row in rows.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of packages and of diffusers.")
     parser.add_argument("packages", nargs="*", type=Path)
@@ -127,18 +156,10 @@ def main() -> None:
         packages = arguments.packages or _build(Path(place))
         rows = {"diffusers fp32": _in_process("diffusers", CHECKPOINT)}
         rows |= {p.name: _in_process("package", p) for p in packages}
-    floor = rows["diffusers fp32"]
-    columns = ("first_ms", "step_ms", "batch_ms")
-    print(
-        f"{'':<16} {'first ms':>9} {'step ms':>9} {'batch ms':>9} {'ratio':>6} {'peak MB':>8} ratio"
-    )
-    for name, row in rows.items():
-        times = " ".join(f"{row[c]:>9.1f}" if c in row else f"{'':>9}" for c in columns)
-        slower, larger = (row[c] / floor[c] for c in ("batch_ms", "peak_rss_bytes"))
-        megabytes = row["peak_rss_bytes"] / 1e6
-        print(f"{name:<16} {times} {slower:>6.2f} {megabytes:>8.0f} {larger:>5.2f}")
+    compared = against(rows, "diffusers fp32")
+    print(figures.markdown(COLUMNS, compared))
     if arguments.json:
-        figures.write(arguments.json, rows=rows)
+        figures.write(arguments.json, WHAT, COLUMNS, compared)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Our quantizer against the peers': bytes of the MMDiT's weights against what they cost.
 
-    python -m benchmarks.fidelity [--packages DIR ...] [--json FILE] [--plot FILE.png]
+    python -m benchmarks.fidelity [--packages DIR ...] [--json FILE] [--results FILE]
+                                  [--plot FILE.png]
 
 Everybody gets the same two graphs, conditioner and denoiser of shapes-flash in float32 (Core ML:
 fp16, the form that its users have), and the same calibration inputs: those of the recipe's

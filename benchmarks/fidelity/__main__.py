@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import figures
 from benchmarks.fidelity import coremltools_peer, nncf_peer, onnxruntime_peer
 from benchmarks.fidelity.drawing import Studio, losses
 from benchmarks.fidelity.graphs import constant_bytes, float_values, session
@@ -35,6 +36,15 @@ from exporter.runtime.package import open_package
 RECIPE = Path("recipes/shapes-flash.toml")
 PLAIN = {"onnx": "fp32", "openvino": "fp32", "coreml": "fp16"}
 OURS = "fourstep"
+WHAT = "Plans of shapes-flash against the quantizers of others, on the same two graphs."
+COLUMNS = (
+    figures.Column("weights", "weights of the MMDiT"),
+    figures.Column("bytes", "bytes"),
+    figures.Column("bits", "bits", 2),
+    figures.Column("latent_snr_db", "latent SNR dB", 1),
+    figures.Column("psnr_db", "PSNR dB", 1),
+    figures.Column("shapeeval", "ShapeEval", 3),
+)
 LOGGERS = (None, "nncf", "coremltools")
 MOST_NOTES, NOTE_LENGTH = 3, 150
 
@@ -212,12 +222,12 @@ def table(rows: Mapping[str, Row]) -> str:
         if "error" in row:
             lines.append(f"| {name} | | | | | | | {row['error']} |")
             continue
-        figures = [f"{row['bytes']:,}", f"{row['bits']:.2f}"]
+        cells = [f"{row['bytes']:,}", f"{row['bits']:.2f}"]
         for key, digits in (("latent_snr_db", 2), ("psnr_db", 2), ("shapeeval", 3)):
-            figures.append(f"{row[key]:.{digits}f} ± {row[f'{key}_se']:.{digits}f}")
+            cells.append(f"{row[key]:.{digits}f} ± {row[f'{key}_se']:.{digits}f}")
         seconds = f"{row['quantize_cpu_s']:.0f}" if "quantize_cpu_s" in row else ""
         lines.append(
-            f"| {name} | {' | '.join(figures)} | {seconds} | {'; '.join(row.get('notes', ()))} |"
+            f"| {name} | {' | '.join(cells)} | {seconds} | {'; '.join(row.get('notes', ()))} |"
         )
     return "\n".join(lines)
 
@@ -235,6 +245,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["*"], help="patterns of names of peers' rows")
     parser.add_argument("--packages", nargs="*", type=Path, default=[], help="packages of ours")
     parser.add_argument("--json", type=Path, help="keep rows here, and resume from them")
+    parser.add_argument("--results", type=Path, help="also write the figures here")
     parser.add_argument("--plot", type=Path, help="write a plot here (PNG)")
     arguments = parser.parse_args()
     settings = {"per_category": arguments.per_category, "snr_prompts": arguments.snr_prompts}
@@ -256,6 +267,9 @@ def main() -> None:
             if arguments.json:
                 _save(arguments.json, settings, rows)
     print(table(rows))
+    if arguments.results:
+        measured = [{"weights": n, **row} for n, row in rows.items() if "error" not in row]
+        figures.write(arguments.results, WHAT, COLUMNS, measured)
     if arguments.plot:
         plot(rows, arguments.plot)
 

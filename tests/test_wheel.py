@@ -1,0 +1,53 @@
+"""The wheel holds all that the package needs, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from email import message_from_bytes
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    """Built from a copy, because setuptools leaves folders where it builds; asks no index."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    bytecode = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "exporter", source / "exporter", ignore=bytecode)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    alone = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, *alone, "--wheel-dir", str(place), str(source)], check=True)
+    (file,) = place.glob("fourstep-*.whl")
+    return ZipFile(file)
+
+
+def test_the_wheel_has_every_file_of_the_exporter(wheel: ZipFile) -> None:
+    """Types, styles, prompts and schemas too."""
+    folder = ROOT / "exporter"
+    files = [f for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    expected = {file.relative_to(ROOT).as_posix() for file in files}
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == expected and "exporter/py.typed" in held
+
+
+def test_the_wheel_describes_itself(wheel: ZipFile) -> None:
+    (name,) = [n for n in wheel.namelist() if n.endswith(".dist-info/METADATA")]
+    told = message_from_bytes(wheel.read(name))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert told["Name"] == "fourstep" and told["License-Expression"] == "Apache-2.0"
+    assert str(told.get_payload()).strip().startswith(readme[:80])
+    assert {"build", "onnx", "openvino", "coreml", "report"} <= set(
+        told.get_all("Provides-Extra", [])
+    )
+    (points,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
+    assert b"fourstep = exporter.cli:main" in wheel.read(points)
+    assert Path(wheel.filename or "").name.endswith("-py3-none-any.whl")

@@ -628,13 +628,13 @@ def test_a_metric_of_the_users_own(packages: Path, tmp_path: Path) -> None:
     assert "Mean difference" in heads and "unquantized" in heads
 
 
-def test_the_readmes_metric_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's CLIP score, with a tiny CLIP of random weights on disk."""
+def test_the_documented_metric_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CLIP score of docs/report.md, with a tiny CLIP of random weights on disk."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.split("`clip_score.py` can be:\n\n")[1].split("\n\nor, with")[0]
-    (tmp_path / "mine.py").write_text("\n".join(line[4:] for line in block.splitlines()))
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    block = page.split("`clip_score.py` can be:\n\n```python\n")[1].split("```")[0]
+    (tmp_path / "mine.py").write_text(block)
     monkeypatch.chdir(tmp_path)
     sizes = {
         "hidden_size": 16,

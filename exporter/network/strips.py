@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIP_BYTES = 1 << 26  # of float32; measured on the full-size VAE (README: full size)
+STRIP_BYTES = 1 << 26  # of float32; measured on the full-size VAE: docs/full-size.md
 Strips = tuple[Tensor, ...]  # (1, C, h_i, W) each, from top to bottom
 
 

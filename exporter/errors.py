@@ -7,11 +7,35 @@ FourstepError          shown as one line; the exit code says whose turn it is
 
 from __future__ import annotations
 
+import re
+
+MOST_CHARACTERS = 2000  # of a message: a file may hold a name of any length
+# What a terminal acts on (control characters, changes of direction) or cannot write (surrogates).
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text from a file or a flag as it may be shown: on one line, its control characters escaped.
+
+    A terminal acts on such characters: a name in a package could clear the screen or set its title.
+    """
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class FourstepError(Exception):
-    """A failure whose message is complete: what is wrong, where, and what to do next."""
+    """A failure whose message is complete: what is wrong, where, and what to do next.
+
+    The message is made printable, and shortened where a file made it long.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        line = printable(" ".join(message.splitlines()))
+        shortened = len(line) > MOST_CHARACTERS
+        super().__init__(f"{line[:MOST_CHARACTERS]}..." if shortened else line)
 
 
 class InputError(FourstepError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import READ_AT_ONCE, Checkpoint, open_checkpoint
+from exporter.checkpoint.hub import patterns_of
 from exporter.errors import InputError
 from exporter.files.read import file_digest
-from exporter.network.assemble import cut_graphs
+from exporter.network.assemble import components_of, cut_graphs
 from exporter.program.run import run
-from exporter.program.trace import bind, trace
+from exporter.program.trace import trace
 from tests.conftest import SMALL, edit_json
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -106,6 +110,124 @@ def test_without_t5(tiny_copy: Path) -> None:
         cut_graphs(checkpoint, SMALL)
 
 
+@pytest.mark.parametrize("state", ["absent", "float8", "pickled", "damaged"])
+def test_components_that_are_not_asked_for_are_not_opened(
+    tiny_copy: Path, tiny: Checkpoint, state: str
+) -> None:
+    used = components_of(replace(SMALL, t5=False))
+    before = open_checkpoint(str(tiny.folder), used)
+    assert "text_encoder_3" not in before.components
+    weights = tiny_copy / "text_encoder_3" / "model.safetensors"
+    if state == "absent":
+        shutil.rmtree(weights.parent)
+    elif state == "float8":
+        save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, weights)
+    elif state == "damaged":
+        weights.write_bytes(b"not weights")
+        (weights.parent / "config.json").write_text("[]")
+    else:
+        weights.rename(weights.with_name("pytorch_model.bin"))
+    after = open_checkpoint(str(tiny_copy), used)
+    assert after.digest == before.digest != tiny.digest
+    cut_graphs(after, replace(SMALL, t5=False))
+
+
+def test_a_component_that_is_asked_for_must_be_there(tiny_copy: Path) -> None:
+    shutil.rmtree(tiny_copy / "text_encoder_3")
+    with pytest.raises(InputError, match=r"'text_encoder_3' .* is missing; set t5 = false"):
+        open_checkpoint(str(tiny_copy), components_of(SMALL))
+
+
+def test_weights_that_config_does_not_speak_of_are_refused(tiny_copy: Path) -> None:
+    """diffusers writes qk_norm; without it the norms were left out of the picture, silently."""
+    edit_json(tiny_copy / "transformer" / "config.json", qk_norm=None)
+    with pytest.raises(InputError, match=r"does not speak of: '.*norm_added_k.*' and \d+ more"):
+        cut_graphs(open_checkpoint(str(tiny_copy)), SMALL)
+
+
+def test_weights_that_change_no_picture_are_passed_over(tiny_copy: Path) -> None:
+    for component, name in (
+        ("text_encoder", "text_model.embeddings.position_ids"),
+        ("text_encoder", "logit_scale"),
+        ("text_encoder_3", "encoder.embed_tokens.weight"),
+        ("text_encoder_3", "decoder.block.0.layer.0.layer_norm.weight"),
+        ("text_encoder_3", "lm_head.weight"),
+    ):
+        file = tiny_copy / component / "model.safetensors"
+        save_file(load_file(file) | {name: torch.zeros(1)}, file)
+    file = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"encoder.more": torch.zeros(1)}, file)
+    checkpoint = open_checkpoint(str(tiny_copy))
+    cut_graphs(checkpoint, replace(SMALL, image_to_image=False))
+    with pytest.raises(InputError, match=r"does not speak of: 'encoder.more'; the picture"):
+        cut_graphs(checkpoint, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("component", "key", "value", "said"),
+    [
+        ("text_encoder", "num_attention_heads", 0, "a whole number from 1"),
+        ("text_encoder", "hidden_size", "32", "a whole number from 1"),
+        ("text_encoder", "num_attention_heads", 3, "hidden_size = 32 is no multiple of"),
+        ("text_encoder", "layer_norm_eps", True, "a number from 0 to 1 is expected"),
+        ("text_encoder_3", "num_layers", None, "key 'num_layers' is null"),
+        ("text_encoder_3", "relative_attention_num_buckets", 0, "a whole number from 4"),
+        ("transformer", "num_layers", 10**9, "a whole number from 1 to 256"),
+        ("transformer", "dual_attention_layers", 3, "a list of whole numbers"),
+        ("transformer", "patch_size", 2.0, "a whole number from 1"),
+        ("vae", "block_out_channels", "x", "a list of whole numbers"),
+        ("vae", "norm_num_groups", 7, "is no multiple of norm_num_groups = 7"),
+        ("vae", "scaling_factor", 0, "a number from 1e-06"),
+        ("vae", "latent_channels", 8, "transformer/config.json says in_channels = 16"),
+        ("vae", "mid_block_add_attention", 1, "true or false is expected"),
+    ],
+)
+def test_values_of_a_wrong_type_or_size(
+    tiny_copy: Path, component: str, key: str, value: object, said: str
+) -> None:
+    edit_json(tiny_copy / component / "config.json", **{key: value})
+    with pytest.raises(InputError, match=said) as caught:
+        cut_graphs(open_checkpoint(str(tiny_copy)), SMALL)
+    assert f"{component}/config.json: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (["diffusers"], "transformer: a list of library and class is expected"),
+        ("SD3Transformer2DModel", "a list of library and class is expected"),
+        (["diffusers", 7], "transformer is a 7; supported: SD3Transformer2DModel"),
+    ],
+)
+def test_entries_of_model_index(tiny_copy: Path, entry: object, said: str) -> None:
+    edit_json(tiny_copy / "model_index.json", transformer=entry)
+    refused(tiny_copy, said)
+
+
+def test_an_index_of_any_shape(tiny_copy: Path) -> None:
+    index = tiny_copy / "transformer" / "x.safetensors.index.json"
+    shapes: list[object] = [None, [], {}, {"a": 1}, {"a": None}]
+    for weights in shapes:
+        index.write_text(json.dumps({"weight_map": weights}))
+        refused(tiny_copy, "index.json: weight_map must be an object of tensors and files")
+    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    refused(tiny_copy, "a shard lies outside its folder")
+
+
+def test_which_weights_are_meant(tiny_copy: Path) -> None:
+    """The plain name wins over a variant; shards without their index are not taken for a set."""
+    file = tiny_copy / TRANSFORMER
+    half = file.with_name("diffusion_pytorch_model.fp16.safetensors")
+    shutil.copyfile(file, half)
+    assert open_checkpoint(str(tiny_copy)).component("transformer").files == (file,)
+    file.rename(file.with_name("other.safetensors"))
+    refused(tiny_copy, "several sets of weights: diffusion_pytorch_model.fp16.* keep one of them")
+    file.with_name("other.safetensors").unlink()
+    assert open_checkpoint(str(tiny_copy)).component("transformer").files == (half,)
+    half.rename(file.with_name("model-00001-of-00002.safetensors"))
+    refused(tiny_copy, r"and their index is missing; copy the file \*.safetensors.index.json too")
+
+
 def test_no_weights_at_all(tiny_copy: Path) -> None:
     (tiny_copy / TRANSFORMER).unlink()
     refused(tiny_copy, r"no \.safetensors file")
@@ -147,11 +269,12 @@ def test_unsupported_configurations(
 def test_weights_that_do_not_fit_the_configuration(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "transformer" / "config.json", joint_attention_dim=128)
     checkpoint = open_checkpoint(str(tiny_copy))
-    graph = next(g for g in cut_graphs(checkpoint, SMALL) if g.name == "conditioner")
+    with pytest.raises(InputError, match="d_model = 96; .* says joint_attention_dim = 128"):
+        cut_graphs(checkpoint, SMALL)
     with pytest.raises(
         InputError, match=r"context_embedder.weight' has shape \[96, 96\]; .* \[96, 128\]"
     ):
-        bind(trace(graph), Weights(checkpoint).shape)
+        cut_graphs(checkpoint, replace(SMALL, t5=False))
 
 
 def test_missing_tensor(tiny_copy: Path) -> None:
@@ -161,43 +284,107 @@ def test_missing_tensor(tiny_copy: Path) -> None:
     save_file(tensors, file)
     checkpoint = open_checkpoint(str(tiny_copy))
     with pytest.raises(InputError, match=r"tensor 'proj_out.weight' is missing"):
-        bind(trace(cut_graphs(checkpoint, SMALL)[4]), Weights(checkpoint).shape)
+        cut_graphs(checkpoint, SMALL)
 
 
-def test_a_hub_id_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+class Hub:
+    """Stands in for ``huggingface_hub.snapshot_download``: a cache, and a network that can fail."""
+
+    def __init__(self, cached: Path | None, network: Path | Exception) -> None:
+        self.cached, self.network = cached, network
+        self.asked: list[dict[str, object]] = []
+
+    def __call__(self, place: str, local_files_only: bool = False, **asked: object) -> str:
+        import huggingface_hub
+
+        self.asked.append(asked | {"local": local_files_only})
+        if local_files_only:
+            if self.cached is None:
+                raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+            return str(self.cached)
+        if isinstance(self.network, Exception):
+            raise self.network
+        return str(self.network)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path | None, Path | Exception], Hub]:
     import huggingface_hub
 
-    def snapshot(place: str, local_files_only: bool = False, **_: object) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+    def install(cached: Path | None, network: Path | Exception) -> Hub:
+        made = Hub(cached, network)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", made)
+        return made
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(InputError, match="the hub cannot be reached .* name its folder"):
-        open_checkpoint("nobody/nothing")
-
-
-def test_a_gated_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    class GatedRepoError(Exception):
-        pass
-
-    def snapshot(place: str, local_files_only: bool = False, **_: object) -> str:
-        raise GatedRepoError("403")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(InputError, match="gated; accept its licence there, then: hf auth login"):
-        open_checkpoint("stabilityai/stable-diffusion-3.5-medium")
+    return install
 
 
-def test_a_hub_id_in_the_cache(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    import huggingface_hub
+Install = Callable[[Path | None, Path | Exception], Hub]
 
-    def snapshot(place: str, local_files_only: bool = False, **_: object) -> str:
-        assert local_files_only
-        return str(tiny_folder)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("LocalEntryNotFoundError", "the hub cannot be reached .* name its folder"),
+        ("GatedRepoError", "gated; accept its licence there, then: hf auth login"),
+        ("RevisionNotFoundError", "has no revision 'v9'"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_fetched(hub: Install, name: str, said: str) -> None:
+    hub(None, type(name, (Exception,), {})("no"))
+    with pytest.raises(InputError, match=said):
+        open_checkpoint("nobody/nothing", revision="v9")
+
+
+def test_a_hub_id_in_the_cache_asks_no_network(hub: Install, tiny_folder: Path) -> None:
+    made = hub(tiny_folder, OSError("the network was asked"))
     assert open_checkpoint("someone/tiny").folder == tiny_folder
+    assert len(made.asked) == 1
+
+
+def test_a_cache_that_lacks_files_is_filled(
+    hub: Install, tiny_copy: Path, tiny_folder: Path
+) -> None:
+    (tiny_copy / TRANSFORMER).unlink()
+    made = hub(tiny_copy, tiny_folder)
+    assert open_checkpoint("someone/tiny", revision="v1").folder == tiny_folder
+    first, second = made.asked
+    assert first | {"local": False} == second
+    assert second["revision"] == "v1"
+
+
+def test_only_what_is_needed_is_fetched() -> None:
+    patterns = patterns_of(components_of(replace(SMALL, t5=False)))
+
+    def fetched(file: str) -> bool:
+        return any(fnmatchcase(file, pattern) for pattern in patterns)
+
+    for file in (
+        "model_index.json",
+        "LICENSE.md",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model-00001-of-00002.safetensors",
+        "tokenizer_2/merges.txt",
+        "tokenizer/tokenizer.json",
+    ):
+        assert fetched(file), file
+    for file in (
+        "sd3.5_medium.safetensors",
+        "text_encoders/clip_g.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_3/model-00001-of-00002.safetensors",
+        "tokenizer_3/tokenizer.json",
+        "vae/diffusion_pytorch_model.bin",
+        "README.md",
+    ):
+        assert not fetched(file), file
+
+
+def test_a_revision_is_of_a_hub_id(tiny_folder: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; a revision applies to hub ids"):
+        open_checkpoint(str(tiny_folder), revision="main")
 
 
 def test_a_file_that_vanishes_under_the_digest_is_an_error(

@@ -120,7 +120,7 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     mistake(fourstep("build", lost, "--out", out), "/nowhere", "no such folder")
     mistake(fourstep("build", recipe, "--out", "/proc/none"), "/proc/none")
     flash = ROOT / "recipes" / "sd3.5-flash.toml"
-    mistake(fourstep("build", flash, "--out", out), "./sd3.5-flash: no such folder; name one in")
+    mistake(fourstep("build", flash, "--out", out), "sd3.5-flash: no such folder; name one in")
     assert not out.exists()
 
 

@@ -27,7 +27,7 @@ from exporter.package.manifest import Schedule
 from exporter.package.measures import relative_error
 from exporter.program.program import Constant, Program
 from exporter.program.run import run
-from exporter.program.trace import bind, trace
+from exporter.program.trace import trace
 from exporter.quantize.program import QuantizedProgram, unquantized
 from tests.conftest import SHAPES, SIGMAS
 
@@ -56,10 +56,7 @@ def pipeline(folder: Path, dtype: torch.dtype) -> Any:
 @cache
 def programs(folder: Path, cut: Cut) -> dict[str, QuantizedProgram]:
     checkpoint = open_checkpoint(str(folder))
-    found = {g.name: unquantized(trace(g)) for g in cut_graphs(checkpoint, cut)}
-    for program in found.values():
-        bind(program, Weights(checkpoint).shape)
-    return found
+    return {g.name: unquantized(trace(g)) for g in cut_graphs(checkpoint, cut)}
 
 
 def encoders(pipe: Any, cut: Cut) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_prompts_of_the_recipe_count(shapes: Checkpoint, tmp_path: Path) -> None
     for prompts in (["a"], [f"{i} red stars" for i in range(200)]):
         file = tmp_path / "recipe.toml"
         file.write_text(
-            shipped.replace('prompts = "recipes/shapes-flash.prompts.txt"', f"prompts = {prompts}")
+            shipped.replace('prompts = "shapes-flash.prompts.txt"', f"prompts = {prompts}")
         )
         run = CliRunner().invoke(
             main, ["inspect", str(shapes.folder), "--recipe", str(file), "--json"]

@@ -173,3 +173,56 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
 def test_no_such_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such recipe"):
         read_recipe(tmp_path / "none.toml")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, home = tmp_path / "recipes", tmp_path / "home"
+    for place in (folder / "weights", home / "weights"):
+        place.mkdir(parents=True)
+    (folder / "a.plan.toml").write_text("[plan]\n")
+    (folder / "some.txt").write_text("a red star\n")
+    monkeypatch.chdir(home)
+    text = GOOD.replace('"somewhere"', '"weights"').replace('"int4"', '["int4", "a.plan.toml"]')
+    recipe = read_recipe(written(folder, text + '[calibration]\nprompts = "some.txt"\n'))
+    assert recipe.checkpoint == str(folder / "weights")
+    assert recipe.backend("onnx").schemes == ("int4", str(folder / "a.plan.toml"))
+    assert recipe.calibration.prompts == ("a red star",)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    found = read_recipe(written(folder, text.replace('"weights"', '"~/weights"')))
+    assert found.checkpoint == str(home / "weights")
+
+
+def test_a_path_from_the_working_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("recipes", "art/weights"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"relative to its folder: '\.\./art/weights' would be"):
+        read_recipe(written(Path("recipes"), GOOD.replace("somewhere", "art/weights")))
+
+
+def test_a_hub_id_stays_one(tmp_path: Path) -> None:
+    text = GOOD.replace('"somewhere"', '"someone/some-model"\nrevision = "v2"')
+    recipe = read_recipe(written(tmp_path, text))
+    assert (recipe.checkpoint, recipe.revision) == ("someone/some-model", "v2")
+    assert read_recipe(written(tmp_path, GOOD)).digest("onnx") == recipe.digest("onnx")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"somewhere"', '"C:\\models"', "write a path of Windows in single quotes"),
+        ("width_px = 128", "width_px = 1" + "0" * 30, "a number of 100 bits"),
+        ("0.5", "nan", "nan is not a number"),
+        ("[1.0, 0.5, 0.0]", "[" * 5000, "nested more than 64 deep"),
+        ("[1.0, 0.5, 0.0]", "[" * 70 + "]" * 70, "nested more than 64 deep"),
+        ('"int4"', '"int4"\ngroup_size = [64]', "unknown group size"),
+        ('"int4"', '"int4"\n[[weights.override]]\nformat = []', "unknown format"),
+    ],
+)
+def test_hostile_toml(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        read_recipe(written(tmp_path, GOOD.replace(old, new)))
+    assert str(caught.value).startswith(f"{tmp_path / 'recipe.toml'}: ")

@@ -17,7 +17,7 @@ from exporter.drawing.text import Encode, PromptCut, load_tokenizer
 from exporter.errors import CheckFailed, InputError
 from exporter.package.manifest import Port, Tokenizer
 from exporter.program.program import Program
-from tests.conftest import SHAPES
+from tests.conftest import SHAPES, edit_json
 
 PROMPTS = [
     "two red circles left of a blue square",
@@ -100,3 +100,36 @@ def test_damaged_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(CheckFailed, match="not a tokenizer"):
         load_tokenizer(tmp_path, Tokenizer("t.json", 77, 0), "clip_l")
+
+
+def test_ids_beyond_the_embedding_are_refused(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "text_encoder" / "config.json", vocab_size=5)
+    with pytest.raises(InputError, match=r"tokenizer: has ids up to \d+, and .* has 5 rows; copy"):
+        tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("merges.txt", "#version: 0.2\na b\nword\n", "merges.txt, line 3: two tokens"),
+        ("vocab.json", '{"a": -1}', "vocab.json: ids from 0"),
+        ("vocab.json", '{"a": 1}', "vocab.json: token '<|startoftext|>' is missing"),
+        ("vocab.json", "[]", "vocab.json: a JSON object is expected"),
+        ("vocab.json", "[" * 100_000, "vocab.json: not valid JSON: nested more than 64 deep"),
+        ("vocab.json", '{"a": "\\ud800"}', "vocab.json: not valid JSON: .* half of a surrogate"),
+    ],
+)
+def test_damaged_vocabularies(tmp_path: Path, file: str, text: str, said: str) -> None:
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copyfile(SHAPES / "tokenizer" / name, tmp_path / name)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=said):
+        clip_tokenizer(tmp_path)
+
+
+def test_a_prompt_that_is_no_text(shapes: Checkpoint, tmp_path: Path) -> None:
+    encode = packaged(shapes, "clip_l", tmp_path)
+    with pytest.raises(InputError, match=r"prompt 'caf\\udce9': is not UTF-8 text"):
+        encode("caf\udce9")
+    with pytest.raises(InputError, match="a prompt of 200000 characters: at most 100000"):
+        encode("ab" * 100_000)

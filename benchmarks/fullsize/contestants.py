@@ -112,7 +112,7 @@ format = "int4"
     file = folder / f"fourstep-{model.px}px-{model.steps}.toml"
     file.write_text(
         f"""[model]
-checkpoint = "{model.checkpoint}"
+checkpoint = "{model.checkpoint.absolute()}"
 [schedule]
 sigmas = {list(model.sigmas)}
 [image]

@@ -20,11 +20,11 @@ from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint, open_checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.drawing.loop import ENCODERS
-from exporter.network.assemble import cut_graphs
+from exporter.network.assemble import components_of, cut_graphs
 from exporter.network.cut import Cut
 from exporter.package.manifest import Schedule
 from exporter.program.program import Program
-from exporter.program.trace import bind, trace
+from exporter.program.trace import trace
 from exporter.progress import Progress
 from exporter.quantize.formats import FORMATS
 from exporter.quantize.program import Methods, QuantizedProgram, quantize, unquantized
@@ -100,7 +100,7 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
     """The first stops: checkpoint, graphs, trace. Raises InputError."""
     # Checkpoint: headers only; a weight is read when a stage below asks for it. What identifies the
     # files is computed beside the stages.
-    checkpoint = open_checkpoint(recipe.checkpoint)
+    checkpoint = open_checkpoint(recipe.checkpoint, components_of(recipe.cut), recipe.revision)
     checkpoint.begin_digest()
     weights = Weights(checkpoint, keep_bytes=keep_bytes)
 
@@ -109,7 +109,6 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
     for graph in cut_graphs(checkpoint, recipe.cut):
         progress(f"trace {graph.name}")
         programs[graph.name] = trace(graph)
-        bind(programs[graph.name], weights.shape)
     tokenizers = tokenizer_files(checkpoint, token_counts(programs))
     return Model(recipe, checkpoint, programs, tokenizers, weights)
 
@@ -140,8 +139,4 @@ def calibrate(
 
 def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
     """Every graph, without reading a weight; raises InputError."""
-    weights, programs = Weights(checkpoint), {}
-    for graph in cut_graphs(checkpoint, cut):
-        programs[graph.name] = trace(graph)
-        bind(programs[graph.name], weights.shape)
-    return programs
+    return {graph.name: trace(graph) for graph in cut_graphs(checkpoint, cut)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from exporter.checkpoint.hub import from_hub
 from exporter.errors import InputError, known
 from exporter.files.read import file_digest, read_json
+from exporter.files.tensors import TensorInfo, opened, read_header
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ_AT_ONCE = 2  # files, for the digest
+MOST = 1 << 20  # of a width or a count in config.json
 COMPONENTS = {
     "transformer": "SD3Transformer2DModel",
     "text_encoder": "CLIPTextModelWithProjection",
@@ -33,15 +37,6 @@ COMPONENTS = {
     "text_encoder_3": "T5EncoderModel",
     "vae": "AutoencoderKL",
 }
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one stored tensor lies: file, shape and dtype (``F32``, ``F16`` or ``BF16``)."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,37 @@ class Component:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
 
-    def setting(self, key: str, default: Any = None) -> Any:
-        """A value of ``config.json``; without a default the key must be there."""
-        if key in self.config:
-            return self.config[key]
-        if default is None:
-            raise InputError(f"{self.folder / 'config.json'}: key '{key}' is missing")
-        return default
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = MOST) -> int:
+        """A whole number of ``config.json``; without a default the key must be there."""
+        value = self._value(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self._refused(key, value, f"a whole number from {low} to {high}")
+        return value
+
+    def number(
+        self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e6
+    ) -> float:
+        """A number of ``config.json``; without a default the key must be there."""
+        value = self._value(key, default)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self._refused(key, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if type(value) is not bool:
+            raise self._refused(key, value, "true or false")
+        return value
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of whole numbers of ``config.json``; empty when the key is missing or null."""
+        value = self.config.get(key) or []
+        if not isinstance(value, list) or not all(
+            type(v) is int and low <= v <= high for v in value
+        ):
+            raise self._refused(key, value, f"a list of whole numbers from {low} to {high}")
+        return tuple(value)
 
     def require(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
         """A value of ``config.json`` that must be one of those the graphs can express."""
@@ -71,6 +90,25 @@ class Component:
                 f"supported: {', '.join(repr(a) for a in allowed)}"
             )
         return value
+
+    def require_divisible(self, key: str, value: int, by: str, divisor: int) -> None:
+        """Raise InputError unless one value of ``config.json`` is a multiple of another."""
+        if value % divisor:
+            raise InputError(
+                f"{self.folder / 'config.json'}: {key} = {value} is no multiple of {by} = {divisor}"
+            )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.config.get(key, default)
+        if value is None:
+            found = "is null" if key in self.config else "is missing"
+            raise InputError(f"{self.folder / 'config.json'}: key '{key}' {found}")
+        return value
+
+    def _refused(self, key: str, value: object, expected: str) -> InputError:
+        return InputError(
+            f"{self.folder / 'config.json'}: {key} = {value!r}: {expected} is expected"
+        )
 
     def info(self, tensor: str) -> TensorInfo:
         """Look a tensor up by name; raises InputError when the component lacks it."""
@@ -87,7 +125,7 @@ class Component:
         ``rows`` serves tables (1, rows, channels) of which a part is enough.
         """
         info = self.info(tensor)
-        with safe_open(info.file, framework="pt") as file:
+        with opened(info.file, "pt") as file:
             if rows is None:
                 return file.get_tensor(tensor)  # type: ignore[no-any-return]
             return file.get_slice(tensor)[:, rows]  # type: ignore[no-any-return]
@@ -95,7 +133,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A diffusers layout Stable Diffusion 3.5 checkpoint on disk."""
+    """A diffusers layout Stable Diffusion 3.5 checkpoint on disk; the components that are used."""
 
     folder: Path
     components: Mapping[str, Component] = field(repr=False)
@@ -164,14 +202,23 @@ def _begin(work: Sequence[tuple[Callable[[], str], Future[str]]]) -> None:
         threading.Thread(target=run, daemon=True).start()
 
 
-def open_checkpoint(place: str) -> Checkpoint:
+def open_checkpoint(
+    place: str, components: Sequence[str] = (), revision: str | None = None
+) -> Checkpoint:
     """Open a checkpoint folder, or a hub id whose files are fetched into the hub's cache.
 
     Reads headers and configurations only. Raises InputError for whatever a user can mend.
+
+    Args:
+        components: those that are used, which must be there; others are neither opened nor part of
+            the digest. Without any: all that are there, and all but T5 must be.
+        revision: of a hub id.
     """
     folder = Path(place)
     if not folder.exists():
-        folder = from_hub(place)
+        folder = from_hub(place, components or tuple(COMPONENTS), revision)
+    elif revision is not None:
+        raise InputError(f"checkpoint {place}: is a folder; a revision applies to hub ids")
     if not folder.is_dir():
         raise InputError(f"checkpoint {place}: not a folder; name a diffusers layout folder")
     if not (folder / "model_index.json").is_file():
@@ -185,51 +232,62 @@ def open_checkpoint(place: str) -> Checkpoint:
             f"{folder / 'model_index.json'}: pipeline class {index.get('_class_name')!r} is not "
             "supported; supported: 'StableDiffusion3Pipeline'"
         )
-    parts = {
-        name: _open_component(folder / name, name, index)
-        for name in COMPONENTS
-        if (folder / name).is_dir()
-    }
-    checkpoint = Checkpoint(folder, parts)
-    for name in COMPONENTS:
-        if name != "text_encoder_3":
-            checkpoint.component(name)
+    needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
+    there = [name for name in components or COMPONENTS if (folder / name).is_dir()]
+    checkpoint = Checkpoint(folder, {name: _open_component(folder, name, index) for name in there})
+    for name in needed:
+        checkpoint.component(name)
     return checkpoint
 
 
-def _open_component(folder: Path, name: str, index: Mapping[str, Any]) -> Component:
+def _open_component(checkpoint: Path, name: str, index: Mapping[str, Any]) -> Component:
+    folder = checkpoint / name
+    _check_class(checkpoint / "model_index.json", name, index.get(name))
     config = read_json(folder / "config.json")
-    declared = index.get(name) or [None, COMPONENTS[name]]
-    if declared[1] != COMPONENTS[name]:
-        raise InputError(
-            f"{folder.parent / 'model_index.json'}: {name} is a {declared[1]}; "
-            f"supported: {COMPONENTS[name]}"
-        )
     files = _weight_files(folder)
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        tensors.update(_read_header(file))
+        tensors.update(read_header(file))
+    for key, info in tensors.items():
+        if info.dtype not in DTYPES and not key.endswith("position_ids"):
+            raise InputError(f"{info.file}: tensor '{key}': {known('dtype', info.dtype, DTYPES)}")
     return Component(name, folder, config, tensors, files)
 
 
+def _check_class(file: Path, name: str, declared: object) -> None:
+    """``model_index.json`` names a library and a class for each component, or null for none."""
+    if declared is None or declared == [None, None]:
+        return
+    if not isinstance(declared, list) or len(declared) != 2:
+        raise InputError(f"{file}: {name}: a list of library and class is expected")
+    if declared[1] != COMPONENTS[name]:
+        raise InputError(f"{file}: {name} is a {declared[1]}; supported: {COMPONENTS[name]}")
+
+
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors of a component: the shards of an index, or the one file."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        missing = [s for s in shards if not (folder / s).is_file()]
-        if missing or not shards:
-            raise InputError(f"{index}: shard {missing[0] if missing else '(none)'} is missing")
-        if any(Path(s).name != s for s in shards):
-            raise InputError(f"{index}: a shard lies outside its folder")
-        return tuple(folder / s for s in shards)
-    singles = sorted(folder.glob("*.safetensors"))
-    preferred = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-    chosen = [f for f in singles if f.name in preferred] or singles
-    if len(chosen) == 1:
-        return (chosen[0],)
-    if len(chosen) > 1:
-        names = ", ".join(f.name for f in chosen)
-        raise InputError(f"{folder}: several weight files and no index: {names}; keep one")
+    """The safetensors of a component: the shards of an index, or the one file.
+
+    A plain name wins over one with a variant (``model.fp16.safetensors``).
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    variants = sorted(folder.glob("*.safetensors.index.*.json"))
+    singles = [f for f in sorted(folder.glob("*.safetensors")) if not SHARD.search(f.name)]
+    plain = [f for f in singles if f.name in PLAIN]
+    if indices:
+        return _shards(indices[0])
+    if len(plain) == 1:
+        return (plain[0],)
+    if len(singles) + len(variants) == 1:
+        return (singles[0],) if singles else _shards(variants[0])
+    if singles or variants:
+        names = ", ".join(f.name for f in (*singles, *variants))
+        raise InputError(f"{folder}: several sets of weights: {names}; keep one of them")
+    shards = sorted(f.name for f in folder.glob("*.safetensors"))
+    if shards:
+        raise InputError(
+            f"{folder}: {shards[0]} is one of several shards, and their index is missing; copy "
+            "the file *.safetensors.index.json too"
+        )
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if pickles:
         raise InputError(
@@ -239,17 +297,16 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     raise InputError(f"{folder}: no .safetensors file")
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
-            infos = {
-                key: TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
-                for key, part in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
-    for key, info in infos.items():
-        if info.dtype not in DTYPES and "position_ids" not in key:
-            raise InputError(f"{file}: tensor '{key}': {known('dtype', info.dtype, DTYPES)}")
-    return infos
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index lists, which lie beside it."""
+    listed = read_json(index).get("weight_map")
+    names = list(listed.values()) if isinstance(listed, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{index}: weight_map must be an object of tensors and files")
+    shards = sorted(set(names))
+    if any(Path(s).name != s for s in shards):
+        raise InputError(f"{index}: a shard lies outside its folder")
+    missing = [s for s in shards if not (index.parent / s).is_file()]
+    if missing:
+        raise InputError(f"{index}: shard {missing[0]} is missing")
+    return tuple(index.parent / s for s in shards)

@@ -13,11 +13,18 @@ from tokenizers import Tokenizer as Tokens
 from exporter.checkpoint.folder import Checkpoint
 from exporter.drawing.text import Encode, prompt_encoder
 from exporter.errors import InputError
-from exporter.files.read import read_json
+from exporter.files.read import panics_as, read_json, read_text
+from exporter.files.tokens import parse_tokenizer
 from exporter.package.manifest import Tokenizer
 
-FOLDERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
+# Of each text encoder: the folders of its tokenizer and of its weights.
+FOLDERS = {
+    "clip_l": ("tokenizer", "text_encoder"),
+    "clip_g": ("tokenizer_2", "text_encoder_2"),
+    "t5": ("tokenizer_3", "text_encoder_3"),
+}
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+MOST_IDS = 1 << 22
 # Contractions, runs of letters, single digits, runs of anything else (Radford et al. 2021).
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -31,13 +38,14 @@ class TokenizerFile:
 
     def encoder(self, name: str) -> Encode:
         """A function from a prompt to the ids of the text encoder ``name``."""
-        return prompt_encoder(Tokens.from_str(self.text), self.entry, name)
+        return prompt_encoder(parse_tokenizer(self.text, self.entry.path), self.entry, name)
 
 
 def tokenizer_files(checkpoint: Checkpoint, tokens: Mapping[str, int]) -> dict[str, TokenizerFile]:
     """The tokenizer of each text encoder in ``tokens``, for as many tokens as that says.
 
-    Raises InputError when a tokenizer's files are missing or damaged.
+    Raises InputError when a tokenizer's files are missing or damaged, or when it gives ids that the
+    encoder's embedding has no row for.
     """
     return {
         name: _tokenizer_file(checkpoint, name, tokens[name]) for name in FOLDERS if name in tokens
@@ -45,24 +53,29 @@ def tokenizer_files(checkpoint: Checkpoint, tokens: Mapping[str, int]) -> dict[s
 
 
 def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> TokenizerFile:
-    folder = checkpoint.tokenizer_folder(FOLDERS[name])
+    tokenizer, encoder = FOLDERS[name]
+    folder = checkpoint.tokenizer_folder(tokenizer)
     ready = folder / "tokenizer.json"
     if ready.is_file():
-        text = ready.read_text(encoding="utf-8")
+        text = read_text(ready)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         text = clip_tokenizer(folder).to_str(pretty=True) + "\n"
     else:
         raise InputError(
             f"{folder}: no tokenizer.json; load the tokenizer with transformers and save_pretrained"
         )
-    try:
-        parsed = Tokens.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{ready}: not a tokenizer: {error}") from None
+    parsed = parse_tokenizer(text, ready)
     pad = _pad_token(folder)
     pad_id = parsed.token_to_id(pad)
     if pad_id is None:
         raise InputError(f"{folder}: pad token {pad!r} is not in the vocabulary")
+    largest = max([*parsed.get_vocab().values(), *parsed.encode("").ids])
+    rows = checkpoint.component(encoder).integer("vocab_size")
+    if largest >= rows:
+        raise InputError(
+            f"{folder}: has ids up to {largest}, and the embedding of "
+            f"{checkpoint.folder / encoder} has {rows} rows; copy the tokenizer that belongs to it"
+        )
     return TokenizerFile(text, Tokenizer(f"tokenizer/{name}.json", tokens, pad_id))
 
 
@@ -72,9 +85,29 @@ def clip_tokenizer(folder: Path) -> Tokens:
     The padding token is special, in a prompt too: SD3's second tokenizer pads with "!".
     """
     vocabulary = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split() for line in lines if line and not line.startswith("#version")]
-    merges = [(pair[0], pair[1]) for pair in pairs]
+    if not all(type(v) is int and 0 <= v < MOST_IDS for v in vocabulary.values()):
+        raise InputError(f"{folder / 'vocab.json'}: ids from 0 to {MOST_IDS - 1} are expected")
+    for token in (CLIP_START, CLIP_END):
+        if token not in vocabulary:
+            raise InputError(f"{folder / 'vocab.json'}: token {token!r} is missing")
+    merges = _merges(folder / "merges.txt")
+    with panics_as(lambda said: InputError(f"{folder / 'merges.txt'}: not a vocabulary's: {said}")):
+        return _clip_tokens(vocabulary, merges, _pad_token(folder))
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    """The pairs of ``merges.txt``, one in a line, most frequent first."""
+    merges = []
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if line.strip() and not line.startswith("#version"):
+            pair = line.split()
+            if len(pair) != 2:
+                raise InputError(f"{file}, line {number}: two tokens are expected, as in 'a b'")
+            merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _clip_tokens(vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> Tokens:
     tokens = Tokens(
         models.BPE(
             vocabulary,
@@ -94,7 +127,7 @@ def clip_tokenizer(folder: Path) -> Tokens:
         ]
     )
     tokens.decoder = decoders.ByteLevel()
-    tokens.add_special_tokens([CLIP_START, CLIP_END, _pad_token(folder)])
+    tokens.add_special_tokens([CLIP_START, CLIP_END, pad])
     start, end = vocabulary[CLIP_START], vocabulary[CLIP_END]
     tokens.post_processor = processors.RobertaProcessing(
         (CLIP_END, end), (CLIP_START, start), trim_offsets=False, add_prefix_space=False

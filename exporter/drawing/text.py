@@ -9,36 +9,46 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as Tokens
 
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, InputError
+from exporter.files.read import is_text, panics_as
+from exporter.files.tokens import read_tokenizer
 from exporter.package.manifest import Tokenizer
 
 Encode = Callable[[str], np.ndarray]
+MOST_CHARACTERS = 100_000  # of a prompt, of which encoders read 77 to 512 tokens
 
 
 class PromptCut(UserWarning):
     """A prompt is longer than an encoder reads; the message names what is not read."""
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise InputError for a prompt that is no text or longer than any encoder could read."""
+    if not is_text(prompt):
+        raise InputError(f"prompt {prompt[:40]!r}: is not UTF-8 text")
+    if len(prompt) > MOST_CHARACTERS:
+        raise InputError(f"a prompt of {len(prompt)} characters: at most {MOST_CHARACTERS}")
+
+
 def load_tokenizer(folder: Path, entry: Tokenizer, name: str) -> Encode:
     """``prompt_encoder`` of a package's file; raises CheckFailed when it cannot be read."""
-    try:
-        tokens = Tokens.from_file(str(folder / entry.path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckFailed(f"{folder / entry.path}: not a tokenizer: {error}") from None
-    return prompt_encoder(tokens, entry, name)
+    return prompt_encoder(read_tokenizer(folder / entry.path, CheckFailed), entry, name)
 
 
 def prompt_encoder(tokens: Tokens, entry: Tokenizer, name: str) -> Encode:
     """A function from a prompt to ids (1, tokens) int32 for the text encoder ``name``.
 
     Ids end with the tokenizer's closing token; a longer prompt loses its tail, and the closing
-    token stays. Warns PromptCut then.
+    token stays. Warns PromptCut then. Raises InputError for a prompt that is no text, or that the
+    tokenizer cannot take.
     """
     tokens.no_padding()
     tokens.no_truncation()
 
     def encode(prompt: str) -> np.ndarray:
-        encoded = tokens.encode(prompt)
+        check_prompt(prompt)
+        with panics_as(lambda said: InputError(f"{name}: the prompt cannot be encoded: {said}")):
+            encoded = tokens.encode(prompt)
         ids: list[int] = encoded.ids
         if len(ids) > entry.tokens:
             lost = prompt[encoded.offsets[entry.tokens - 1][0] :]

@@ -1,13 +1,29 @@
-"""Reading files: digests, and JSON with an error that names the file."""
+"""Reading files that others wrote: text, JSON and TOML within limits, and digests.
+
+Whatever is wrong with such a file ends as one error of the project that names it. Siblings read
+safetensors (``tensors``), pictures (``pictures``) and tokenizers (``tokens``); tests/test_house.py
+holds that nothing else in the package reads any of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from exporter.errors import InputError
+from exporter.errors import FourstepError, InputError
+
+MOST_TEXT_BYTES = 64 << 20  # tokenizers are the largest texts: 2 to 20 MB
+MOST_DEPTH = 64  # of objects and arrays in each other; a tokenizer's are 6 deep
+MOST_NUMBER = 1 << 64  # of a whole number: seeds and sizes are less
+SURROGATES = range(0xD800, 0xE000)
+
+T = TypeVar("T")
+Failure = Callable[[str], FourstepError]
 
 
 def file_digest(file: Path) -> str:
@@ -16,14 +32,122 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError naming the file and the line."""
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line; for an OSError without the file's name, which is said."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(said).split())
+
+
+def read_text(file: Path, failure: Failure = InputError, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """A file's text, which must be UTF-8; raises ``failure`` naming the file.
+
+    A byte order mark, which some editors of Windows write, is left out.
+    """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+        with file.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise failure(f"{file}: is larger than {most_bytes / 1e6:,.0f} MB")
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise failure(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the path
+        raise failure(f"{file}: cannot be read: {reason_of(error)}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, where: object, failure: Failure = InputError) -> Any:
+    """A JSON value whose numbers, strings and nesting are within limits; raises ``failure``."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        _check(value)
+    except RecursionError:
+        raise failure(f"{where}: not valid JSON: nested more than {MOST_DEPTH} deep") from None
     except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: a JSON object is expected")
+        raise failure(f"{where}: not valid JSON: {error}") from None
     return value
+
+
+def read_json(file: Path, failure: Failure = InputError) -> dict[str, Any]:
+    """A JSON object; raises ``failure`` naming the file and the line."""
+    value = parse_json(read_text(file, failure), file, failure)
+    if not isinstance(value, dict):
+        raise failure(f"{file}: a JSON object is expected")
+    return value
+
+
+def convert(raw: Any, kind: type[T], where: object, failure: Failure = InputError) -> T:
+    """A record (a dataclass) from parsed JSON; raises ``failure`` for keys or types it has not.
+
+    Keys that the record does not know are passed over.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise failure(f"{where}: {reason_of(error)}") from None
+
+
+def parse_toml(text: str, where: object) -> dict[str, Any]:
+    """TOML tables whose numbers, strings and nesting are within limits; raises InputError."""
+    try:
+        value = tomllib.loads(text)
+        _check(value)
+    except RecursionError:
+        raise InputError(f"{where}: not valid TOML: nested more than {MOST_DEPTH} deep") from None
+    except ValueError as error:
+        hint = "; write a path of Windows in single quotes: 'C:\\folder'" if "\\" in text else ""
+        told = hint if "escape" in str(error) or "hex" in str(error) else ""
+        raise InputError(f"{where}: not valid TOML: {error}{told}") from None
+    return value
+
+
+@contextmanager
+def panics_as(failure: Callable[[str], Exception]) -> Iterator[None]:
+    """What a library raises inside, its panics too, becomes ``failure`` of what it said.
+
+    Libraries written in Rust raise PanicException for their own defects, which a hostile file can
+    reach; it is no Exception, so that ``except Exception`` would let it through.
+    """
+    try:
+        yield
+    except (FourstepError, MemoryError):
+        raise
+    except Exception as error:
+        raise failure(reason_of(error)) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise failure(f"the library gave up: {reason_of(error)}") from None
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8: whether it is free of lone surrogates."""
+    return value.isascii() or not any(ord(character) in SURROGATES for character in value)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _check(value: object) -> None:
+    """Raise ValueError for what no file of ours holds, and what others' readers stumble over."""
+    level, depth = [value], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested more than {MOST_DEPTH} deep")
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                below += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str):
+                if not is_text(item):
+                    raise ValueError(f"{item[:40]!r} holds half of a surrogate pair")
+            elif isinstance(item, int) and abs(item) > MOST_NUMBER:
+                raise ValueError(f"a number of {item.bit_length()} bits")
+            elif isinstance(item, float) and not abs(item) < float("inf"):
+                raise ValueError(f"{item} is not a number")
+        level, depth = below, depth + 1

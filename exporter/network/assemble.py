@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 from exporter.checkpoint.folder import Checkpoint
+from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
+
+# Tensors that no graph reads and that change no picture: tables of positions, CLIP's temperature,
+# copies of T5's embedding, the decoder of a whole T5.
+UNUSED = {
+    "text_encoder": ("*position_ids", "logit_scale"),
+    "text_encoder_2": ("*position_ids", "logit_scale"),
+    "text_encoder_3": ("encoder.embed_tokens.weight", "decoder.*", "lm_head.weight"),
+}
+
+
+def components_of(cut: Cut) -> tuple[str, ...]:
+    """The folders of a checkpoint that this cut needs."""
+    t5 = ("text_encoder_3",) if cut.t5 else ()
+    return ("transformer", "text_encoder", "text_encoder_2", *t5, "vae")
 
 
 def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
     """Every graph that this cut needs, in the order in which the runtime runs them.
 
-    Raises InputError when the checkpoint's configuration cannot be expressed.
+    Raises InputError when the checkpoint's configuration cannot be expressed, or its weights are
+    not those that it describes.
     """
     from exporter.network import clip, conditioner, denoiser, t5, vae
 
@@ -23,11 +42,64 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
     ]
     if cut.t5:
         config = t5.read_config(checkpoint.component("text_encoder_3"))
+        _require_equal("text_encoder_3", "d_model", config.width,
+                       "joint_attention_dim", transformer.context_width)  # fmt: skip
         graphs.append(t5.cut(config, cut.t5_tokens))
     graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
     graphs.append(denoiser.cut(transformer, cut))
     autoencoder = vae.read_config(checkpoint.component("vae"))
+    _require_equal("vae", "latent_channels", autoencoder.latent_channels,
+                   "in_channels", transformer.channels)  # fmt: skip
     graphs.append(vae.cut_decoder(autoencoder, cut))
     if cut.image_to_image:
         graphs.append(vae.cut_encoder(autoencoder, cut))
+    _check_shapes(checkpoint, graphs)
+    _refuse_unread(checkpoint, graphs, cut)
     return tuple(graphs)
+
+
+def _require_equal(component: str, key: str, value: int, other: str, expected: int) -> None:
+    if value != expected:
+        raise InputError(
+            f"{component}/config.json: {key} = {value}; "
+            f"transformer/config.json says {other} = {expected}"
+        )
+
+
+def _check_shapes(checkpoint: Checkpoint, graphs: Iterable[Graph]) -> None:
+    """Check every parameter's shape against the checkpoint; raises InputError."""
+    for graph in graphs:
+        component = checkpoint.component(graph.component)
+        for name, parameter in graph.module.named_parameters():
+            expected, found = tuple(parameter.shape), component.info(name).shape
+            if name in graph.derived:
+                expected = graph.derived[name].stored_shape(expected)
+            if found != expected:
+                raise InputError(
+                    f"{component.folder}: tensor '{name}' has shape {list(found)}; "
+                    f"config.json implies {list(expected)}"
+                )
+
+
+def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) -> None:
+    """Raise InputError for tensors that no graph reads: what they do would be left out silently."""
+    read: dict[str, set[str]] = {}
+    for graph in graphs:
+        parameters = graph.module.named_parameters()
+        read.setdefault(graph.component, set()).update(name for name, _ in parameters)
+    for component, names in read.items():
+        unused = UNUSED.get(component, ())
+        if component == "vae" and not cut.image_to_image:
+            unused = ("encoder.*",)
+        left = [
+            name
+            for name in checkpoint.component(component).tensors
+            if name not in names and not any(fnmatchcase(name, pattern) for pattern in unused)
+        ]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise InputError(
+                f"{checkpoint.component(component).folder}: the weights hold tensors that "
+                f"config.json does not speak of: '{min(left)}'{more}; the picture would be wrong "
+                "without them: copy config.json again from where the weights are from"
+            )

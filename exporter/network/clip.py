@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from exporter.checkpoint.folder import Component
 from exporter.network.graph import Graph
-from exporter.network.layers import attend, constant, constants_of
+from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, attend, constant, constants_of
 from exporter.package.manifest import Port
 
 MASKED = -1e9  # finite, so that no backend meets inf; exp underflows to 0 all the same
@@ -38,18 +38,20 @@ class ClipConfig:
 
 def read_config(component: Component) -> ClipConfig:
     """Read and check ``config.json``; raises InputError for what the graph cannot express."""
-    return ClipConfig(
-        hidden=component.setting("hidden_size"),
-        intermediate=component.setting("intermediate_size"),
-        layers=component.setting("num_hidden_layers"),
-        heads=component.setting("num_attention_heads"),
+    config = ClipConfig(
+        hidden=component.integer("hidden_size", high=MOST_WIDTH),
+        intermediate=component.integer("intermediate_size", high=MOST_WIDTH),
+        layers=component.integer("num_hidden_layers", high=MOST_LAYERS),
+        heads=component.integer("num_attention_heads"),
         activation=component.require("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
-        projection=component.setting("projection_dim", 512),
+        projection=component.integer("projection_dim", 512, high=MOST_WIDTH),
         tokens=component.require("max_position_embeddings", (77,), 77),
-        vocabulary=component.setting("vocab_size"),
-        eos_id=component.setting("eos_token_id", 49407),
-        eps=component.setting("layer_norm_eps", 1e-5),
+        vocabulary=component.integer("vocab_size"),
+        eos_id=component.integer("eos_token_id", 49407, low=0),
+        eps=component.number("layer_norm_eps", 1e-5, high=1.0),
     )
+    component.require_divisible("hidden_size", config.hidden, "num_attention_heads", config.heads)
+    return config
 
 
 class Attention(nn.Module):

@@ -26,7 +26,16 @@ from exporter.checkpoint.folder import Component
 from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.network.graph import Crop, Graph
-from exporter.network.layers import CLIP_TOKENS, VAE_SCALE, RMSNorm, attend, constant, constants_of
+from exporter.network.layers import (
+    CLIP_TOKENS,
+    MOST_LAYERS,
+    MOST_WIDTH,
+    VAE_SCALE,
+    RMSNorm,
+    attend,
+    constant,
+    constants_of,
+)
 from exporter.package.manifest import Port
 
 EPS = 1e-6
@@ -78,15 +87,15 @@ class TransformerConfig:
 def read_config(component: Component) -> TransformerConfig:
     """Read and check ``config.json``; raises InputError for what the graph cannot express."""
     config = TransformerConfig(
-        layers=component.setting("num_layers"),
-        heads=component.setting("num_attention_heads"),
-        head_width=component.setting("attention_head_dim"),
-        channels=component.setting("in_channels"),
-        patch=component.setting("patch_size"),
-        context_width=component.setting("joint_attention_dim"),
-        pooled_width=component.setting("pooled_projection_dim"),
-        table_side=component.setting("pos_embed_max_size"),
-        dual_layers=tuple(component.config.get("dual_attention_layers") or ()),
+        layers=component.integer("num_layers", high=MOST_LAYERS),
+        heads=component.integer("num_attention_heads", high=MOST_WIDTH),
+        head_width=component.integer("attention_head_dim", high=MOST_WIDTH),
+        channels=component.integer("in_channels", high=MOST_WIDTH),
+        patch=component.integer("patch_size", high=64),
+        context_width=component.integer("joint_attention_dim", high=MOST_WIDTH),
+        pooled_width=component.integer("pooled_projection_dim", high=MOST_WIDTH),
+        table_side=component.integer("pos_embed_max_size", high=4096),
+        dual_layers=component.integers("dual_attention_layers", 0, MOST_LAYERS),
         qk_norm=component.require("qk_norm", ("rms_norm", None)) == "rms_norm",
     )
     component.require("out_channels", (config.channels, None))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from exporter.network.operators import attention
 
 VAE_SCALE = 8
+MOST_LAYERS, MOST_WIDTH = 256, 1 << 17  # of what config.json may say
 CLIP_TOKENS = 77
 
 

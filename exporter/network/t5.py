@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from exporter.checkpoint.folder import Component
 from exporter.network.graph import Graph
-from exporter.network.layers import RMSNorm, attend, constant, constants_of
+from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, RMSNorm, attend, constant, constants_of
 from exporter.package.manifest import Port
 
 
@@ -38,15 +38,15 @@ def read_config(component: Component) -> T5Config:
     """Read and check ``config.json``; raises InputError for what the graph cannot express."""
     component.require("feed_forward_proj", ("gated-gelu",), "relu")
     return T5Config(
-        width=component.setting("d_model"),
-        feed_forward=component.setting("d_ff"),
-        head_width=component.setting("d_kv"),
-        heads=component.setting("num_heads"),
-        layers=component.setting("num_layers"),
-        vocabulary=component.setting("vocab_size"),
-        buckets=component.setting("relative_attention_num_buckets", 32),
-        max_distance=component.setting("relative_attention_max_distance", 128),
-        eps=component.setting("layer_norm_epsilon", 1e-6),
+        width=component.integer("d_model", high=MOST_WIDTH),
+        feed_forward=component.integer("d_ff", high=MOST_WIDTH),
+        head_width=component.integer("d_kv", high=MOST_WIDTH),
+        heads=component.integer("num_heads", high=MOST_WIDTH),
+        layers=component.integer("num_layers", high=MOST_LAYERS),
+        vocabulary=component.integer("vocab_size"),
+        buckets=component.integer("relative_attention_num_buckets", 32, low=4, high=4096),
+        max_distance=component.integer("relative_attention_max_distance", 128, low=2),
+        eps=component.number("layer_norm_epsilon", 1e-6, high=1.0),
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from exporter.checkpoint.folder import Component
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
-from exporter.network.layers import VAE_SCALE, attend, constants_of
+from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, VAE_SCALE, attend, constants_of
 from exporter.network.strips import Doubling, Strips, convolve, double, halve, join, normalize
 from exporter.network.strips import cut as cut_strips
 from exporter.package.manifest import Port
@@ -42,20 +42,22 @@ def read_config(component: Component) -> VaeConfig:
     component.require("act_fn", ("silu", "swish"), "silu")
     component.require("use_quant_conv", (False,), True)
     component.require("use_post_quant_conv", (False,), True)
-    channels = tuple(component.setting("block_out_channels"))
+    channels = component.integers("block_out_channels", 1, MOST_WIDTH)
     component.require("in_channels", (3,), 3)
     component.require("out_channels", (3,), 3)
     config = VaeConfig(
         channels=channels,
-        latent_channels=component.setting("latent_channels"),
-        layers=component.setting("layers_per_block", 1),
-        groups=component.setting("norm_num_groups", 32),
-        scaling=component.setting("scaling_factor"),
-        shift=component.setting("shift_factor"),
-        mid_attention=bool(component.config.get("mid_block_add_attention", True)),
+        latent_channels=component.integer("latent_channels", high=MOST_WIDTH),
+        layers=component.integer("layers_per_block", 1, high=MOST_LAYERS),
+        groups=component.integer("norm_num_groups", 32),
+        scaling=component.number("scaling_factor", low=1e-6),
+        shift=component.number("shift_factor", low=-1e6),
+        mid_attention=component.flag("mid_block_add_attention", True),
     )
     if 2 ** (len(channels) - 1) != VAE_SCALE:
         component.require("block_out_channels", (f"{VAE_SCALE} times smaller, four entries",))
+    for width in channels:
+        component.require_divisible("block_out_channels", width, "norm_num_groups", config.groups)
     return config
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exporter import backends
 from exporter.checkpoint.folder import Checkpoint
 from exporter.network.cut import Cut
+from exporter.network.layers import VAE_SCALE
 from exporter.predict.graph import build_bytes, file_bytes, run_bytes
 from exporter.program.program import Program
 from exporter.quantize.formats import Format, Scheme
@@ -80,5 +81,5 @@ def _size(program: QuantizedProgram, backend: str, scheme: str, calls: int) -> G
 
 def default_cut(checkpoint: Checkpoint) -> Cut:
     """The resolution that the transformer was trained at, four steps, T5 if there is one."""
-    size = int(checkpoint.component("transformer").setting("sample_size")) * 8
+    size = checkpoint.component("transformer").integer("sample_size") * VAE_SCALE
     return Cut((1.0, 0.9, 0.75, 0.5, 0.0), size, size, t5=checkpoint.has_t5)

@@ -7,7 +7,7 @@ the place its value will come from. It is the one source for every backend, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -70,18 +70,3 @@ def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
 
 def _gives_nothing(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload) and not target._schema.returns
-
-
-def bind(program: Program, shape_of: Callable[[Stored], tuple[int, ...]]) -> None:
-    """Check every stored tensor's shape against the checkpoint; raises InputError."""
-    for source in program.tensors.values():
-        if not isinstance(source, Stored):
-            continue
-        found, expected = shape_of(source), source.shape
-        if source.derivation is not None:
-            expected = source.derivation.stored_shape(source.shape)
-        if found != expected:
-            raise InputError(
-                f"{source.component}: tensor '{source.name}' has shape {list(found)}; "
-                f"config.json implies {list(expected)}"
-            )

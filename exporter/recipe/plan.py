@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import InputError, known
+from exporter.files.read import convert, is_text, parse_json, parse_toml, read_text
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
     METHODS,
@@ -37,6 +37,19 @@ HEAD = """\
 # Any line of [formats.*] may be changed, and a name may be a pattern such as "*.ff.*". What is not
 # listed is stored as the base scheme says.
 """
+
+
+@dataclass(frozen=True)
+class _Weight:
+    graph: str
+    weight: str
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What a build reads of a plan's sensitivities."""
+
+    weights: tuple[_Weight, ...]
 
 
 @dataclass(frozen=True)
@@ -67,18 +80,15 @@ def is_plan(name: str) -> bool:
 
 def read_plan(file: Path) -> Plan:
     """Read a plan; raises InputError naming the file, the line's key and the remedy."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        raw = tomllib.loads(text)
-    except FileNotFoundError:
+    if not file.exists():
         raise InputError(
             f"{file}: no such plan; make one: fourstep plan RECIPE --budget 1.2GB -o {file}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid TOML: {error}") from None
+        )
+    text = read_text(file)
+    raw = parse_toml(text, file)
     try:
+        if not is_text(file.stem):
+            raise InputError("its name is not UTF-8, and packages are called by it; rename it")
         scheme = _scheme(file.stem, raw)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
@@ -89,15 +99,14 @@ def _details(file: Path) -> str | None:
     """The text of a plan's sensitivities, or None when the plan is alone."""
     if not file.is_file():
         return None
-    try:
-        text = file.read_text(encoding="utf-8")
-        for weight in json.loads(text)["weights"]:
-            weight["graph"], weight["weight"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{file}: not a plan's sensitivities ({error}); delete the file, and the plan does "
-            "without it"
-        ) from None
+    text = read_text(file)
+
+    def failure(said: str) -> InputError:
+        return InputError(
+            f"{said}: not a plan's sensitivities; delete the file, and the plan does without it"
+        )
+
+    convert(parse_json(text, file, failure), _Details, file, failure)
     return text
 
 
@@ -109,10 +118,10 @@ def _scheme(name: str, raw: Mapping[str, Any]) -> Scheme:
     if not isinstance(plan, dict) or not isinstance(formats, dict):
         raise InputError("a table [plan] and tables [formats.<graph>] are expected")
     base, methods = plan.get("base", "int8"), plan.get("methods", [])
+    if not isinstance(base, str) or not isinstance(methods, list):
+        raise InputError("[plan] base and methods: a scheme and a list are expected")
     if base not in scheme_names():
         raise InputError(f"[plan] base: {known('scheme', base, scheme_names())}")
-    if not isinstance(methods, list):
-        raise InputError("[plan] methods: a list is expected")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"[plan] methods: {known('method', method, METHODS)}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from exporter import backends
+from exporter.checkpoint.hub import names_a_path
 from exporter.errors import InputError, known
+from exporter.files.read import is_text, parse_toml, read_text
 from exporter.network.cut import Cut
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
@@ -36,7 +38,7 @@ DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "model": ("checkpoint",),
+    "model": ("checkpoint", "revision"),
     "schedule": ("mode", "sigmas"),
     "image": ("width_px", "height_px", "image_to_image"),
     "text": ("t5", "t5_tokens", "t5_parts"),
@@ -77,6 +79,7 @@ class Recipe:
     Attributes:
         name: the file's name without suffix.
         checkpoint: a folder or a hub id.
+        revision: of a hub id; None: its main branch.
         mode: ``euler`` or ``renoise``.
         cut: the static choices.
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
@@ -92,6 +95,7 @@ class Recipe:
 
     name: str
     checkpoint: str
+    revision: str | None
     mode: str
     cut: Cut
     group_size: int | None
@@ -118,32 +122,33 @@ class Recipe:
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
+        del decisive["revision"]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Read a recipe; raises InputError naming the file, the key and the remedy."""
+    """Read a recipe, whose paths are relative to its folder.
+
+    Raises InputError naming the file, the key and the remedy.
+    """
+    if not file.exists():
+        raise InputError(f"{file}: no such recipe{_recipes_near()}")
+    raw = parse_toml(read_text(file), file)
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such recipe{_recipes_near(file)}") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid TOML: {error}") from None
-    try:
-        return _recipe(file.stem, raw)
+        if not is_text(file.stem):
+            raise InputError("its name is not UTF-8, and packages are called by it; rename it")
+        return _recipe(file, raw)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
-def _recipes_near(file: Path) -> str:
+def _recipes_near() -> str:
     names = sorted(str(p) for p in Path("recipes").glob("*.toml"))
     return f"; recipes here: {', '.join(names)}" if names else ""
 
 
-def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
+def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
     able = backends.working_names()
     for backend in sorted({*backends.names()} - {*able} & {*raw}):
         backends.load(backend)  # says why it cannot be
@@ -154,7 +159,7 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         if not isinstance(table, dict):
             raise InputError(f"[{section}] must be a table")
         _refuse_unknown(f"key in [{section}]", table, keys)
-    get = _Getter(raw)
+    get = _Getter(raw, file.parent)
     t5_parts = get.integer("text", "t5_parts", 1, 64, 1)
     if t5_parts > 1 and not get.value("text", "t5", bool, True):
         raise InputError(f"[text] t5_parts = {t5_parts}: needs t5 = true")
@@ -162,8 +167,9 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
     )
     return Recipe(
-        name=name,
-        checkpoint=get.text("model", "checkpoint"),
+        name=file.stem,
+        checkpoint=_checkpoint(get),
+        revision=get.value("model", "revision", str, None),
         mode=get.choice("schedule", "mode", MODES, "euler"),
         cut=Cut(
             sigmas=_sigmas(get.value("schedule", "sigmas", list)),
@@ -184,11 +190,31 @@ def _recipe(name: str, raw: Mapping[str, Any]) -> Recipe:
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=Calibration(
-            calibration_prompts(raw.get("calibration", {}).get("prompts")),
+            calibration_prompts(raw.get("calibration", {}).get("prompts"), file.parent),
             get.integer("calibration", "seed", 0, 2**62, 1000),
             get.names("calibration", "methods", METHODS, default=()),
         ),
     )
+
+
+def _checkpoint(get: _Getter) -> str:
+    """The folder or the hub id of ``[model] checkpoint``; raises InputError."""
+    given = get.text("model", "checkpoint")
+    place = place_in(get.folder, given)
+    if not place.exists() and Path(given).exists():
+        raise InputError(
+            f"[model] checkpoint = {given!r}: {place} does not exist; paths in a recipe are "
+            f"relative to its folder: {os.path.relpath(given, get.folder)!r} would be right"
+        )
+    return str(place) if place.exists() or names_a_path(given) else given
+
+
+def place_in(folder: Path, name: str) -> Path:
+    """A path of a recipe, relative to the recipe's folder; ``~`` is the home folder."""
+    try:
+        return folder / Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _choice(get: _Getter, name: str) -> BackendChoice:
@@ -203,8 +229,8 @@ def _choice(get: _Getter, name: str) -> BackendChoice:
 class _Getter:
     """Typed look-ups that word their own errors."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self._raw = raw
+    def __init__(self, raw: Mapping[str, Any], folder: Path) -> None:
+        self._raw, self.folder = raw, folder
 
     def value(self, section: str, key: str, kind: type, default: Any = ...) -> Any:
         value = self._raw.get(section, {}).get(key, default)
@@ -250,6 +276,8 @@ class _Getter:
         for name in value:
             if name not in options and not (key == "scheme" and is_plan(name)):
                 raise InputError(f"[{section}] {key}: {known(key.rstrip('s'), name, options)}")
+        if key == "scheme":
+            value = [str(place_in(self.folder, n)) if is_plan(n) else n for n in value]
         return tuple(dict.fromkeys(value))
 
 
@@ -277,9 +305,9 @@ def _sigmas(values: list[Any]) -> tuple[float, ...]:
 
 
 def _group_size(value: Any, where: str) -> int | None:
-    if value is not None and value not in GROUP_SIZES:
+    if value is not None and (type(value) is not int or value not in GROUP_SIZES):
         raise InputError(f"{where}: {known('group size', value, GROUP_SIZES)}")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _override(raw: Any) -> Rule:
@@ -287,7 +315,7 @@ def _override(raw: Any) -> Rule:
     if not isinstance(raw, dict):
         raise InputError(f"{where} must be a table")
     _refuse_unknown(f"key in {where}", raw, OVERRIDE_KEYS)
-    if raw.get("format") not in FORMATS:
+    if not isinstance(raw.get("format"), str) or raw["format"] not in FORMATS:
         raise InputError(f"{where} format: {known('format', raw.get('format'), FORMATS)}")
     graph, weight = raw.get("graph", "*"), raw.get("weight", "*")
     if not isinstance(graph, str) or not isinstance(weight, str):
@@ -320,10 +348,10 @@ def _prompts(section: str, values: list[Any], least: int = 1) -> tuple[str, ...]
     return tuple(values)
 
 
-def calibration_prompts(value: Any = None) -> tuple[str, ...]:
+def calibration_prompts(value: Any = None, folder: Path = Path()) -> tuple[str, ...]:
     """A list of prompts, or the name of a text file with one prompt per line; each counts once.
 
-    None: the prompts of a recipe that names none.
+    None: the prompts of a recipe that names none. A file's name is relative to ``folder``.
     """
     where = "[calibration] prompts"
     if value is None:
@@ -332,12 +360,12 @@ def calibration_prompts(value: Any = None) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_prompts("calibration", value)))
     if not isinstance(value, str):
         raise InputError(f"{where}: a list of prompts or the name of a text file is expected")
+    place = place_in(folder, value)
     try:
-        lines = Path(value).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{where}: {value}: cannot be read: {reason}") from None
+        lines = read_text(place).splitlines()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise InputError(f"{where}: {value}: holds no prompt; write one per line")
+        raise InputError(f"{where}: {place}: holds no prompt; write one per line")
     return tuple(dict.fromkeys(prompts))

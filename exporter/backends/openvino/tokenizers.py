@@ -9,9 +9,9 @@ from typing import Any
 from unittest import mock
 
 from tokenizers import Regex, normalizers
-from tokenizers import Tokenizer as Tokens
 
 from exporter.backends.openvino.writer import save
+from exporter.files.tokens import read_tokenizer
 from exporter.package.manifest import Tokenizer
 
 
@@ -35,7 +35,7 @@ def _convert(file: Path, entry: Tokenizer) -> Any:
         from openvino_tokenizers.tokenizer_pipeline import BPETokenizationStep
         from transformers import PreTrainedTokenizerFast
 
-        tokens = Tokens.from_file(str(file))
+        tokens = read_tokenizer(file)
         if "WhitespaceSplit" in str(tokens.pre_tokenizer):
             # The converter splits at spaces only: make every white space one, and none at the ends.
             spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -1,0 +1,70 @@
+"""Reading safetensors: headers, and tensors as numpy or torch have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import safe_open
+
+from exporter.errors import InputError
+from exporter.files.read import Failure, panics_as
+
+Framework = Literal["numpy", "pt"]
+REMEDY = "copy it again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one stored tensor lies: file, shape and dtype as safetensors writes it (``BF16``)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@contextmanager
+def opened(
+    file: Path, framework: Framework, failure: Failure = InputError, remedy: str = REMEDY
+) -> Iterator[Any]:
+    """A safetensors file, mapped; what goes wrong inside raises ``failure`` naming the file.
+
+    Args:
+        framework: ``numpy`` or ``pt``, which imports torch.
+        remedy: what to do about a damaged file.
+    """
+    with (
+        panics_as(lambda said: failure(f"{file}: not a whole safetensors file ({said}); {remedy}")),
+        safe_open(file, framework=framework) as stream,
+    ):
+        yield stream
+
+
+def read_header(file: Path, failure: Failure = InputError) -> dict[str, TensorInfo]:
+    """Every tensor's place by its name, without reading a value; raises ``failure``."""
+    with opened(file, "numpy", failure) as stream:
+        slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
+        return {
+            key: TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
+            for key, part in slices.items()
+        }
+
+
+def read_tensors(file: Path, failure: Failure = InputError, remedy: str = REMEDY) -> dict[str, Any]:
+    """All tensors of a file as numpy arrays by name; raises ``failure``."""
+    with opened(file, "numpy", failure, remedy) as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+
+
+def take(
+    tensors: Mapping[str, np.ndarray], name: str, file: Path, failure: Failure = InputError
+) -> np.ndarray:
+    """One tensor by name; raises ``failure`` naming the file when it is not there."""
+    try:
+        return tensors[name]
+    except KeyError:
+        raise failure(f"{file}: tensor '{name}' is missing") from None

@@ -139,7 +139,7 @@ def _vectors(denoiser: Program, conditioner: Program) -> dict[fx.Node, Writer]:
     (row,) = (n for n, p in zip(denoiser.feeds(), denoiser.inputs, strict=True) if p.name == PORT)
     outputs = zip(conditioner.results(), conditioner.outputs, strict=True)
     (rows,) = (n for n, p in outputs if p.name == PORT)
-    flat = _only_user(row, ATEN.flatten.using_ints)
+    flat = _only_user(row, ATEN.reshape.default)
     split = flat and _only_user(flat, ATEN.split.Tensor)
     if split is None or aten.shape(row)[0] != 1:
         return {}
@@ -189,7 +189,7 @@ def _readers(program: Program, node: fx.Node) -> tuple[Linear, ...]:
         if layer is not None and user.args[0] is node:
             found.append(layer)
             continue
-        tokens = user.target == ATEN.slice.Tensor and not _is_last(user, aten.slice_bounds(user)[0])
+        tokens = user.target == ATEN.slice.Tensor and not _is_last(user, aten.argument(user, 1))
         further = _readers(program, user) if tokens else ()
         if not further:
             return ()

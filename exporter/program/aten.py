@@ -1,5 +1,5 @@
-"""Arguments of a program's operators, read as every backend wants them: defaults and bounds filled
-in, axes and amounts per axis of the tensor.
+"""Arguments of a program's operators, read as every backend wants them: defaults filled in, amounts
+for each axis of the tensor.
 """
 
 from __future__ import annotations
@@ -32,22 +32,6 @@ def shape(node: object) -> tuple[int, ...]:
 def argument(node: fx.Node, position: int, default: Any = None) -> Any:
     """A positional argument, or what it is when left out."""
     return node.args[position] if len(node.args) > position else default
-
-
-def transposed_axes(node: fx.Node) -> list[int]:
-    """``transpose`` as a permutation of all axes."""
-    axes = list(range(len(shape(node))))
-    first, second = argument(node, 1), argument(node, 2)
-    axes[first], axes[second] = axes[second], axes[first]
-    return axes
-
-
-def slice_bounds(node: fx.Node) -> tuple[int, int, int]:
-    """Axis, first index and index after the last of ``slice``."""
-    axis = argument(node, 1, 0)
-    bounds = slice(argument(node, 2), argument(node, 3))
-    start, end, _ = bounds.indices(shape(node.args[0])[axis])
-    return axis, start, end
 
 
 def split_sizes(node: fx.Node) -> tuple[int, list[int]]:

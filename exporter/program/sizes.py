@@ -34,7 +34,7 @@ def activation_bytes(program: Program) -> int:
     return peak
 
 
-VIEWS = ("view", "reshape", "unflatten", "flatten", "unsqueeze", "select", "split", "getitem")
+VIEWS = ("reshape", "select", "split", "getitem")
 
 
 def _bytes(node: fx.Node) -> int:

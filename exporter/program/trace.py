@@ -14,6 +14,7 @@ from torch import fx
 
 from exporter.errors import InputError
 from exporter.network.graph import Graph
+from exporter.program.normalise import normalise
 from exporter.program.program import Constant, Program, Stored
 
 
@@ -40,11 +41,7 @@ def trace(graph: Graph) -> Program:
 
 
 def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
-    """A copy with the inputs ahead of the tensors and without unused or empty operators.
-
-    What tracing adds about the meta device goes too: operators that only assert, which give
-    nothing, and the device that others are told to make their value on.
-    """
+    """A normalised copy with the inputs ahead of the tensors."""
     copy, env = fx.Graph(), dict[fx.Node, fx.Node]()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in sorted(placeholders, key=lambda n: n.name in tensors):
@@ -54,19 +51,9 @@ def _inputs_first(graph: fx.Graph, tensors: Mapping[str, str]) -> fx.Graph:
             continue
         if node.op == "get_attr":
             raise InputError(f"internal: {node.target} was traced as an attribute")
-        if node.target is torch.ops.aten.alias.default:  # a slice of everything
-            env[node] = env[node.args[0]]
-            continue
-        if node.op == "call_function" and _gives_nothing(node.target):
-            continue
-        env[node] = made = copy.node_copy(node, lambda n: env[n])
-        made.kwargs = {k: v for k, v in made.kwargs.items() if not isinstance(v, torch.device)}
-    copy.eliminate_dead_code()
+        env[node] = copy.node_copy(node, lambda n: env[n])
+    normalise(copy)
     for node in copy.nodes:
         for key in set(node.meta) - {"val"}:  # stack traces name this machine's files
             del node.meta[key]
     return copy
-
-
-def _gives_nothing(target: object) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and not target._schema.returns

@@ -48,17 +48,9 @@ def _reshape(e: Emitter, n: fx.Node) -> str:
     return e.add("reshape", given, aten.shape(n), _type(e, n), n.name)
 
 
-def _moved(e: Emitter, x: str, axes: list[int], n: fx.Node) -> str:
-    given = {"x": x, "perm": e.ints(axes)}
-    return e.add("transpose", given, aten.shape(n), _type(e, n), n.name)
-
-
-def _transpose(e: Emitter, n: fx.Node) -> str:
-    return _moved(e, e.value(n.args[0]), aten.transposed_axes(n), n)
-
-
 def _permute(e: Emitter, n: fx.Node) -> str:
-    return _moved(e, e.value(n.args[0]), list(aten.argument(n, 1)), n)
+    given = {"x": e.value(n.args[0]), "perm": e.ints(aten.argument(n, 1))}
+    return e.add("transpose", given, aten.shape(n), _type(e, n), n.name)
 
 
 def _cat(e: Emitter, n: fx.Node) -> str:
@@ -83,7 +75,8 @@ def _cut_out(e: Emitter, n: fx.Node, axis: int, start: int, end: int, squeeze: b
 
 
 def _slice(e: Emitter, n: fx.Node) -> str:
-    return _cut_out(e, n, *aten.slice_bounds(n), squeeze=False)
+    axis, start, end = (aten.argument(n, i) for i in (1, 2, 3))
+    return _cut_out(e, n, axis, start, end, squeeze=False)
 
 
 def _select(e: Emitter, n: fx.Node) -> str:
@@ -360,10 +353,6 @@ TABLE: dict[Any, Translate] = {
     ATEN.embedding.default: _embedding,
     ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
-    ATEN.flatten.using_ints: _reshape,
-    ATEN.unflatten.int: _reshape,
-    ATEN.unsqueeze.default: _reshape,
-    ATEN.transpose.int: _transpose,
     ATEN.permute.default: _permute,
     ATEN.cat.default: _cat,
     ATEN.slice.Tensor: _slice,

@@ -54,11 +54,6 @@ def _reshape(e: Emitter, node: fx.Node) -> None:
     e.add("Reshape", [e.value(node.args[0]), e.ints(aten.shape(node))], e.name(node))
 
 
-def _transpose(e: Emitter, node: fx.Node) -> None:
-    axes = aten.transposed_axes(node)
-    e.add("Transpose", [e.value(node.args[0])], e.name(node), perm=axes)
-
-
 def _permute(e: Emitter, node: fx.Node) -> None:
     e.add("Transpose", [e.value(node.args[0])], e.name(node), perm=node.args[1])
 
@@ -70,9 +65,9 @@ def _cat(e: Emitter, node: fx.Node) -> None:
 
 
 def _slice(e: Emitter, node: fx.Node) -> None:
-    axis, start, end = aten.slice_bounds(node)
-    names = [e.ints([start]), e.ints([end]), e.ints([axis])]
-    e.add("Slice", [e.value(node.args[0]), *names], e.name(node))
+    source, axis, start, end = node.args
+    names = [e.ints([bound]) for bound in (start, end, axis)]  # type: ignore[list-item]
+    e.add("Slice", [e.value(source), *names], e.name(node))
 
 
 def _split(e: Emitter, node: fx.Node) -> None:
@@ -265,10 +260,6 @@ TABLE: dict[Any, Translate] = {
     ATEN.embedding.default: _embedding,
     ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
-    ATEN.flatten.using_ints: _reshape,
-    ATEN.unflatten.int: _reshape,
-    ATEN.unsqueeze.default: _reshape,
-    ATEN.transpose.int: _transpose,
     ATEN.permute.default: _permute,
     ATEN.cat.default: _cat,
     ATEN.slice.Tensor: _slice,

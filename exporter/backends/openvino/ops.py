@@ -31,19 +31,15 @@ def _reshape(e: Emitter, n: fx.Node) -> Any:
     return op.reshape(e.value(n.args[0]), ints(aten.shape(n)), False)
 
 
-def _transpose(e: Emitter, n: fx.Node) -> Any:
-    return op.transpose(e.value(n.args[0]), ints(aten.transposed_axes(n)))
-
-
 def _cat(e: Emitter, n: fx.Node) -> Any:
     parts: Any = n.args[0]
     return op.concat([e.value(p) for p in parts], aten.argument(n, 1, 0))
 
 
 def _slice(e: Emitter, n: fx.Node) -> Any:
-    axis, start, end = aten.slice_bounds(n)
+    source, axis, start, end = n.args
     bounds = (ints([start]), ints([end]), ints([1]), ints([axis]))
-    return op.slice(e.value(n.args[0]), *bounds)
+    return op.slice(e.value(source), *bounds)
 
 
 def _split(e: Emitter, n: fx.Node) -> Any:
@@ -165,10 +161,6 @@ TABLE: dict[Any, Translate] = {
     ATEN.embedding.default: _embedding,
     ATEN.pixel_shuffle.default: _pixel_shuffle,
     ATEN.reshape.default: _reshape,
-    ATEN.flatten.using_ints: _reshape,
-    ATEN.unflatten.int: _reshape,
-    ATEN.unsqueeze.default: _reshape,
-    ATEN.transpose.int: _transpose,
     ATEN.permute.default: lambda e, n: op.transpose(e.value(n.args[0]), ints(n.args[1])),
     ATEN.cat.default: _cat,
     ATEN.slice.Tensor: _slice,

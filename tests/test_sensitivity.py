@@ -25,7 +25,7 @@ from exporter.program.differentiate import pull_back, segments
 from exporter.program.program import Program, Stored
 from exporter.program.trace import trace
 from exporter.progress import Progress
-from exporter.recipe.recipe import Calibration, read_recipe
+from exporter.recipe.recipe import CalibrationChoice, read_recipe
 from tests.conftest import ROOT, SHAPES, SMALL, random_inputs
 
 GRAPHS = ("clip_l", "clip_g", "t5", "conditioner", "denoiser")
@@ -216,7 +216,7 @@ def test_attention_is_differentiated_as_torchs(bias: tuple[int, ...] | None, wid
 def traced() -> Model:
     """shapes-flash with two calibration prompts."""
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
-    few = Calibration(recipe.calibration.prompts[:2], 1000, ())
+    few = CalibrationChoice(recipe.calibration.prompts[:2], 1000, ())
     recipe = replace(recipe, checkpoint=str(SHAPES), calibration=few)
     return trace_model(recipe, 1 << 30, Progress())
 

@@ -23,7 +23,7 @@ from exporter.drawing.loop import Player
 from exporter.errors import InputError
 from exporter.program.program import Stored, linears
 from exporter.progress import Progress
-from exporter.recipe.recipe import Calibration, Recipe
+from exporter.recipe.recipe import CalibrationChoice, Recipe
 from tests.conftest import edit_json
 
 MMDIT = ("conditioner", "denoiser")
@@ -31,7 +31,7 @@ MMDIT = ("conditioner", "denoiser")
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Recipe) -> Recipe:
-    few = Calibration(("a red circle", "two stars"), 5, ("feedback",))
+    few = CalibrationChoice(("a red circle", "two stars"), 5, ("feedback",))
     cut = replace(tiny_recipe.cut, sigmas=(1.0, 0.5, 0.0))
     return replace(tiny_recipe, cut=cut, calibration=few, prompts=())
 

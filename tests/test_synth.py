@@ -39,7 +39,7 @@ from exporter.progress import Progress
 from exporter.recipe.recipe import read_recipe
 from exporter.synth import presets, write
 from exporter.synth.presets import Preset
-from exporter.synth.values import POSITION_TABLE, Planned, bfloat16_bits, blocks, draw_of
+from exporter.synth.values import POSITION_TABLE, TensorPlan, bfloat16_bits, blocks, draw_of
 from exporter.synth.write import plan, synthesize
 from tests.conftest import ROOT, SIGMAS
 
@@ -193,13 +193,13 @@ def test_bytes_are_pinned() -> None:
     }
 
 
-def values(tensor: Planned, preset: Preset = SMALL) -> np.ndarray:
+def values(tensor: TensorPlan, preset: Preset = SMALL) -> np.ndarray:
     bits = np.concatenate([b.reshape(-1) for b in blocks(tensor, preset, 0)])
     return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
 
 
 def test_values_are_drawn_as_said() -> None:
-    weight = Planned("transformer", "transformer_blocks.0.ff.net.0.proj.weight", (6000, 1500))
+    weight = TensorPlan("transformer", "transformer_blocks.0.ff.net.0.proj.weight", (6000, 1500))
     draw, drawn = draw_of(weight, SMALL), values(weight)
     assert draw.deviation == pytest.approx(1500**-0.5)
     outputs, inputs = drawn.std(1) / draw.deviation, drawn.std(0) / draw.deviation
@@ -211,9 +211,9 @@ def test_values_are_drawn_as_said() -> None:
     assert np.abs(plain).max() < 4.4
     assert len(np.unique(values(replace(weight, name="other.weight")) == drawn)) == 2
 
-    norm = values(Planned("transformer", "norm_q.weight", (4096,)))
+    norm = values(TensorPlan("transformer", "norm_q.weight", (4096,)))
     assert norm.mean() == pytest.approx(1, abs=0.01) and 0.04 < norm.std() < 0.06
-    bias = values(Planned("transformer", "proj.bias", (4096,)))
+    bias = values(TensorPlan("transformer", "proj.bias", (4096,)))
     assert abs(bias.mean()) < 0.01 and 0.015 < bias.std() < 0.025
 
 

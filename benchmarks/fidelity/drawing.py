@@ -17,7 +17,7 @@ from exporter.backends.contract import Session
 from exporter.calibrate.trajectories import travel
 from exporter.drawing.loop import ENCODERS, Image, Request, generate
 from exporter.package.measures import SAME_DB, psnr_db, snr_db
-from exporter.recipe.recipe import Calibration
+from exporter.recipe.recipe import CalibrationChoice
 from exporter.runtime.package import open_package
 
 
@@ -42,7 +42,7 @@ class Studio:
         requests = [Request(p.text, p.seed) for p in prompts]
         return [event for event in generate(player, requests) if isinstance(event, Image)]
 
-    def samples(self, calibration: Calibration) -> dict[str, Samples]:
+    def samples(self, calibration: CalibrationChoice) -> dict[str, Samples]:
         """Inputs of conditioner and denoiser along the steps of the calibration prompts."""
         calls = travel(self._player, calibration.prompts, calibration.seed).calls
         return {name: calls[name] for name in GRAPHS}

@@ -60,7 +60,7 @@ class BackendChoice:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationChoice:
     """Prompts and the first seed of the trajectories that layers are measured on.
 
     ``methods``: how 8-, 4- and 2-bit codes are chosen (``calibrate.codes``); without any, to
@@ -108,7 +108,7 @@ class Recipe:
     t5_parts: int
     prompts: tuple[str, ...]
     seed: int
-    calibration: Calibration
+    calibration: CalibrationChoice
 
     def scheme(self, name: str) -> Scheme:
         """A scheme with this recipe's group size, zero points, overrides and methods."""
@@ -189,7 +189,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         t5_parts=t5_parts,
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
-        calibration=Calibration(
+        calibration=CalibrationChoice(
             calibration_prompts(raw.get("calibration", {}).get("prompts"), file.parent),
             get.integer("calibration", "seed", 0, 2**62, 1000),
             get.names("calibration", "methods", METHODS, default=()),

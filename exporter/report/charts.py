@@ -60,7 +60,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Row:
+class Bar:
     """A stacked bar: parts in the order of the legend."""
 
     name: str
@@ -225,7 +225,7 @@ def spread_labels(ends: Sequence[tuple[str, float]], bottom_px: float) -> list[t
     return [(name, y) for (name, _), y in zip(kept, ys, strict=True)]
 
 
-def stacked(rows: Sequence[Row], classes: Sequence[str], about: str, width_px: int) -> str:
+def stacked(rows: Sequence[Bar], classes: Sequence[str], about: str, width_px: int) -> str:
     """A bar per row from 0, its parts coloured, its name before it and its note behind it."""
     narrow = width_px <= NARROW_PX
     left_px = 0.0 if narrow else max(len(r.name) for r in rows) * LETTER_PX + 14

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from exporter.package.measures import SAME_DB
 from exporter.report import charts
-from exporter.report.charts import Point, Row, Series
+from exporter.report.charts import Bar, Point, Series
 from exporter.report.facts import Entry, Report
 from exporter.report.markup import curly, decibels, fold, megabytes, paragraph, table, tag, text
 
@@ -99,7 +99,7 @@ def graph_bytes(report: Report) -> str:
     found = {name for e in report.packages for name in e.manifest.names}
     names = [n for n in GRAPHS if n in found] + sorted(found - set(GRAPHS))
     rows = [
-        Row(e.name, tuple(_graph_bytes(e, n) / 1e6 for n in names), _total(e))
+        Bar(e.name, tuple(_graph_bytes(e, n) / 1e6 for n in names), _total(e))
         for e in report.packages
     ]
     kinds = [f"g{GRAPHS.index(n) if n in GRAPHS else 0}" for n in names]

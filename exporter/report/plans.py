@@ -23,7 +23,7 @@ from exporter.report.markup import (
     tag,
     text,
 )
-from exporter.report.sensitivities import Layer, Sensitivities, snr_db
+from exporter.report.sensitivities import Sensitivities, Sensitivity, snr_db
 
 LEAST_NOISE = 1e-8  # what is less stands here on a logarithmic scale
 TYPE = "fourstep plan RECIPE --budget 1.2GB -o PLAN.toml"
@@ -184,7 +184,7 @@ def _kind(plan: Sensitivities, bits: str) -> str:
     return f"{bits} bits: {', '.join(f'{many} {form}' for form, many in counts.most_common())}"
 
 
-def _row(weight: Layer) -> str:
+def _row(weight: Sensitivity) -> str:
     """A layer outside of the transformer's blocks stands in its graph's row."""
     return weight.graph if weight.block is None else f"block {weight.block}"
 
@@ -209,14 +209,14 @@ def _weights(plan: Sensitivities) -> str:
     return table(caption, columns, rows)
 
 
-def _alone(weight: Layer, form: str) -> str:
+def _alone(weight: Sensitivity, form: str) -> str:
     found = [decibels(snr_db(c.noise)) for c in weight.candidates if c.format == form]
     if not found:
         return NONE
     return tag("b", found[0]) if form == weight.chosen else found[0]
 
 
-def _coarsest(weight: Layer) -> float:
+def _coarsest(weight: Sensitivity) -> float:
     return max(weight.coarsest.noise, LEAST_NOISE)
 
 
@@ -225,7 +225,7 @@ def _bits(form: str) -> str:
     return found[1] if found else form
 
 
-def _note(weight: Layer) -> str:
+def _note(weight: Sensitivity) -> str:
     coarsest, choice = weight.coarsest, weight.choice
     return (
         f"{weight.weight}: {decibels(snr_db(coarsest.noise))} dB as {coarsest.format}; chosen "

@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(?:^|\.)transformer_blocks\.(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MeasuredFormat:
     """A format that a weight could get.
 
     ``noise`` is the power that rounding this weight alone adds to the final latent, as a share of
@@ -34,22 +34,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Sensitivity:
     """A weight of a graph, its number of values, the chosen format and the measured ones."""
 
     graph: str
     weight: str
     values: int
     chosen: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[MeasuredFormat, ...]
 
     @property
-    def choice(self) -> Candidate | None:
+    def choice(self) -> MeasuredFormat | None:
         """The chosen one; None when someone chose a format that was not measured."""
         return next((c for c in self.candidates if c.format == self.chosen), None)
 
     @property
-    def coarsest(self) -> Candidate:
+    def coarsest(self) -> MeasuredFormat:
         """The candidate of the fewest bytes."""
         return min(self.candidates, key=lambda c: (c.bytes, -c.noise))
 
@@ -93,7 +93,7 @@ class Sensitivities:
     prompts: int
     seed: int
     methods: tuple[str, ...]
-    weights: tuple[Layer, ...]
+    weights: tuple[Sensitivity, ...]
 
 
 def read_sensitivities(folder: Path) -> Sensitivities | None:
@@ -134,13 +134,14 @@ def _plan(raw: Mapping[str, Any]) -> Sensitivities:
     )
 
 
-def _weight(raw: Mapping[str, Any]) -> Layer:
+def _weight(raw: Mapping[str, Any]) -> Sensitivity:
     candidates = tuple(
-        Candidate(str(c["format"]), int(c["bytes"]), float(c["noise"])) for c in raw["candidates"]
+        MeasuredFormat(str(c["format"]), int(c["bytes"]), float(c["noise"]))
+        for c in raw["candidates"]
     )
     if not candidates:
         raise ValueError(f"{raw['weight']} has no candidates")
-    return Layer(
+    return Sensitivity(
         str(raw["graph"]), str(raw["weight"]), int(raw["values"]), str(raw["chosen"]), candidates
     )
 

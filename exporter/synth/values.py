@@ -31,7 +31,7 @@ TEXT_RESIDUALS = ("*.out_proj.weight", "*.fc2.weight", "*.o.weight", "*.wo.weigh
 
 
 @dataclass(frozen=True)
-class Planned:
+class TensorPlan:
     """A tensor that will be written."""
 
     component: str
@@ -57,7 +57,7 @@ class Draw:
     loud_inputs: bool = False
 
 
-def draw_of(tensor: Planned, preset: Preset) -> Draw:
+def draw_of(tensor: TensorPlan, preset: Preset) -> Draw:
     """The distribution of a tensor, by its name and shape."""
     if len(tensor.shape) == 1:
         return Draw(1.0, 0.05) if tensor.name.endswith(".weight") else Draw(0.0, 0.02)
@@ -68,7 +68,7 @@ def draw_of(tensor: Planned, preset: Preset) -> Draw:
     return Draw(0.0, gain, loud_outputs=True, loud_inputs=True)
 
 
-def _gain(tensor: Planned, preset: Preset) -> float:
+def _gain(tensor: TensorPlan, preset: Preset) -> float:
     text = {
         "text_encoder": preset.clip_l.layers,
         "text_encoder_2": preset.clip_g.layers,
@@ -82,7 +82,7 @@ def _gain(tensor: Planned, preset: Preset) -> float:
     return next(gains, 1.0)
 
 
-def blocks(tensor: Planned, preset: Preset, seed: int) -> Iterator[np.ndarray]:
+def blocks(tensor: TensorPlan, preset: Preset, seed: int) -> Iterator[np.ndarray]:
     """The values of a tensor in order, as little-endian bfloat16 bits (uint16), block by block."""
     if tensor.name == POSITION_TABLE:
         yield from _position_rows(preset.transformer)

@@ -38,7 +38,7 @@ from exporter.network.graph import Graph
 from exporter.progress import Progress
 from exporter.synth.presets import SAMPLE_SIZE, Preset
 from exporter.synth.tokenizers import write_clip_tokenizer, write_json, write_t5_tokenizer
-from exporter.synth.values import Planned, blocks
+from exporter.synth.values import TensorPlan, blocks
 
 SHARD_BYTES = 2_000_000_000
 OTHER_BYTES = 8_000_000  # tokenizers, configurations, headers and a little air
@@ -53,12 +53,12 @@ they are in the public domain (CC0 1.0, https://creativecommons.org/publicdomain
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentPlan:
     """A folder of the checkpoint: its ``config.json`` and its tensors, in order."""
 
     component: str
     config: Mapping[str, Any]
-    tensors: tuple[Planned, ...]
+    tensors: tuple[TensorPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Synthesized:
     bytes: int
 
 
-def plan(preset: Preset, with_t5: bool = True) -> tuple[Part, ...]:
+def plan(preset: Preset, with_t5: bool = True) -> tuple[ComponentPlan, ...]:
     """Every tensor of a checkpoint, from the graphs on the meta device: no weights in memory."""
     cut = Cut((1.0, 0.0), 64, 64, t5=True, t5_tokens=1)
     parts = [
-        Part(
+        ComponentPlan(
             "transformer",
             _transformer_config(preset.transformer),
             _tensors(
@@ -82,18 +82,18 @@ def plan(preset: Preset, with_t5: bool = True) -> tuple[Part, ...]:
                 conditioner.cut(preset.transformer, preset.clip_l, preset.clip_g, cut),
             ),
         ),
-        Part(
+        ComponentPlan(
             "text_encoder",
             _clip_config(preset.clip_l),
             _tensors(clip.cut("clip_l", "text_encoder", preset.clip_l)),
         ),
-        Part(
+        ComponentPlan(
             "text_encoder_2",
             _clip_config(preset.clip_g),
             _tensors(clip.cut("clip_g", "text_encoder_2", preset.clip_g)),
         ),
-        Part("text_encoder_3", _t5_config(preset.t5), _tensors(t5.cut(preset.t5, 1))),
-        Part(
+        ComponentPlan("text_encoder_3", _t5_config(preset.t5), _tensors(t5.cut(preset.t5, 1))),
+        ComponentPlan(
             "vae",
             _vae_config(preset.vae),
             _tensors(vae.cut_decoder(preset.vae, cut), vae.cut_encoder(preset.vae, cut)),
@@ -141,7 +141,7 @@ def _refuse_taken(target: Path) -> None:
 # Tensors: which, and with what values.
 
 
-def _tensors(*graphs: Graph) -> tuple[Planned, ...]:
+def _tensors(*graphs: Graph) -> tuple[TensorPlan, ...]:
     """The parameters of graphs as the checkpoint stores them."""
     found = []
     for graph in graphs:
@@ -149,16 +149,16 @@ def _tensors(*graphs: Graph) -> tuple[Planned, ...]:
             shape = tuple(parameter.shape)
             if name in graph.derived:
                 shape = graph.derived[name].stored_shape(shape)
-            found.append(Planned(graph.component, name, shape))
+            found.append(TensorPlan(graph.component, name, shape))
     return tuple(found)
 
 
 # Files.
 
 
-def _shards(tensors: Sequence[Planned]) -> list[list[Planned]]:
+def _shards(tensors: Sequence[TensorPlan]) -> list[list[TensorPlan]]:
     """Tensors in order, in runs of at most SHARD_BYTES (or one tensor that is larger)."""
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[TensorPlan]] = [[]]
     size = 0
     for tensor in tensors:
         if shards[-1] and size + tensor.bytes > SHARD_BYTES:
@@ -169,7 +169,9 @@ def _shards(tensors: Sequence[Planned]) -> list[list[Planned]]:
     return shards
 
 
-def _write_part(folder: Path, part: Part, preset: Preset, seed: int, progress: Progress) -> None:
+def _write_part(
+    folder: Path, part: ComponentPlan, preset: Preset, seed: int, progress: Progress
+) -> None:
     """A component: ``config.json``, one safetensors file or shards with their index."""
     folder.mkdir()
     write_json(folder / "config.json", part.config)
@@ -186,7 +188,7 @@ def _write_part(folder: Path, part: Part, preset: Preset, seed: int, progress: P
         write_json(folder / f"{stem}.safetensors.index.json", {**index, "weight_map": places})
 
 
-def _write_tensors(file: Path, tensors: Sequence[Planned], preset: Preset, seed: int) -> None:
+def _write_tensors(file: Path, tensors: Sequence[TensorPlan], preset: Preset, seed: int) -> None:
     """A safetensors file: length and JSON of the header, then every tensor's bytes in order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -15,7 +15,7 @@ import pytest
 
 from exporter.backends.contract import Session, SessionOptions
 from exporter.backends.onnx import BACKEND as backend
-from exporter.build import golden
+from exporter.build import golden, pipeline
 from exporter.build.pipeline import build
 from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import CheckFailed, InputError
@@ -253,7 +253,9 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(
 def test_a_read_only_folder_is_refused(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before anything is traced."""
     monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(pipeline, "trace_model", lambda *_: pytest.fail("traced"))
     with pytest.raises(InputError, match="cannot be written; choose another --out"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
     assert not (tmp_path / "out").exists()

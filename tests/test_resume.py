@@ -20,6 +20,7 @@ from exporter.backends.onnx import BACKEND as backend
 from exporter.build import pipeline, resume, write
 from exporter.build.pipeline import Built
 from exporter.errors import InputError
+from exporter.files import staging
 from exporter.progress import Progress
 from exporter.recipe.recipe import Recipe
 from tests.conftest import needs
@@ -73,7 +74,7 @@ def test_a_stopped_build_goes_on(
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(write, "fill"), (pipeline, "verify"), (write, "write_log"), (Path, "rename")],
+    [(write, "fill"), (pipeline, "verify"), (write, "write_log"), (staging, "_put")],
 )
 def test_stopped_after_the_last_graph(
     tiny_recipe: Recipe,
@@ -207,7 +208,7 @@ def test_the_log_of_a_newer_package_does_not_speak_for_the_older(
     """Stopped between the new log and the new package's move into place."""
     newer = replace(tiny_recipe, seed=8)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        stop_at(patch, Path, "rename", 0)
+        stop_at(patch, staging, "_put", 0)
         build(newer, whole.parent)
     again, emitted = build(newer, whole.parent)
     assert emitted == [] and (again / "manifest.json").is_file()

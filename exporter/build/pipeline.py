@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from exporter.calibrate.activations import chooser
 from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
+from exporter.files.lock import locked
 from exporter.files.staging import refuse_place
 from exporter.predict.fit import refuse_too_large
 from exporter.progress import Progress
@@ -59,6 +60,8 @@ def build(
     Packages that are there and whole, of the same recipe, checkpoint and tools, are kept. A build
     that was interrupted goes on with the graphs that it has finished.
 
+    Two builds into one folder take turns: the second waits, and says for whom.
+
     Raises InputError for what a user can mend, CheckFailed when a package does not verify; either
     way nothing half-written stays.
     """
@@ -69,6 +72,26 @@ def build(
     }
     loaded = {name: backends.load_to_build(name) for name in wanted}
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
+    refuse_place(out, 0)
+    with locked(out, progress):
+        return _build_into(out, recipe, wanted, modules, chosen, progress, statistics)
+
+
+def _build_into(
+    out: Path,
+    recipe: Recipe,
+    wanted: Mapping[str, Sequence[str]],
+    modules: Mapping[str, ModuleType],
+    chosen: Mapping[str, tuple[Scheme, Plan | None]],
+    progress: Progress,
+    statistics: Path | None,
+) -> list[Built]:
+    """``build`` in a folder that nobody else writes to.
+
+    Args:
+        wanted: names of schemes by backend.
+        chosen: each scheme by the name that it was asked for, and the plan that it is from.
+    """
     keep_bytes = KEEP_BYTES if recipe.prompts else 0
     model = trace_model(recipe, keep_bytes, progress)
 

@@ -23,7 +23,7 @@ from exporter.build.write import Origin, log_of, tools_of
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed
 from exporter.files.read import file_digest
-from exporter.files.staging import partial_of, staging
+from exporter.files.staging import partial_of, remove, settle, staging, write_whole
 from exporter.package.check import check_file
 from exporter.package.manifest import GraphEntry, parse
 from exporter.recipe.recipe import Recipe
@@ -67,11 +67,8 @@ def unfinished_bytes(target: Path) -> int:
 
 def write_journal(target: Path, basis: str, graphs: Iterable[GraphEntry]) -> None:
     """Note which graphs of an unfinished package are whole."""
-    file = journal_of(target)
-    beside = file.with_suffix(".part")
-    text = json.dumps({"basis": basis, "graphs": [asdict(graph) for graph in graphs]})
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    listed = [asdict(graph) for graph in graphs]
+    write_whole(journal_of(target), json.dumps({"basis": basis, "graphs": listed}))
 
 
 @contextmanager
@@ -113,18 +110,40 @@ def _is_whole(folder: Path, graph: GraphEntry) -> bool:
 
 def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
     """The package at ``target`` and what was verified of it, if it has this basis and is whole."""
+    _clear(target)
     try:
-        if not partial_of(target).exists():
-            journal_of(target).unlink(missing_ok=True)
         log = json.loads(log_of(target).read_text(encoding="utf-8"))
         manifest_sha256 = file_digest(target / "manifest.json")
         if (log["basis"], log["manifest_sha256"]) != (basis, manifest_sha256):
             return None
         package = open_package(target)
         check_files(package)
-        return package, _report(log["verify"])
+        found = package, _report(log["verify"])
     except (OSError, ValueError, KeyError, TypeError, CheckFailed):
         return None
+    if _basis_of_journal(target) == basis:  # stopped after the package was put in its place
+        journal_of(target).unlink()
+        remove(partial_of(target))
+    return found
+
+
+def _clear(target: Path) -> None:
+    """Mend and remove what a kill has left that no build will go on from."""
+    settle(target)
+    for file in target.parent.glob(f".{target.name}.*.part"):
+        file.unlink()
+    if not journal_of(target).exists():
+        remove(partial_of(target))
+    elif not partial_of(target).exists():
+        journal_of(target).unlink()
+
+
+def _basis_of_journal(target: Path) -> str | None:
+    try:
+        found: str = json.loads(journal_of(target).read_text(encoding="utf-8"))["basis"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _report(raw: Mapping[str, Any]) -> Report:

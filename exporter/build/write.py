@@ -19,6 +19,7 @@ from exporter.calibrate.store import Calibration
 from exporter.checkpoint.folder import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest
+from exporter.files.staging import write_whole
 from exporter.package import preview
 from exporter.package.manifest import (
     FORMAT_VERSION,
@@ -172,7 +173,7 @@ def write_log(target: Path, folder: Path, manifest: Manifest, basis: str, report
         "graphs": {g.name: g.bytes for g in manifest.graphs},
         "verify": json.loads(report),
     }
-    log_of(target).write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    write_whole(log_of(target), json.dumps(log, indent=1) + "\n")
 
 
 def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:

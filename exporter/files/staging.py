@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from exporter.errors import InputError
 
 REMEDY = "choose another --out"  # what to do about a place that cannot be written
 TRIAL_BYTES = 8 << 20  # what ``writing`` appends at a time; more than an .xml of OpenVINO has
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2); 2 is also RENAME_SWAP of macOS's renamex_np(2)
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def refuse_place(folder: Path, needed_bytes: int, remedy: str = REMEDY) -> None:
@@ -39,6 +43,11 @@ def partial_of(target: Path) -> Path:
     return target.parent / f".{target.name}.partial"
 
 
+def retired_of(target: Path) -> Path:
+    """Where an older folder lies for a moment, where the system cannot exchange the two."""
+    return target.parent / f".{target.name}.old"
+
+
 @contextmanager
 def staging(target: Path, remedy: str = REMEDY, journal: Path | None = None) -> Iterator[Path]:
     """A folder that becomes ``target`` when the block ends well and vanishes when it does not.
@@ -50,33 +59,101 @@ def staging(target: Path, remedy: str = REMEDY, journal: Path | None = None) -> 
         journal: a file where the block notes what is whole so far. While it is there, the folder
             outlives an interruption (Ctrl-C, SIGTERM, a kill), and the next block gets it as it is.
     """
-    made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
+    made = absent(target.parent)
     partial = partial_of(target)
-    retired = target.parent / f".{target.name}.old"
-    interrupted = False
+    is_put = keeps = False
     try:
+        settle(target)
         if journal is None or not journal.exists():
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
-        shutil.rmtree(retired, ignore_errors=True)
-        if target.exists():
-            target.rename(retired)
-        partial.rename(target)
+        _put(partial, target)
+        is_put = True
     except OSError as error:
-        raise _unwritable(target, error, remedy) from error
+        raise unwritable(target, error, remedy) from error
     except (KeyboardInterrupt, SystemExit):
-        interrupted = journal is not None and journal.exists()
+        keeps = not is_put and journal is not None and journal.exists()
         raise
     finally:
-        shutil.rmtree(retired, ignore_errors=True)
-        if not interrupted:
-            shutil.rmtree(partial, ignore_errors=True)
-            if journal is not None:
-                journal.unlink(missing_ok=True)
-            if not target.exists():
-                for folder in made:
-                    _remove_if_empty(folder)
+        with suppress(OSError):  # what cannot be removed now is removed by the next block
+            settle(target)
+            if not keeps:
+                if journal is not None:
+                    journal.unlink(missing_ok=True)
+                remove(partial)
+        if not keeps and not target.exists():
+            for folder in made:
+                remove_if_empty(folder)
+
+
+def settle(target: Path) -> None:
+    """Mend what a kill has left between two moves: the older folder goes back, or goes."""
+    retired = retired_of(target)
+    if not os.path.lexists(retired):
+        return
+    if os.path.lexists(target):
+        remove(retired)
+    else:
+        retired.rename(target)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Move a whole folder to where an older one may lie, which is at ``partial`` then, or gone."""
+    if not os.path.lexists(target):
+        partial.rename(target)
+    elif not exchange(partial, target):
+        target.rename(retired_of(target))
+        partial.rename(target)
+        remove(retired_of(target))
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once; False where the system cannot. Raises OSError."""
+    rename = _exchanging_rename()
+    if rename is None:
+        return False
+    if rename(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+@functools.cache
+def _exchanging_rename() -> Callable[[bytes, bytes], int] | None:
+    """Linux's renameat2 or macOS's renamex_np, asked to exchange."""
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):  # Windows
+        return None
+    if hasattr(library, "renameat2"):
+        return lambda one, other: int(
+            library.renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE)
+        )
+    if hasattr(library, "renamex_np"):
+        return lambda one, other: int(library.renamex_np(one, other, RENAME_EXCHANGE))
+    return None
+
+
+def remove(place: Path) -> None:
+    """Remove a folder with all that is in it, a file or a link, if it is there; raises OSError."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file beside its place and move it there, so that it is never half of it."""
+    beside = file.with_name(f".{file.name.lstrip('.')}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -97,7 +174,13 @@ def writing(file: Path, size_bytes: int = 0) -> Iterator[None]:
         raise
 
 
-def _unwritable(target: Path, error: OSError, remedy: str) -> InputError:
+def absent(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the deepest first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def unwritable(target: Path, error: OSError, remedy: str = REMEDY) -> InputError:
+    """What to say of a place that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{target}: the disk is full; free space or {remedy}")
     if error.errno == errno.EFBIG:
@@ -107,7 +190,8 @@ def _unwritable(target: Path, error: OSError, remedy: str) -> InputError:
     return InputError(f"{target}: {error.strerror or error}")
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
     try:
         folder.rmdir()
     except OSError:

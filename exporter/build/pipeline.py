@@ -74,14 +74,14 @@ def build(
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
     refuse_place(out, 0)
     with locked(out, progress):
-        return _build_into(out, recipe, wanted, modules, chosen, progress, statistics)
+        return _build_into(out, recipe, wanted, loaded, chosen, progress, statistics)
 
 
 def _build_into(
     out: Path,
     recipe: Recipe,
     wanted: Mapping[str, Sequence[str]],
-    modules: Mapping[str, ModuleType],
+    loaded: Mapping[str, Backend],
     chosen: Mapping[str, tuple[Scheme, Plan | None]],
     progress: Progress,
     statistics: Path | None,

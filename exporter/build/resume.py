@@ -21,8 +21,8 @@ from typing import Any
 from exporter.backends.contract import Backend
 from exporter.build.write import Origin, log_of, tools_of
 from exporter.checkpoint.folder import Checkpoint
-from exporter.errors import CheckFailed
-from exporter.files.read import file_digest
+from exporter.errors import CheckFailed, FourstepError, InputError
+from exporter.files.read import file_digest, read_json
 from exporter.files.staging import partial_of, remove, settle, staging, write_whole
 from exporter.package.check import check_file
 from exporter.package.manifest import GraphEntry, parse
@@ -88,9 +88,9 @@ def resuming(
 def _whole_graphs(target: Path, folder: Path, basis: str) -> dict[str, GraphEntry]:
     """The graphs of the journal, if it has this basis; all else is removed from the folder."""
     try:
-        raw = json.loads(journal_of(target).read_text(encoding="utf-8"))
+        raw = read_json(journal_of(target))
         listed = [parse(GraphEntry, g) for g in raw["graphs"]] if raw["basis"] == basis else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, InputError):
         listed = []
     whole = {graph.name: graph for graph in listed if _is_whole(folder, graph)}
     for place in [*folder.glob("*"), *folder.glob("graphs/*")]:
@@ -112,14 +112,14 @@ def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
     """The package at ``target`` and what was verified of it, if it has this basis and is whole."""
     _clear(target)
     try:
-        log = json.loads(log_of(target).read_text(encoding="utf-8"))
+        log = read_json(log_of(target))
         manifest_sha256 = file_digest(target / "manifest.json")
         if (log["basis"], log["manifest_sha256"]) != (basis, manifest_sha256):
             return None
         package = open_package(target)
         check_files(package)
         found = package, _report(log["verify"])
-    except (OSError, ValueError, KeyError, TypeError, CheckFailed):
+    except (OSError, ValueError, KeyError, TypeError, FourstepError):
         return None
     if _basis_of_journal(target) == basis:  # stopped after the package was put in its place
         journal_of(target).unlink()
@@ -140,10 +140,9 @@ def _clear(target: Path) -> None:
 
 def _basis_of_journal(target: Path) -> str | None:
     try:
-        found: str = json.loads(journal_of(target).read_text(encoding="utf-8"))["basis"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(journal_of(target)).get("basis"))
+    except InputError:
         return None
-    return found
 
 
 def _report(raw: Mapping[str, Any]) -> Report:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from exporter.errors import InputError
+from exporter.files.read import convert, read_json
 from exporter.files.staging import REMEDY, absent, remove_if_empty, unwritable
 
 LOCK, OWNER = ".fourstep.lock", ".fourstep.owner"
@@ -140,8 +141,8 @@ def _signed(place: Path, file: int) -> _Held:
 def _read_owner(place: Path) -> Owner | None:
     """Who has the lock; None where it does not say, as just before it is signed."""
     try:
-        return Owner(**json.loads(place.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return convert(read_json(place), Owner, place)
+    except InputError:
         return None
 
 

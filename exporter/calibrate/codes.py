@@ -22,8 +22,8 @@ from torch import Tensor
 
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.quantize.formats import Format
+from exporter.quantize.nearest import HALF_NORMALS, in_half
 
-HALF_NORMALS = (2.0**-14, 65504.0)
 CONSTANT = 1e-12  # mean variance, below which inputs do not change
 DAMPING = 0.01  # of the mean variance, as in GPTQ
 SHRINK = torch.linspace(0.45, 1.1, 27, dtype=torch.float64)  # of the extreme value
@@ -145,11 +145,11 @@ def grids(groups: Tensor, form: Format, shrink: Tensor) -> list[Grid]:
 def stored(scale: Tensor, shrink: Tensor, form: Format) -> list[Tensor]:
     """Scales times each factor of ``shrink`` as they will be stored.
 
-    Those of groups are rounded to fp16 if all are normal numbers there before they shrink; what
-    would leave them by shrinking stays at their end.
+    Of those that are rounded to fp16, what would leave its normal numbers by shrinking stays at
+    their end.
     """
-    sizes, (least, most) = scale[scale != 0].abs(), HALF_NORMALS
-    if not form.is_grouped or (sizes.numel() and (sizes.min() < least or sizes.max() > most)):
+    least, most = HALF_NORMALS
+    if not in_half(scale, form):
         return [(scale * factor).float().double() for factor in shrink]
     found = [(scale * factor).half().double() for factor in shrink]
     return [torch.where(s != 0, s.abs().clamp(least, most).copysign(s), s) for s in found]

@@ -17,7 +17,6 @@ from exporter.quantize.program import NEAREST, Adapted, Methods, roles
 DEFAULT_FORMATS = (
     "int2-g64", "int2-g32", "int4-g128", "int4-g64", "int4-g32", "int4-g16", "int8", "fp16",
 )  # fmt: skip
-ENCODER_FORMATS = ("int4-g64", "int4-g32", "int8", "fp16")
 KEEP_BYTES = 256 << 20  # of changes, so that a small model's are computed once for all steps
 
 

@@ -148,16 +148,19 @@ def _encode_groups(weight: Tensor, form: Format) -> Encoded:
 
 
 def stored_scale(scale: Tensor, form: Format) -> Tensor:
-    """A weight's scales, float32, as they will be stored.
+    """A weight's scales, float32, as they will be stored."""
+    return scale.half().float() if in_half(scale, form) else scale
 
-    Those of groups are rounded to fp16, unless one of them is outside its normal numbers: many
-    devices take smaller ones for 0.
+
+def in_half(scale: Tensor, form: Format) -> bool:
+    """Whether a weight's scales are rounded to fp16: those of groups.
+
+    Unless one of them is outside its normal numbers: many devices take smaller ones for 0.
     """
-    sizes = scale[scale != 0].abs()
-    least, most = HALF_NORMALS
-    if not form.is_grouped or (sizes.numel() and (sizes.min() < least or sizes.max() > most)):
-        return scale
-    return scale.half().float()
+    if not form.is_grouped:
+        return False
+    sizes, (least, most) = scale[scale != 0].abs(), HALF_NORMALS
+    return not sizes.numel() or bool(sizes.min() >= least and sizes.max() <= most)
 
 
 def _round_half_away(x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ TORCH = Requirement("fourstep[build]", {"torch": "torch"})
 TOLERANCE = Tolerance(graph_relative=1e-5, image_psnr_db=50.0)
 
 
-class Reference:
+class Torch:
     """The backend of torch."""
 
     __slots__ = ()
@@ -75,4 +75,4 @@ class Reference:
         return session.open_graph(entry)
 
 
-BACKEND: Final[Backend] = Reference()
+BACKEND: Final[Backend] = Torch()

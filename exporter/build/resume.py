@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.backends.contract import Backend
-from exporter.build.write import Origin, log_of, tools_of
+from exporter.build.write import Origin, licences_of, log_of, tools_of
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
@@ -40,18 +42,21 @@ def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: O
         "checkpoint": checkpoint.digest,
         "statistics": origin.statistics_sha256,
         "plan": origin.plan_sha256,
+        "sensitivities": origin.plan.details if origin.plan else None,
+        "licences": {f.name: file_digest(f) for f in licences_of(checkpoint.folder)},
         "tools": tools_of(backend),
-        "code": _code_digest(),
+        "code": [_code_digest(name) for name in (__name__, type(backend).__module__)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def _code_digest() -> str:
-    """Of fourstep itself, which may be a working copy that changes between versions."""
-    here = Path(__file__).parent.parent
-    files = sorted(here.rglob("*.py"))
-    lines = [f"{f.relative_to(here).as_posix()} {file_digest(f)}" for f in files]
+def _code_digest(module: str) -> str:
+    """Of the package that a module is in: working copies change between versions."""
+    name = module.partition(".")[0]
+    file = Path(inspect.getfile(sys.modules[name]))
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    lines = [f"{f.relative_to(file.parent).as_posix()} {file_digest(f)}" for f in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -115,7 +115,9 @@ def fill(
     described = {name: file.entry for name, file in tokenizers.items()}
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
-    licences = _copy_licences(checkpoint.folder, folder)
+    licences = [
+        Path(shutil.copyfile(file, folder / file.name)) for file in licences_of(checkpoint.folder)
+    ]
     files += licences
     if plain:
         colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
@@ -207,10 +209,9 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
     return [folder / "plan.toml", folder / "plan.json"]
 
 
-def _copy_licences(source: Path, folder: Path) -> list[Path]:
-    """Licences travel with the weights."""
-    found = sorted({f for pattern in LICENCES for f in source.glob(pattern) if f.is_file()})
-    return [Path(shutil.copyfile(f, folder / f.name)) for f in found]
+def licences_of(checkpoint: Path) -> list[Path]:
+    """The files that travel with the weights."""
+    return sorted({f for pattern in LICENCES for f in checkpoint.glob(pattern) if f.is_file()})
 
 
 def tools_of(backend: Backend) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from exporter.checkpoint.hub import from_hub
+from exporter.checkpoint.hub import TOKENIZERS, from_hub
 from exporter.errors import InputError, known
 from exporter.files.read import file_digest, read_json
 from exporter.files.tensors import TensorInfo, opened, read_header
@@ -29,6 +30,8 @@ PLAIN = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READ_AT_ONCE = 2  # files, for the digest
+TOKENIZER_PARTS = ("vocab.json", "merges.txt")  # where there is no tokenizer.json
+PAD_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")  # the first that names one counts
 MOST = 1 << 20  # of a width or a count in config.json
 COMPONENTS = {
     "transformer": "SD3Transformer2DModel",
@@ -161,8 +164,11 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the weights and configurations, independent of the folder's place."""
-        total = hashlib.sha256()
+        """SHA-256 over all that is read of the components, independent of the folder's place.
+
+        That is weights, configurations and tokenizers, and what ``model_index.json`` says of them.
+        """
+        total = hashlib.sha256(json.dumps(self._declared(), sort_keys=True).encode())
         for name, found in self._digests:
             total.update(f"{name}\0{found.result()}\n".encode())
         return total.hexdigest()
@@ -174,13 +180,27 @@ class Checkpoint:
     @cached_property
     def _digests(self) -> list[tuple[str, Future[str]]]:
         files = [
-            (f"{name}/{file.name}", file)
+            (file.relative_to(self.folder).as_posix(), file)
             for name, component in sorted(self.components.items())
-            for file in (component.folder / "config.json", *component.files)
+            for file in (
+                component.folder / "config.json",
+                *component.files,
+                *(tokenizer_sources(self.folder / TOKENIZERS[name]) if name in TOKENIZERS else ()),
+            )
         ]
         work = [(functools.partial(file_digest, file), Future[str]()) for _, file in files]
         _begin(work)
         return [(name, digest) for (name, _), (_, digest) in zip(files, work, strict=True)]
+
+    def _declared(self) -> dict[str, Any]:
+        index = read_json(self.folder / "model_index.json")
+        return {name: index.get(name) for name in ("_class_name", *self.components)}
+
+
+def tokenizer_sources(folder: Path) -> list[Path]:
+    """The files that a tokenizer is read from: its text, or what that is made of, and its words."""
+    text = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else TOKENIZER_PARTS
+    return [folder / name for name in (*text, *PAD_TOKENS) if (folder / name).is_file()]
 
 
 def _begin(work: Sequence[tuple[Callable[[], str], Future[str]]]) -> None:

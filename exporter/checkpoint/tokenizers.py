@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Tokens
 
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.folder import PAD_TOKENS, Checkpoint
 from exporter.drawing.text import Encode, prompt_encoder
 from exporter.errors import InputError
 from exporter.files.read import panics_as, read_json, read_text
@@ -137,7 +137,7 @@ def _clip_tokens(vocabulary: dict[str, int], merges: list[tuple[str, str]], pad:
 
 def _pad_token(folder: Path) -> str:
     """The padding token that ``tokenizer_config.json`` or ``special_tokens_map.json`` names."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in PAD_TOKENS:
         if (folder / file).is_file():
             token: Any = read_json(folder / file).get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token

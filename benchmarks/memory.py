@@ -48,7 +48,7 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     """Write one graph, and its manifest entry beside it."""
     from exporter.build import write
     from exporter.build.model import trace_model
-    from exporter.calibrate.activations import chooser
+    from exporter.calibrate.activations import rounder
     from exporter.progress import Progress
     from exporter.quantize.program import quantize_all
     from exporter.quantize.split import emitted
@@ -60,12 +60,14 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
     choices = recipe.backend(backend_name).choices
     count = calls(recipe).get(graph, 0)
-    roundings = chooser(
-        model.weights.read, lambda _: [random_inputs(program.inputs) for _ in range(count)]
+    rounded = rounder(
+        {graph: program},
+        model.weights.read,
+        lambda _: [random_inputs(program.inputs) for _ in range(count)],
     )
-    options = backends.EmitOptions(choices, roundings)
+    options = backends.EmitOptions(choices)
     backend = backends.load_to_build(backend_name)
-    entry = write.emit_graph(backend, program, model.weights.read, folder, options)
+    entry = write.emit_graph(backend, rounded(graph), model.weights.read, folder, options)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
 
 

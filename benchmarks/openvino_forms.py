@@ -112,7 +112,7 @@ def write(road: str, scheme: str, folder: Path) -> Path:
     backend = backends.load({"ours": "openvino", "onnx": "onnx"}[road])
     quantized = quantize(program, load_scheme(scheme).format_of)
     emitted: backends.Emitted = backend.emit(
-        quantized, weights.read, folder, backends.EmitOptions({}, lambda _: {})
+        quantized, weights.read, folder, backends.EmitOptions({})
     )
     return emitted.entry
 

@@ -25,10 +25,11 @@ import torch
 
 from benchmarks import figures
 from exporter import backends
-from exporter.calibrate.activations import chooser
+from exporter.calibrate.activations import rounder
 from exporter.network.graph import Graph
 from exporter.package.manifest import Port
 from exporter.package.measures import relative_error
+from exporter.program.program import Constant
 from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.quantize.formats import FORMATS, Format
@@ -87,18 +88,23 @@ def emitted(backend: Any, form: Format, rows: int, folder: Path) -> tuple[Any, A
     program = trace(Graph("product", "transformer", module, ports[:1], ports[1:], {}))
     generator = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(OUTPUTS, INPUTS, generator=generator)
-    parts = None if form.name == "fp32" else encode(weight, form)
 
     def read(source: object) -> torch.Tensor:
-        found: torch.Tensor = getattr(parts, source.part) if isinstance(source, Part) else weight
+        if isinstance(source, Constant):
+            return torch.from_numpy(source.value)
+        if not isinstance(source, Part):
+            return weight
+        factors = 1 if source.columns is None else torch.from_numpy(source.columns.value)
+        found: torch.Tensor = getattr(encode(weight * factors, form), source.part)
         return found
 
     quantized = quantize(program, lambda *_: form)
     inputs = {"x": torch.randn(ports[0].shape, generator=generator)}
     samples = [{key: value.numpy() for key, value in inputs.items()}]
-    choices = backends.default_choices(backend)
-    options = backends.EmitOptions(choices, chooser(read, lambda _: samples))
-    return backend.emit(quantized, read, folder, options), inputs, run(quantized, read, inputs)["y"]
+    expected = run(quantized, read, inputs)["y"]  # what rounding inputs costs is told, too
+    quantized = rounder({"product": quantized}, read, lambda _: samples)("product")
+    order = backends.EmitOptions(backends.default_choices(backend))
+    return backend.emit(quantized, read, folder, order), inputs, expected
 
 
 def measure(name: str, rows: int, rounds: int, folder: Path) -> list[dict[str, Any]]:

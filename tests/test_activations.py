@@ -14,20 +14,27 @@ from torch import Tensor, nn
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions, SessionOptions
 from exporter.calibrate import activations
-from exporter.calibrate.activations import Rounding, choose, chooser
+from exporter.calibrate.activations import choose, rounder
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph
 from exporter.package.manifest import Port
-from exporter.program.program import Program, Stored
+from exporter.program.program import Constant, Program, Stored
 from exporter.program.run import Observe, run, run_all
 from exporter.program.sizes import activation_bytes
 from exporter.program.trace import trace
 from exporter.quantize.formats import FORMATS
 from exporter.quantize.nearest import Encoded, decode, encode
 from exporter.quantize.program import Adapted, Part, QuantizedProgram, quantize
+from exporter.quantize.rounded import (
+    RoundedInput,
+    along,
+    ranging,
+    round_inputs,
+    rounding_node,
+)
 from exporter.quantize.schemes import load_scheme
 from tests.conftest import SMALL, needs
 
@@ -62,8 +69,18 @@ def layers(form: str = "w8a8") -> QuantizedProgram:
 def read(source: object) -> Tensor:
     if isinstance(source, Adapted):
         return WEIGHTS[source.of.name]
+    if isinstance(source, Constant):
+        return torch.from_numpy(source.value)
     assert isinstance(source, Part)
-    found: Tensor = getattr(encode(WEIGHTS[source.of.name], source.format), source.part)
+    return part_of(source, WEIGHTS)
+
+
+def part_of(source: Part, weights: Mapping[str, Tensor]) -> Tensor:
+    """A part of a weight, its columns in the units of its layer's rounded input."""
+    weight = weights[source.of.name]
+    if source.columns is not None:
+        weight = weight * along(torch.from_numpy(source.columns.value), weight.ndim, 1)
+    found: Tensor = getattr(encode(weight, source.format), source.part)
     return found
 
 
@@ -74,7 +91,7 @@ def loud(channels: int, seed: int = 0, by: float = 40.0) -> dict[str, np.ndarray
     return {"x": x.numpy()}
 
 
-def output_error(rounding: Rounding, x: Tensor, weight: Tensor) -> float:
+def output_error(rounding: RoundedInput, x: Tensor, weight: Tensor) -> float:
     stored = decode(encode(weight * rounding.factor, FORMATS["w8a8"]))
     exact = x @ weight.T
     return float((rounding.rounded(x) @ stored.T - exact).norm() / exact.norm())
@@ -102,7 +119,7 @@ def test_loud_channels_hand_their_range_to_the_weight() -> None:
     x = torch.from_numpy(inputs["x"]).reshape(-1, WIDTH)
     found = choose(layers(), read, [inputs])["first.weight"]
     end = float(x.abs().max())
-    plain = Rounding(-end, end, torch.ones(WIDTH))
+    plain = ranging(-end, end, torch.ones(WIDTH))
     error, before = (output_error(r, x, WEIGHTS["first.weight"]) for r in (found, plain))
     assert error < 0.4 * before
     assert found.factor[:2].mean() > 5 * found.factor[2:].mean()
@@ -140,13 +157,13 @@ def test_of_many_outputs_some_are_tried_and_every_weight_is_read_once(
     x = torch.from_numpy(loud(2)["x"]).reshape(-1, WIDTH)
     whole = choose(layers(), read, [loud(2)])["first.weight"]
     tried: list[int] = []
-    stored = Rounding.stored
+    stored = RoundedInput.stored
 
-    def spy(self: Rounding, weight: Tensor) -> Encoded:
+    def spy(self: RoundedInput, weight: Tensor) -> Encoded:
         tried.append(len(weight))
         return stored(self, weight)
 
-    monkeypatch.setattr(Rounding, "stored", spy)
+    monkeypatch.setattr(RoundedInput, "stored", spy)
     monkeypatch.setattr(activations, "TRIED_OUTPUTS", 16)
     asked: list[object] = []
 
@@ -167,7 +184,7 @@ def test_what_layers_met_is_let_go_with_the_choice(monkeypatch: pytest.MonkeyPat
     chosen: list[weakref.ref[object]] = []
     best = activations._best
 
-    def spy(group: activations._Group, weights: Iterator[Tensor]) -> Rounding:
+    def spy(group: activations._Group, weights: Iterator[Tensor]) -> RoundedInput:
         assert all(before() is None for before in chosen)
         chosen.append(weakref.ref(group))
         return best(group, weights)
@@ -218,10 +235,7 @@ def test_strips_of_a_map_share_a_rounding_and_zeros_around_it_count() -> None:
     def read_kernel(source: object) -> Tensor:
         assert isinstance(source, Part | Adapted)
         kernel = KERNELS[source.of.name]
-        if isinstance(source, Adapted):
-            return kernel
-        found: Tensor = getattr(encode(kernel, source.format), source.part)
-        return found
+        return kernel if isinstance(source, Adapted) else part_of(source, KERNELS)
 
     x = torch.rand(1, 8, 10, 5, generator=GENERATOR) + 1
     found = choose(quantized, read_kernel, [{"x": x.numpy()}])
@@ -257,7 +271,7 @@ def test_of_too_many_calls_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     assert one["first.weight"].high == two["first.weight"].high
 
 
-def test_backends_share_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_share_what_was_chosen() -> None:
     """Once for a graph, however many backends ask."""
     asked: list[str] = []
 
@@ -265,10 +279,50 @@ def test_backends_share_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append(graph)
         return [loud(1)]
 
-    roundings, program = chooser(read, calls), layers()
-    assert roundings(program) is roundings(program)
-    assert asked == [program.name]
-    assert chooser(read, calls)(layers("int8")) == {} and asked == [program.name]
+    rounded = rounder({"denoiser": layers(), "t5": layers("int8")}, read, calls)
+    assert rounded("denoiser") is rounded("denoiser")
+    assert rounded("t5").graph.nodes and asked == ["denoiser"]
+
+
+def test_the_program_holds_the_rounding() -> None:
+    """One node for layers that share an input, in front of them; what runs is rounded."""
+    program, inputs = layers(), loud(2)
+    chosen = choose(program, read, [inputs])
+    rounded = round_inputs(program, chosen)
+    nodes = [n for n in rounded.nodes() if rounding_node(n)]
+    assert [len(n.users) for n in nodes] == [2, 1]
+    x = torch.from_numpy(inputs["x"])
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        stored = decode(encode(WEIGHTS[name] * chosen[name].factor, FORMATS["w8a8"]))
+        return chosen[name].rounded(x) @ stored.T
+
+    hidden = torch.sigmoid(layer(x, "first.weight") + layer(x, "second.weight"))
+    found = run(rounded, read, {"x": x})["y"]
+    torch.testing.assert_close(found, layer(hidden, "third.weight"), rtol=0, atol=1e-5)
+    assert rounded.adjusted == () and rounded.formats == program.formats
+
+
+def test_a_layer_without_a_range_is_int8_and_listed() -> None:
+    program = layers()
+    chosen = choose(program, read, [loud(2)])
+    rounded = round_inputs(program, {n: r for n, r in chosen.items() if n != "third.weight"})
+    assert rounded.formats["third.weight"].name == "int8"
+    assert [(a.weight, a.asked, a.used) for a in rounded.adjusted] == [
+        ("third.weight", "w8a8", "int8")
+    ]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_levels_are_those_of_onnxruntime(bits: int) -> None:
+    """Bit for bit, halves to even; values beyond the ends become the ends."""
+    rounding = ranging(-1.5, 4.0, torch.ones(3), bits)
+    x = torch.linspace(-3, 6, 30_000).reshape(-1, 3)
+    levels = np.rint(x.numpy() / np.float32(rounding.step)) + rounding.zero_point
+    expected = (levels.clip(0, 2**bits - 1) - rounding.zero_point) * np.float32(rounding.step)
+    assert np.array_equal(rounding.rounded(x).numpy(), expected.astype(np.float32))
+    assert rounding.low == pytest.approx(-1.5, abs=rounding.step)
+    assert rounding.high == pytest.approx(4.0, abs=rounding.step)
 
 
 def test_other_formats_are_left_alone() -> None:
@@ -290,29 +344,48 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return found
 
 
+def emitted_values(
+    backend: Backend,
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    inputs: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """What a backend computes with a program that holds its roundings."""
+    emitted = backend.emit(program, read, folder, EmitOptions({}))
+    found: dict[str, np.ndarray] = backend.open_graph(
+        emitted.entry, emitted.session, SessionOptions("float32")
+    )(inputs)
+    return found
+
+
 def test_a_rounding_is_what_backends_compute(backend: Backend, tmp_path: Path) -> None:
     program, inputs = layers(), loud(3)
-    emitted = backend.emit(
-        program, read, tmp_path, EmitOptions({}, chooser(read, lambda _: [inputs]))
-    )
-    found = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))(inputs)[
-        "y"
-    ]
-    roundings = choose(program, read, [inputs])
-
-    def layer(x: Tensor, name: str) -> Tensor:
-        rounding = roundings[name]
-        stored = decode(encode(WEIGHTS[name] * rounding.factor, FORMATS["w8a8"]))
-        return rounding.rounded(x) @ stored.T
-
-    x = torch.from_numpy(inputs["x"])
-    expected = layer(
-        torch.sigmoid(layer(x, "first.weight") + layer(x, "second.weight")), "third.weight"
-    )
-    difference = np.abs(found - expected.numpy())
-    assert np.quantile(difference, 0.99) < 1e-4  # a value between two levels may fall either way
-    exact = run(program, read, {"x": x})["y"].numpy()
+    rounded = round_inputs(program, choose(program, read, [inputs]))
+    found = emitted_values(backend, rounded, read, tmp_path, inputs)["y"]
+    expected = run(rounded, read, {"x": torch.from_numpy(inputs["x"])})["y"].numpy()
+    difference = np.abs(found - expected)
+    assert np.quantile(difference, 0.99) < 1e-5  # a value between two levels may fall either way
+    exact = run(program, read, {"x": torch.from_numpy(inputs["x"])})["y"].numpy()
     assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_16_bits_are_what_backends_compute(backend: Backend, tmp_path: Path) -> None:
+    """No layer multiplies such codes: they are levels of float32."""
+    program, inputs = layers(), loud(3)
+    chosen = choose(program, read, [inputs])
+    fine = {n: ranging(2 * r.low, 2 * r.high, r.factor, 16) for n, r in chosen.items()}
+    rounded = round_inputs(program, fine)
+    found = emitted_values(backend, rounded, read, tmp_path, inputs)["y"]
+    expected = run(rounded, read, {"x": torch.from_numpy(inputs["x"])})["y"].numpy()
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    coarse = run(round_inputs(program, chosen), read, {"x": torch.from_numpy(inputs["x"])})["y"]
+    assert np.linalg.norm(coarse.numpy() - expected) > 1e-3 * np.linalg.norm(expected)
+
+
+def test_a_layer_whose_range_was_not_chosen_is_refused(backend: Backend, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no range was chosen for the input of '\w+\.weight'"):
+        backend.emit(layers(), read, tmp_path, EmitOptions({}))
 
 
 class Convolutions(nn.Module):
@@ -350,27 +423,22 @@ def test_a_rounded_convolution_is_what_backends_compute(backend: Backend, tmp_pa
     )
 
     def read_value(source: object) -> Tensor:
+        if isinstance(source, Constant):
+            return torch.from_numpy(source.value)
         if isinstance(source, Part):
-            found: Tensor = getattr(encode(values[source.of.name], source.format), source.part)
-            return found
+            return part_of(source, values)
         assert isinstance(source, Stored | Adapted)
         return values[source.name if isinstance(source, Stored) else source.of.name]
 
     x = torch.randn(1, 8, 10, 7, generator=GENERATOR) + 0.5
     x[:, 3] *= 30
-    given = {"x": x.numpy()}
-    roundings = chooser(read_value, lambda _: [given])
-    emitted = backend.emit(program, read_value, tmp_path, EmitOptions({}, roundings))
-    found = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))(given)
-    rounding = roundings(program)["wide.weight"]
+    chosen = choose(program, read_value, [{"x": x.numpy()}])
+    rounding = chosen["wide.weight"]
     assert rounding.low < 0 < rounding.high and float(rounding.factor[3]) != 1
-    replaced = {}
-    for name, value in values.items():
-        kernel = value.ndim == 4
-        stored = decode(rounding.stored(value)).reshape(value.shape) if kernel else value
-        replaced[name] = stored
-    expected = torch.func.functional_call(Convolutions(), replaced, rounding.rounded(x, 1))
-    for name, value in zip(shapes, expected, strict=True):
+    rounded = round_inputs(program, chosen)
+    found = emitted_values(backend, rounded, read_value, tmp_path, {"x": x.numpy()})
+    expected = run(rounded, read_value, {"x": x})
+    for name, value in expected.items():
         difference = np.abs(found[name] - value.numpy())
         assert np.quantile(difference, 0.9) < 1e-5 * float(value.abs().max()), name
 

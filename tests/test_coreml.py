@@ -143,7 +143,7 @@ def weights(tiny: Checkpoint) -> Weights:
 
 def emit(program: QuantizedProgram, read: Read, folder: Path, target: str = OLDEST) -> Emitted:
     folder.mkdir(parents=True)
-    return backend.emit(program, read, folder, EmitOptions({"target": target}, lambda graph: {}))
+    return backend.emit(program, read, folder, EmitOptions({"target": target}))
 
 
 def evaluated(emitted: Emitted, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -13,18 +13,19 @@ import pytest
 
 from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
 from exporter.backends.onnx import BACKEND as backend
+from exporter.backends.onnx import ROUNDED_TOLERANCE
 from exporter.backends.onnx.session import open_graph
-from exporter.calibrate import activations
-from exporter.calibrate.activations import chooser
+from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
 from exporter.network.assemble import cut_graphs
 from exporter.program.program import Program
 from exporter.program.trace import trace
 from exporter.quantize.program import QuantizedProgram, quantize
+from exporter.quantize.rounded import round_inputs
 from tests.conftest import SMALL, scheme_of
 
-NOTHING = EmitOptions({}, lambda graph: {})
+NOTHING = EmitOptions({})
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,9 @@ def test_onnxruntime_multiplies_rounded_inputs_in_8_bits(
     quantized = quantize(denoiser, scheme_of("int8-w8a8").format_of)
     random = np.random.default_rng(0)
     call = {p.name: random.standard_normal(p.shape, np.float32) for p in denoiser.inputs}
-    order = EmitOptions({}, chooser(Weights(tiny).read, lambda _: [call]))
-    files = backend.emit(quantized, Weights(tiny).read, tmp_path, order)
+    read = Weights(tiny).read
+    rounded = round_inputs(quantized, choose(quantized, read, [call]))
+    files = backend.emit(rounded, read, tmp_path, NOTHING)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -83,7 +85,7 @@ def test_onnxruntime_multiplies_rounded_inputs_in_8_bits(
     assert 20 < kinds["QuantizeLinear"] < 35
     assert kinds["DequantizeLinear"] == kinds["Conv"] == 1  # the patch embedding
     assert not {"MatMul", "Gemm", "MatMulInteger"} & kinds.keys()
-    assert files.tolerance == activations.TOLERANCE and not files.adjusted
+    assert files.tolerance == ROUNDED_TOLERANCE and not files.adjusted
     assert files.remarks == (
         "inputs not rounded to 8 bits: pos_embed.proj.weight, proj_out.weight",
     )

@@ -31,7 +31,7 @@ from exporter.backends.openvino import session
 from exporter.backends.openvino.half import halve_attention
 from exporter.build.model import token_counts
 from exporter.build.pipeline import build
-from exporter.calibrate.activations import chooser
+from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
@@ -47,6 +47,7 @@ from exporter.program.trace import trace
 from exporter.quantize.formats import FORMATS, Format
 from exporter.quantize.nearest import encode
 from exporter.quantize.program import Part, QuantizedProgram, quantize
+from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe
 from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of
@@ -102,8 +103,9 @@ def cases(
     for scheme, graph in [*wanted, ("int2", "denoiser"), *rounded]:
         program = quantize(programs[graph], scheme_of(scheme).format_of)
         folder, inputs = tmp_path_factory.mktemp("graph"), inputs_of(program)
-        order = EmitOptions({}, chooser(weights.read, lambda _, given=inputs: [given]))  # type: ignore[misc]
-        emitted = backend.emit(program, weights.read, folder, order)
+        if asked(program):
+            program = round_inputs(program, choose(program, weights.read, [inputs]))
+        emitted = backend.emit(program, weights.read, folder, EmitOptions({}))
         found[scheme, graph] = Case(program, emitted, inputs)
     return found
 
@@ -237,7 +239,7 @@ def test_full_widths_run_compressed_too(tmp_path: Path, scheme: str) -> None:
     config = denoiser.TransformerConfig(1, 24, 64, 16, 2, 4096, 2048, 384, (), True)
     graph = denoiser.cut(config, Cut((1.0, 0.0), 64, 64, t5=False, t5_tokens=256))
     program = quantize(trace(graph), scheme_of(scheme).format_of)
-    emitted = backend.emit(program, RandomWeights().read, tmp_path, EmitOptions({}, lambda _: {}))
+    emitted = backend.emit(program, RandomWeights().read, tmp_path, EmitOptions({}))
     found, expected = running(emitted.entry), linear_formats(program)
     for name, precision in PRECISIONS.items():
         kept = found.count(kind="FullyConnected", weight_from="Const", weight=precision)
@@ -482,23 +484,6 @@ def test_activations_share_scales_in_groups_of_64(
     assert openvino._products(whole) == {}
 
 
-def test_calibration_asks_for_calls_of_graphs_that_round(
-    programs: dict[str, Program], tiny: Checkpoint, tmp_path: Path
-) -> None:
-    asked: list[str] = []
-
-    def calls(graph: str) -> list[Mapping[str, np.ndarray]]:
-        asked.append(graph)
-        return [inputs_of(programs[graph])]
-
-    order = EmitOptions({}, chooser(Weights(tiny).read, calls))
-    for name, program in programs.items():
-        quantized = quantize(program, load_scheme("int8-w8a8").format_of)
-        backend.emit(quantized, Weights(tiny).read, tmp_path, order)
-        rounded = ("denoiser", "vae_decoder")
-        assert asked == [n for n in rounded if (tmp_path / f"{n}.xml").exists()], name
-
-
 LISTEN = """
 import sys
 from pathlib import Path
@@ -600,7 +585,9 @@ def test_the_manifest_tells_of_calibration(packages: Path) -> None:
     assert remark == "inputs not rounded to 8 bits: pos_embed.proj.weight, proj_out.weight"
     shown = CliRunner().invoke(main, ["inspect", str(packages / "openvino-int8-w8a8")])
     assert remark in shown.output
-    assert rounded["tolerance"]["graph_relative"] == 0.25
+    # What the program itself moves by, and not what rounding loses.
+    assert 1e-3 <= rounded["tolerance"]["graph_relative"] <= 0.05
+    assert rounded["tolerance"]["image_psnr_db"] == 45
 
 
 def fourstep(*arguments: object) -> tuple[int, str]:

@@ -107,8 +107,8 @@ def test_every_backend_computes_strips(
     (port,) = program.inputs
     values = torch.randn(port.shape, generator=torch.Generator().manual_seed(0))
     expected = run(program, weights.read, {port.name: values})
-    options = EmitOptions(backends.default_choices(backend), lambda graph: {})
-    emitted = backend.emit(program, weights.read, tmp_path, options)
+    options = backends.default_choices(backend)
+    emitted = backend.emit(program, weights.read, tmp_path, EmitOptions(options))
     session = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))
     found = session({port.name: values.numpy()})
     for key, value in expected.items():

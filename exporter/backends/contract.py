@@ -12,7 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.calibrate.activations import Rounding
     from exporter.package.manifest import Adjusted, Tokenizer, Tolerance
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
@@ -40,12 +39,9 @@ class EmitOptions:
 
     Attributes:
         choices: a value for each key of the backend's ``options``.
-        roundings: how layers of a graph round their inputs, by the weight's name
-            (``exporter.calibrate.activations``): for those of w8a8. Chosen when first asked for.
     """
 
     choices: Mapping[str, str]
-    roundings: Callable[[QuantizedProgram], Mapping[str, Rounding]]
 
 
 @dataclass(frozen=True)

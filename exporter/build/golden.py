@@ -6,6 +6,7 @@ loop is part of what is checked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +15,17 @@ import numpy as np
 from PIL import Image as Picture
 from safetensors.numpy import save
 
-from exporter.build.reference import reference_player
+from exporter.build.reference import reference_player, torch_session
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
 from exporter.package.manifest import Golden, Schedule
+from exporter.package.measures import relative_error
 from exporter.quantize.program import QuantizedProgram
+from exporter.quantize.rounded import asked
 from exporter.recipe.recipe import Recipe
 
+MOVED = 1e-5  # relative; more than engines differ by in float32
 Call = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 
 
@@ -80,6 +84,39 @@ def _recording(player: Player, calls: list[Call]) -> Player:
         return call
 
     return replace(player, open=open_session)
+
+
+def allowances(
+    programs: Mapping[str, QuantizedProgram], weights: Weights, drawing: Drawing
+) -> dict[str, float]:
+    """Of each graph that rounds inputs, the relative L2 error that its outputs may have.
+
+    A value between two levels falls to either of them by the last digit of a float, and what comes
+    behind is computed from the level. So two engines that compute the same program differ by more
+    than their floats do. How much more is measured on the program itself: twice the error that
+    moving all inputs by ``MOVED`` makes on a picture's calls, up to the next power of two.
+    """
+    return {
+        name: 2.0 ** math.ceil(math.log2(2 * _own_error(program, weights, drawing)))
+        for name, program in programs.items()
+        if asked(program)
+    }
+
+
+def _own_error(program: QuantizedProgram, weights: Weights, drawing: Drawing) -> float:
+    """The largest relative error over a picture's calls; at least 1e-4."""
+    random, worst = np.random.default_rng(0), 1e-4
+    session = torch_session(program, weights)
+    for name, inputs, outputs in drawing.calls:
+        if name == program.name:
+            moved = {k: v * (1 + MOVED * _normal(random, v)) for k, v in inputs.items()}
+            found = session(moved)
+            worst = max(worst, *(relative_error(found[k], v) for k, v in outputs.items()))
+    return worst
+
+
+def _normal(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    return random.standard_normal(like.shape, np.float32)
 
 
 def write(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden, resume, write
 from exporter.build.model import Model, calibrate, trace_model
-from exporter.calibrate.activations import chooser
+from exporter.calibrate.activations import rounder
 from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
@@ -132,15 +132,18 @@ def _build_into(
     # Emit and verify, the packages of a scheme one after the other.
     for _, same in itertools.groupby(left, key=lambda job: job.given):
         first, *others = same
+        # What layers read is rounded in the program too, in ranges chosen on the trajectories.
+        rounded = rounder(first.programs, weights.read, model.calls_as(first.programs, weights))
+        work = _Work(model, weights, calibration, rounded, plain=plain)
         if recipe.prompts:
             progress(f"{first.scheme.name}: golden pictures in torch")
-        drawings = painter.draw(first.programs)
-        roundings = chooser(weights.read, model.calls_as(first.programs, weights))
+            programs = {name: rounded(name) for name in first.programs}
+            drawings = painter.draw(programs)
+            allowed = golden.allowances(programs, weights, drawings[0])
+            work = replace(work, drawings=drawings, allowed=allowed)
         for job in (first, *others):
-            options = EmitOptions(recipe.backend(job.backend.name).choices, roundings)
-            built[job] = _build_package(
-                job, model, weights, options, calibration, (drawings, plain), progress
-            )
+            options = EmitOptions(recipe.backend(job.backend.name).choices)
+            built[job] = _build_package(job, options, work, progress)
     return [found for found in built.values() if found is not None]
 
 
@@ -197,36 +200,50 @@ def _refuse_unfit(job: _Job, model: Model) -> None:
         )  # fmt: skip
 
 
-def _build_package(
-    job: _Job,
-    model: Model,
-    weights: Weights,
-    options: EmitOptions,
-    calibration: Calibration | None,
-    drawings: tuple[Sequence[golden.Drawing], Sequence[golden.Drawing]],
-    progress: Progress,
-) -> Built:
-    """Emit what is not whole yet, write what stands beside it, verify.
+@dataclass(frozen=True)
+class _Work:
+    """What the packages of a scheme share.
 
-    Args:
-        drawings: the golden pictures, by the quantized and by the unquantized program.
+    Attributes:
+        rounded: gives a graph's program with its rounded inputs.
+        drawings, plain: the golden pictures, by the quantized and by the unquantized program.
+        allowed: relative errors that graphs may have; of others, what the backend says.
     """
+
+    model: Model
+    weights: Weights
+    calibration: Calibration | None
+    rounded: Callable[[str], QuantizedProgram]
+    drawings: Sequence[golden.Drawing] = ()
+    plain: Sequence[golden.Drawing] = ()
+    allowed: Mapping[str, float] = field(default_factory=dict)
+
+
+def _build_package(job: _Job, options: EmitOptions, work: _Work, progress: Progress) -> Built:
+    """Emit what is not whole yet, write what stands beside it, verify."""
+    model, calibration = work.model, work.calibration
     recipe, basis = model.recipe, job.basis(model, calibration)
     with resume.resuming(job.target, basis, progress) as (folder, whole):
         # Emit: each backend translates the same programs, reading weights one at a time.
-        for program in job.parts:
-            if program.name in whole:
-                progress(f"{program.name} is whole already")
+        for part in job.parts:
+            if part.name in whole:
+                progress(f"{part.name} is whole already")
                 continue
+            program = work.rounded(part.name) if part.name in job.programs else part
             progress(f"emit {program.name}")
             whole[program.name] = write.emit_graph(
-                job.backend, program, weights.read, folder, options
+                job.backend,
+                program,
+                work.weights.read,
+                folder,
+                options,
+                work.allowed.get(program.name, 0.0),
             )
             resume.write_journal(job.target, basis, whole.values())
         manifest = write.fill(
             folder, recipe, model.checkpoint, job.backend,
             [whole[part.name] for part in job.parts], job.origin(calibration), model.tokenizers,
-            *drawings,
+            work.drawings, work.plain,
         )  # fmt: skip
         # Verify: the files, every graph against torch, whole pictures. Without golden outputs no
         # graph is opened: a runtime may need more memory than the build.

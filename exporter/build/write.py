@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -72,11 +72,17 @@ def emit_graph(
     read: Callable[[object], Tensor],
     folder: Path,
     options: EmitOptions,
+    allowed: float = 0.0,
 ) -> GraphEntry:
-    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
+    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry.
+
+    Args:
+        allowed: relative error that the graph may have, where that is more than the backend says.
+    """
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
     emitted = backend.emit(program, read, place, options)
+    most = max(allowed, emitted.tolerance.graph_relative)
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -87,7 +93,7 @@ def emit_graph(
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
         run_bytes=run_bytes(program, backend.costs) if backend.costs else None,
-        tolerance=emitted.tolerance,
+        tolerance=replace(emitted.tolerance, graph_relative=most),
         session=emitted.session,
         remarks=emitted.remarks,
     )

@@ -1,5 +1,7 @@
 """8-bit activations: a fixed range for each layer's input, chosen on the model's own trajectories.
 
+What is chosen becomes a part of the program (``exporter.quantize.rounded``).
+
 An input x that is rounded to 8 bits needs one range for all of its values. Where a few channels are
 far louder than the rest, the range is theirs and the others lose their bits. Dividing x by a factor
 for each channel and multiplying the weight's columns by it changes nothing before rounding; with
@@ -12,9 +14,9 @@ The program runs once on all samples, layer by layer, so the memory needed is on
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,19 +25,14 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from exporter.errors import InputError
-from exporter.package.manifest import Adjusted, Tolerance
 from exporter.program import aten
 from exporter.program.run import run_all
 from exporter.program.sizes import activation_bytes
-from exporter.quantize.formats import FORMATS
-from exporter.quantize.nearest import Encoded, decode, encode
+from exporter.quantize.nearest import decode
 from exporter.quantize.program import Adapted, Part, QuantizedProgram
+from exporter.quantize.rounded import CHANNELS, RoundedInput, asked, ranging, round_inputs
 
-# A loss that the torch program does not have; it is reported, not hidden.
-TOLERANCE = Tolerance(graph_relative=0.25, image_psnr_db=20.0)
 ATEN = torch.ops.aten
-CHANNELS: dict[Any, int] = {ATEN.linear.default: -1, ATEN.conv2d.default: 1}  # their axis of x
-LEVELS = 256
 TRIED_INPUTS = 512  # of all that a layer meets
 TRIED_OUTPUTS = 512  # of all that it has, at most
 EXPONENTS = (None, 0.25, 0.5, 0.65, 0.8)  # a; None: no factors
@@ -45,55 +42,12 @@ WEIGHT_COPIES = 8  # that trying a rounding makes of a weight and of what it is 
 RUNNING = 1.4  # what torch takes for each byte of activations (``benchmarks.memory``)
 
 
-@dataclass(frozen=True, eq=False)
-class Rounding:
-    """How a layer's input x is rounded: x / ``factor``, to 256 levels from ``low`` to ``high``.
-
-    Attributes:
-        low, high: zero is one of the levels.
-        factor: (K,) float32, above 0, for each channel. The weight's columns are multiplied by it.
-    """
-
-    low: float
-    high: float
-    factor: Tensor
-
-    @property
-    def step(self) -> float:
-        return (self.high - self.low) / (LEVELS - 1)
-
-    @property
-    def zero_point(self) -> int:
-        """The level that stands for 0."""
-        return round(-self.low / self.step)
-
-    @property
-    def has_factors(self) -> bool:
-        return bool((self.factor != 1).any())
-
-    def rounded(self, x: Tensor, axis: int = -1) -> Tensor:
-        """What the layer gets for x, with K channels along ``axis``: in the units of x / factor."""
-        codes = torch.round(x / along(self.factor, x.ndim, axis) / self.step) + self.zero_point
-        return (codes.clamp(0, LEVELS - 1) - self.zero_point) * self.step
-
-    def stored(self, weight: Tensor) -> Encoded:
-        """A weight (N, K, ...) in int8, its columns multiplied by the factors."""
-        return encode(weight * along(self.factor, weight.ndim, 1), FORMATS["w8a8"])
-
-
-def along(factor: Tensor, rank: int, axis: int) -> Tensor:
-    """(K,) -> (1, ..., K, ..., 1), with K in the place of ``axis``."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return factor.reshape(shape)
-
-
 def choose(
     program: QuantizedProgram,
     read: Callable[[object], Tensor],
     calls: Sequence[Mapping[str, np.ndarray]],
-) -> dict[str, Rounding]:
-    """Roundings for the layers whose weight has the format w8a8, by the weight's name.
+) -> dict[str, RoundedInput]:
+    """RoundedInputs for the layers whose weight has the format w8a8, by the weight's name.
 
     Layers with the same input share one, and so do those with the same weight: the strips of a
     feature map. A layer whose input is stored in the package has none.
@@ -110,7 +64,7 @@ def choose(
     for layers in _sharing(program):
         group = _Group(layers, len(calls))
         group_of |= dict.fromkeys(group.readers, group)
-    found: dict[str, Rounding] = {}
+    found: dict[str, RoundedInput] = {}
 
     def observe(node: fx.Node, arguments: Sequence[Any]) -> None:
         if node not in group_of:
@@ -136,63 +90,27 @@ def choose(
     return found
 
 
-def chooser(
+def rounder(
+    programs: Mapping[str, QuantizedProgram],
     read: Callable[[object], Tensor],
     calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]],
-) -> Callable[[QuantizedProgram], Mapping[str, Rounding]]:
-    """``choose`` once for each graph of a scheme, for all backends; none without w8a8.
+) -> Callable[[str], QuantizedProgram]:
+    """Gives a scheme's programs by graph, every input rounded that their formats ask for.
+
+    Ranges are chosen when a graph is first asked for, once.
 
     Args:
         calls: gives a graph's; asked for only if its inputs are to be rounded.
     """
-    found: dict[str, Mapping[str, Rounding]] = {}
 
-    def roundings(program: QuantizedProgram) -> Mapping[str, Rounding]:
-        name = program.name
-        if name not in found:
-            found[name] = choose(program, read, calls(name)) if asked(program) else {}
-        return found[name]
+    @functools.cache
+    def rounded(name: str) -> QuantizedProgram:
+        program = programs[name]
+        if not asked(program):
+            return program
+        return round_inputs(program, choose(program, read, calls(name)))
 
-    return roundings
-
-
-def rounding_of(
-    program: QuantizedProgram, roundings: Mapping[str, Rounding], weight: object
-) -> Rounding | None:
-    """How the layer of a weight's node rounds its input, or None."""
-    part = program.part(weight) if isinstance(weight, fx.Node) else None
-    return roundings.get(part.of.name) if part is not None else None
-
-
-def rounded_weight(
-    program: QuantizedProgram, read: Callable[[object], Tensor], weight: object, rounding: Rounding
-) -> tuple[Tensor, Tensor]:
-    """The codes (N, K, ...) int8 and scales (N,) float32 of a weight's node."""
-    part = program.part(weight) if isinstance(weight, fx.Node) else None
-    assert part is not None
-    stored = rounding.stored(read(Adapted(part.of, part.methods)).float())
-    assert stored.scale is not None
-    return stored.values, stored.scale.flatten()
-
-
-def asked(program: QuantizedProgram) -> set[str]:
-    """The weights whose layers' inputs are to be rounded: those of the format w8a8."""
-    return {name for name, form in program.formats.items() if form.rounds_inputs}
-
-
-def not_rounded(
-    program: QuantizedProgram, roundings: Mapping[str, Rounding]
-) -> tuple[Adjusted, ...]:
-    """Weights of the format w8a8 whose layer's input is not rounded: they are int8 alone."""
-    left = asked(program) - {*roundings}
-    return tuple(Adjusted(name, "w8a8", "int8") for name in sorted(left))
-
-
-def spared(program: QuantizedProgram, roundings: Mapping[str, Rounding]) -> tuple[str, ...]:
-    """What to remark of a graph with rounded inputs: which layers keep theirs."""
-    weights = (name for name, source in program.stored().items() if len(source.shape) in (2, 4))
-    names = [name for name in weights if roundings and name not in asked(program)]
-    return (f"inputs not rounded to 8 bits: {', '.join(names)}",) if names else ()
+    return rounded
 
 
 def bytes_to_choose(program: QuantizedProgram, calls: int) -> int:
@@ -287,13 +205,11 @@ class _Group:
         """(K,): each channel's largest magnitude."""
         return torch.maximum(-self._low, self._high)
 
-    def rounding(self, factor: Tensor, shrink: float = 1.0) -> Rounding:
+    def rounding(self, factor: Tensor, shrink: float = 1.0) -> RoundedInput:
         """For the range of all channels over ``factor``, its ends shrunk."""
         low = float((self._low / factor).min()) * shrink
         high = float((self._high / factor).max()) * shrink
-        step = (high - low) / (LEVELS - 1) or 1.0
-        zero = round(-low / step)
-        return Rounding(-zero * step, (LEVELS - 1 - zero) * step, factor)
+        return ranging(low, high, factor)
 
 
 def _patches(layer: fx.Node, x: Tensor, count: int, places: torch.Generator) -> Tensor:
@@ -316,7 +232,7 @@ def _all_but(axis: int, rank: int) -> tuple[int, ...]:
     return tuple(i for i in range(rank) if i != axis % rank)
 
 
-def _best(group: _Group, weights: Iterator[Tensor]) -> Rounding:
+def _best(group: _Group, weights: Iterator[Tensor]) -> RoundedInput:
     """Of the exponents the best one, then of the shrunk ranges."""
     columns, tried = torch.zeros(()), []
     for weight in weights:
@@ -336,7 +252,9 @@ def _factor(loudest: Tensor, columns: Tensor, exponent: float | None) -> Tensor:
     return torch.where((loudest > 0) & (columns > 0), factor, 1.0)
 
 
-def _least(group: _Group, candidates: Sequence[Rounding], weights: Sequence[Tensor]) -> Rounding:
+def _least(
+    group: _Group, candidates: Sequence[RoundedInput], weights: Sequence[Tensor]
+) -> RoundedInput:
     """The candidate with the least squared error over the outputs of all layers."""
     errors = [0.0] * len(candidates)
     for weight in weights:

@@ -18,6 +18,7 @@ from exporter.program.program import Constant, Stored
 from exporter.quantize.formats import Format
 from exporter.quantize.nearest import Encoded, decode, encode, refuse_infinite
 from exporter.quantize.program import Adapted, Methods, Part
+from exporter.quantize.rounded import along
 
 LARGE_VALUES = 1 << 18
 
@@ -47,7 +48,7 @@ class Weights:
         self.checkpoint, self.dtype, self.calibration = checkpoint, dtype, calibration
         self._free_bytes = keep_bytes
         self._kept: dict[object, Tensor] = {}
-        self._last: tuple[tuple[Stored, Format, Methods], Encoded] | None = None
+        self._last: tuple[object, Encoded] | None = None
         self._mean_changes: dict[tuple[Stored, Format, Methods], Tensor | None] = {}
 
     def shape(self, source: Stored) -> tuple[int, ...]:
@@ -109,19 +110,22 @@ class Weights:
 
     def _part(self, source: object) -> Tensor:
         assert isinstance(source, Part)
-        value = getattr(self._encoded(source.of, source.format, source.methods), source.part)
+        encoded = self._encoded(source.of, source.format, source.methods, source.columns)
+        value = getattr(encoded, source.part)
         assert isinstance(value, Tensor)
         return value.to(self.dtype) if source.part in ("scale", "palette") else value
 
-    def _encoded(self, source: Stored, form: Format, methods: Methods) -> Encoded:
+    def _encoded(
+        self, source: Stored, form: Format, methods: Methods, columns: Constant | None = None
+    ) -> Encoded:
         key = (source, form, methods)
-        if self._last is None or self._last[0] != key:
+        if self._last is None or self._last[0] != (*key, columns):
             try:
-                encoded = self._encode(source, form, methods)
+                encoded = self._encode(source, form, methods, columns)
             except ValueError as error:
                 where = f"{source.component}: tensor '{source.name}'"
                 raise InputError(f"{where} {error}; it cannot be stored as {form}") from None
-            self._last = (key, encoded)
+            self._last = ((*key, columns), encoded)
             if methods:
                 self._mean_changes[key] = encoded.mean_change if "bias" in methods else None
         return self._last[1]
@@ -132,7 +136,12 @@ class Weights:
         rounded = decode(encoded)
         return Change(rounded - self._scaled(source, methods), encoded.mean_change)
 
-    def _encode(self, source: Stored, form: Format, methods: Methods) -> Encoded:
+    def _encode(
+        self, source: Stored, form: Format, methods: Methods, columns: Constant | None
+    ) -> Encoded:
+        if columns is not None:
+            weight = self._scaled(source, methods).float()
+            return encode(weight * along(torch.from_numpy(columns.value), weight.ndim, 1), form)
         if not methods:
             return encode(self._raw(source), form)
         inputs = self.calibration.layer(source) if self.calibration else None

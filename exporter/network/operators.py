@@ -2,8 +2,8 @@
 
 ``fourstep::attention`` keeps heads packed in the last axis, the layout that onnxruntime's fused
 kernel takes; each backend unpacks them as it likes. ``fourstep::dequantize`` turns codes and
-scales into a weight, ``fourstep::look_up`` codes and palettes. They are all that a backend must
-know beyond a few dozen ATen operators.
+scales into a weight, ``fourstep::look_up`` codes and palettes; ``fourstep::round_input`` rounds
+what a layer reads. They are all that a backend must know beyond a few dozen ATen operators.
 """
 
 from __future__ import annotations
@@ -109,3 +109,39 @@ def look_up(codes: Tensor, palette: Tensor) -> Tensor:
 @look_up.register_fake
 def _(codes: Tensor, palette: Tensor) -> Tensor:
     return palette.new_empty(codes.shape)
+
+
+@torch.library.custom_op("fourstep::round_input", mutates_args=())
+def round_input(
+    x: Tensor, inverse_factor: Tensor | None, step: float, zero_point: int, bits: int, axis: int
+) -> Tensor:
+    """(clamp(round(x * inverse_factor / step) + zero_point, 0, 2^bits - 1) - zero_point) * step.
+
+    Rounded half to even, in float32, in this order of operations: onnxruntime's QuantizeLinear
+    computes the same levels, bit for bit.
+
+    Args:
+        x: (...) float32.
+        inverse_factor: (K,) float32, of the K channels along ``axis``, or None for ones.
+        step: between two levels; a float32.
+        zero_point: the level that stands for 0.
+        bits: 8 or 16.
+        axis: of the channels.
+
+    Returns:
+        In the shape of x and in the units of x * inverse_factor.
+    """
+    if inverse_factor is not None:
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        x = x * inverse_factor.reshape(shape)
+    unit = torch.tensor(step, dtype=torch.float32)
+    levels = torch.round(x / unit) + zero_point
+    return (levels.clamp(0, 2**bits - 1) - zero_point) * unit
+
+
+@round_input.register_fake
+def _(
+    x: Tensor, inverse_factor: Tensor | None, step: float, zero_point: int, bits: int, axis: int
+) -> Tensor:
+    return torch.empty_like(x)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from exporter import backends
 from exporter.backends.contract import MeasuredCosts
 from exporter.build.model import Model
+from exporter.calibrate.activations import rounder
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError
 from exporter.package.measures import snr_db
@@ -288,7 +289,9 @@ def drawn_snr_db(problem: Problem, choice: Choice, weights: Weights) -> float:
     """Signal-to-noise ratio of the final latents, by their mean share of noise."""
     model = problem.model
     scheme = scheme_of("plan", BASE, model.recipe.calibration.methods, problem.formats(choice))
-    found = model.travel(quantize_all(model.programs, scheme), weights)
+    programs = quantize_all(model.programs, scheme)
+    rounded = rounder(programs, weights.read, model.calls_as(programs, weights))
+    found = model.travel({name: rounded(name) for name in programs}, weights)
     pairs = zip(found.latents, model.trajectories.latents, strict=True)
     return decibels(sum(10 ** (-snr_db(a, b) / 10) for a, b in pairs) / len(found.latents))
 

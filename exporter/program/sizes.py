@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, fx
@@ -43,4 +45,7 @@ def _bytes(node: fx.Node) -> int:
         return 0
     if "dequantize" in str(node.target):
         return 0
+    if "round_input" in str(node.target):  # runtimes keep codes
+        bits: Any = node.args[4]
+        return int(value.numel() * bits // 8)
     return value.numel() * ITEM_BYTES.get(value.dtype, 4)

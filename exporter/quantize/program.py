@@ -32,12 +32,15 @@ class Part:
     """A part of a stored tensor in a format: ``values``, ``scale``, ``zero_point``, ``palette``.
 
     ``methods`` say how its codes are chosen (``calibrate.codes``); without any, to nearest.
+    ``columns``, (K,) float32, multiply the weight's columns before it is encoded: the factors that
+    its layer's rounded input is divided by.
     """
 
     of: Stored
     format: Format
     part: str
     methods: Methods = NEAREST
+    columns: Constant | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ COSTS = MeasuredCosts(
     node_file_bytes=130,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
+ROUNDED_TOLERANCE = Tolerance(graph_relative=1e-3, image_psnr_db=45.0)
 
 
 class Onnx:
@@ -89,15 +90,13 @@ class Onnx:
     ) -> Emitted:
         """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
         from exporter.backends.onnx.writer import write_graph
-        from exporter.calibrate import activations
+        from exporter.quantize.rounded import asked, spared
 
-        roundings = options.roundings(program)
-        files = write_graph(program, read, folder, roundings)
+        files = write_graph(program, read, folder)
         low_bits = any(form.is_integer for form in program.formats.values())
         return Emitted(
-            files[0], files, activations.TOLERANCE if roundings else TOLERANCE,
-            {"accuracy_level": "4"} if low_bits else {},
-            activations.not_rounded(program, roundings), activations.spared(program, roundings),
+            files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE,
+            {"accuracy_level": "4"} if low_bits else {}, remarks=spared(program),
         )  # fmt: skip
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:

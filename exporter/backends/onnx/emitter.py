@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BufferedWriter
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
-from exporter.calibrate.activations import Rounding
 from exporter.program.program import Stored
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import Part, QuantizedProgram
@@ -32,6 +31,7 @@ TYPES = {
     torch.int64: TensorProto.INT64,
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
+    torch.uint16: TensorProto.UINT16,
     torch.bool: TensorProto.BOOL,
 }
 PACKED_TYPES = {
@@ -47,9 +47,6 @@ class Emitter:
 
     Weights keep torch's (N, K) layout in the program; onnxruntime fuses a dequantized weight into
     ``MatMulNBits`` only when it is stored (K, N), so a linear layer's weight is transposed here.
-
-    Args:
-        roundings: how layers round their input, by their weight.
     """
 
     def __init__(
@@ -58,9 +55,8 @@ class Emitter:
         read: Callable[[object], Tensor],
         stream: BufferedWriter,
         location: str,
-        roundings: Mapping[str, Rounding],
     ) -> None:
-        self.program, self.read, self.roundings = program, read, roundings
+        self.program, self.read = program, read
         self._stream, self._location = stream, location
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}

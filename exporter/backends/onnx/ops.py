@@ -25,8 +25,8 @@ from torch import fx
 
 from exporter.backends.onnx import rounded
 from exporter.backends.onnx.emitter import is_weight, weight
-from exporter.calibrate.activations import rounding_of
 from exporter.program import aten
+from exporter.quantize.rounded import rounded_layer
 
 if TYPE_CHECKING:
     from exporter.backends.onnx.emitter import Emitter
@@ -193,7 +193,7 @@ def _pixel_shuffle(e: Emitter, node: fx.Node) -> None:
 
 
 def _conv2d(e: Emitter, node: fx.Node) -> None:
-    rounding = rounding_of(e.program, e.roundings, node.args[1])
+    rounding = rounded_layer(e.program, node)
     if rounding is not None:
         return rounded.conv2d(e, node, rounding)
     bias, strides, padding = aten.convolution(node)
@@ -212,7 +212,7 @@ def _conv2d(e: Emitter, node: fx.Node) -> None:
 
 
 def _linear(e: Emitter, node: fx.Node) -> None:
-    rounding = rounding_of(e.program, e.roundings, node.args[1])
+    rounding = rounded_layer(e.program, node)
     if rounding is not None:
         return rounded.linear(e, node, rounding)
     bias = aten.argument(node, 2)
@@ -273,4 +273,5 @@ TABLE: dict[Any, Translate] = {
     ATEN.to.dtype: _cast,
     OURS.attention.default: _attention,
     OURS.dequantize.default: _later,
+    OURS.round_input.default: rounded.round_input,
 }

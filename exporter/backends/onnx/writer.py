@@ -6,7 +6,7 @@ same program and weights give the same bytes anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -14,22 +14,18 @@ from torch import Tensor
 
 from exporter.backends.onnx import ops
 from exporter.backends.onnx.emitter import Emitter
-from exporter.calibrate.activations import Rounding
 from exporter.program import aten
 from exporter.quantize.program import QuantizedProgram
 
 
 def write_graph(
-    program: QuantizedProgram,
-    read: Callable[[object], Tensor],
-    folder: Path,
-    roundings: Mapping[str, Rounding],
+    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
 ) -> tuple[Path, Path]:
     """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``."""
     model_file = folder / f"{program.name}.onnx"
     data_file = folder / f"{program.name}.onnx.data"
     with data_file.open("wb") as stream:
-        emitter = Emitter(program, read, stream, data_file.name, roundings)
+        emitter = Emitter(program, read, stream, data_file.name)
         for node in program.nodes():
             aten.translation(ops.TABLE, node, program.name, "ONNX")(emitter, node)
         model = emitter.model()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -11,14 +11,15 @@ import torch
 from openvino import opset15 as op
 from torch import Tensor, fx
 
-from exporter.calibrate.activations import LEVELS, Rounding, along, rounded_weight, rounding_of
 from exporter.program import aten
 from exporter.quantize.formats import Format
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import QuantizedProgram
+from exporter.quantize.rounded import RoundingNode, along, rounded_layer, rounding_node
 
 ALIGNMENT_BYTES = 64
 LARGE_BYTES = 1 << 16
+LINEAR = torch.ops.aten.linear.default
 ZERO_OF_2_BITS = np.array([2], np.int8)
 
 
@@ -69,7 +70,6 @@ class Emitter:
 
     Args:
         constants: where they go.
-        roundings: how layers round their input, by their weight.
     """
 
     def __init__(
@@ -77,11 +77,10 @@ class Emitter:
         program: QuantizedProgram,
         read: Callable[[object], Tensor],
         constants: Constants,
-        roundings: Mapping[str, Rounding],
     ) -> None:
-        self.program, self.read, self.roundings = program, read, roundings
+        self.program, self.read = program, read
         self._constant = constants.make
-        self._rounded: dict[fx.Node, Any] = {}
+        self._rounded: dict[tuple[fx.Node, float], Any] = {}
         self._weights: dict[fx.Node, tuple[Any, np.ndarray]] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
@@ -110,61 +109,73 @@ class Emitter:
                 self._values[argument] = _output(self._weight(argument))
         return self._values[argument]
 
-    def linear(self, x: object, weight: fx.Node, bias: fx.Node | None) -> Any:
+    def linear(self, layer: fx.Node) -> Any:
         """x times a stored weight (N, K), transposed, plus a bias (N,)."""
-        rounding = rounding_of(self.program, self.roundings, weight)
+        x, bias = layer.args[0], aten.argument(layer, 2)
+        weight: Any = layer.args[1]
+        rounding = rounded_layer(self.program, layer)
         if isinstance(x, fx.Node) and x.name in self.program.tensors:
             # OpenVINO 2026.4.1 fails to fold a constant times a compressed weight on its right.
             product = op.matmul(self.value(weight), self.value(x), False, True)
             product = op.transpose(product, ints([1, 0]))
         elif rounding is not None:
-            return self._rounded_linear(x, weight, bias, rounding)
+            return self._rounded_linear(rounding, weight, bias)
         else:
             product = op.matmul(self.value(x), self.value(weight), False, True)
         return product if bias is None else op.add(product, self.value(bias))
 
-    def convolved(self, x: object, weight: fx.Node) -> tuple[Any, Any]:
-        """A convolution's input and weight; both in 8 bits if its input is to be rounded."""
-        rounding = rounding_of(self.program, self.roundings, weight)
-        if rounding is None:
-            return self.value(x), self.value(weight)
-        return self._round(x, rounding, 1, rounding.low), self._scaled(weight, rounding)[0]
+    def convolved(self, layer: fx.Node) -> tuple[Any, Any]:
+        """A convolution's input and weight; both in 8 bits if its input is rounded."""
+        weight: Any = layer.args[1]
+        if rounded_layer(self.program, layer) is None:
+            return self.value(layer.args[0]), self.value(weight)
+        return self.value(layer.args[0]), self._scaled(weight)[0]
 
-    def _rounded_linear(
-        self, x: object, weight: fx.Node, bias: fx.Node | None, rounding: Rounding
-    ) -> Any:
+    def _rounded_linear(self, rounding: RoundingNode, weight: fx.Node, bias: fx.Node | None) -> Any:
         """The levels are counted from 0, and what that adds to the outputs is taken off the bias.
 
         Levels around a zero point OpenVINO takes apart in the same way when it opens the graph, by
         a product of its own that takes longer than all else (a layer's weights in 8 bits, at full
         width: 2.8 ms for each million values, and 0.8).
         """
-        scaled, sums = self._scaled(weight, rounding)
-        product = op.matmul(self._round(x, rounding, -1, 0.0), scaled, False, True)
-        added = op.constant((rounding.low * sums).astype(np.float32))
+        scaled, sums = self._scaled(weight)
+        product = op.matmul(self._levels(rounding, 0.0), scaled, False, True)
+        low = -rounding.zero_point * rounding.step
+        added = op.constant((low * sums).astype(np.float32))
         return op.add(product, added if bias is None else op.add(self.value(bias), added))
 
-    def _round(self, x: object, rounding: Rounding, axis: int, least: float) -> Any:
-        """x over the factors, which lie along ``axis``, to 256 levels, the lowest of which becomes
-        ``least``; one operator for all layers that read x."""
-        assert isinstance(x, fx.Node)
-        if x not in self._rounded:
-            factor = along(rounding.factor, len(aten.shape(x)), axis).numpy()
-            ends = np.array([rounding.low, rounding.high], np.float32)
-            given = [op.constant(end * factor) for end in ends]
-            made = [op.constant(np.float32(end - rounding.low + least)) for end in ends]
-            rounded = op.fake_quantize(self.value(x), *given, *made, LEVELS)
-            self._rounded[x] = rounded.output(0)
-        return self._rounded[x]
+    def round_input(self, node: fx.Node) -> Any:
+        """An input that is rounded; for linear layers that count levels from 0, nothing."""
+        rounding = rounding_node(node)
+        assert rounding is not None
+        if all(rounded_layer(self.program, user) and user.target is LINEAR for user in node.users):
+            return None
+        return self._levels(rounding, -rounding.zero_point * rounding.step)
 
-    def _scaled(self, node: fx.Node, rounding: Rounding) -> tuple[Any, np.ndarray]:
-        """A weight (N, K, ...) whose columns are multiplied by the factors, as int8, and its rows'
-        sums, (N,) float64; written once for all strips of a feature map."""
+    def _levels(self, rounding: RoundingNode, least: float) -> Any:
+        """x over the factors to so many levels, the lowest of which becomes ``least``; one operator
+        for all layers that read x."""
+        key = rounding.x, least
+        if key not in self._rounded:
+            ends = rounding.step * (np.array([0, rounding.levels - 1]) - rounding.zero_point)
+            factor: Any = np.float32(1)
+            if rounding.inverse_factor is not None:
+                inverse = self.read(self.program.tensors[rounding.inverse_factor.name])
+                factor = 1 / along(inverse, len(aten.shape(rounding.x)), rounding.axis).numpy()
+            given = [op.constant((end * factor).astype(np.float32)) for end in ends]
+            made = [op.constant(np.float32(end - ends[0] + least)) for end in ends]
+            value = op.fake_quantize(self.value(rounding.x), *given, *made, rounding.levels)
+            self._rounded[key] = value.output(0)
+        return self._rounded[key]
+
+    def _scaled(self, node: fx.Node) -> tuple[Any, np.ndarray]:
+        """A weight (N, K, ...) as int8, and its rows' sums, (N,) float64; written once for all
+        strips of a feature map."""
         if node not in self._weights:
-            values, scale = rounded_weight(self.program, self.read, node, rounding)
-            sums = values.flatten(1).sum(1).double() * scale
-            made = self._by_channel(values.numpy(), scale.numpy()).output(0)
-            self._weights[node] = made, sums.numpy()
+            codes, scale = (self._read(place) for place in node.args[:2])  # type: ignore[arg-type]
+            sums = codes.reshape(len(codes), -1).sum(1, dtype=np.int64) * scale[:, 0].astype(float)
+            made = self._by_channel(codes, scale.astype(np.float32)).output(0)
+            self._weights[node] = made, sums
         return self._weights[node]
 
     def _weight(self, node: fx.Node) -> Any:

@@ -84,14 +84,12 @@ def _rms_norm(e: Emitter, n: fx.Node) -> Any:
 
 
 def _linear(e: Emitter, n: fx.Node) -> Any:
-    weight: Any = n.args[1]
-    return e.linear(n.args[0], weight, aten.argument(n, 2))
+    return e.linear(n)
 
 
 def _conv2d(e: Emitter, n: fx.Node) -> Any:
     bias, strides, padding = aten.convolution(n)
-    source: Any = n.args[1]
-    x, weight = e.convolved(n.args[0], source)
+    x, weight = e.convolved(n)
     value = op.convolution(x, weight, strides, padding, padding, [1, 1])
     if bias is None:
         return value
@@ -179,4 +177,5 @@ TABLE: dict[Any, Translate] = {
     ATEN.to.dtype: _cast,
     OURS.attention.default: _attention,
     OURS.dequantize.default: lambda e, n: None,
+    OURS.round_input.default: lambda e, n: e.round_input(n),
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import openvino as ov
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from exporter.backends.openvino import ops
 from exporter.backends.openvino.emitter import Constants, Emitter
-from exporter.calibrate.activations import Rounding
 from exporter.files.staging import writing
 from exporter.package.names import graph_of
 from exporter.program import aten
@@ -30,16 +29,13 @@ from exporter.quantize.program import QuantizedProgram
 
 
 def write_graph(
-    program: QuantizedProgram,
-    read: Callable[[object], Tensor],
-    folder: Path,
-    roundings: Mapping[str, Rounding],
+    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
 ) -> tuple[Path, Path]:
     """Write ``<name>.xml`` and ``<name>.bin`` into ``folder``."""
     file, values = folder / f"{program.name}.xml", folder / f"{program.name}.bin"
     with values.open("wb") as stream:
         constants = Constants(stream)
-        emitter = Emitter(program, read, constants, roundings)
+        emitter = Emitter(program, read, constants)
         for node in program.nodes():
             translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
             emitter.settle(node, translate(emitter, node))

@@ -48,8 +48,8 @@ class Torch:
     costs: Final = None
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
-        """Of weights every format; inputs are rounded beside the program, which is all there is."""
-        return "8-bit activations are not in the program" if form.rounds_inputs else None
+        """Nothing: whatever is rounded is in the program."""
+        return None
 
     def emit(
         self,

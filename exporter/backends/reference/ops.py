@@ -46,6 +46,7 @@ OPERATORS = (
     OURS.attention.default,
     OURS.dequantize.default,
     OURS.look_up.default,
+    OURS.round_input.default,
 )
 TABLE: Mapping[Any, str] = {
     **{target: str(target) for target in OPERATORS},

@@ -427,3 +427,15 @@ def test_a_weight_is_not_widened_as_a_whole() -> None:
     run = [sys.executable, "-c", WIDEN, "int8"]
     found = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     assert 60 < int(found) < 120
+
+
+def test_what_the_names_of_formats_stand_for() -> None:
+    """Kind, bits and what shares a scale; what is asked of a format follows from them."""
+    for name, form in FORMATS.items():
+        assert form.bits == form.storage.bits > 0
+        assert form.is_integer == (form.storage.kind == "integer") == name.startswith(("int", "w"))
+        assert form.is_grouped == (form.group_size is not None)
+        assert form.rounds_inputs == (form.storage.inputs == 8) == (name == "w8a8")
+    shared = {name: form.granularity for name, form in FORMATS.items()}
+    assert (shared["fp16"], shared["int8"], shared["int4"]) == ("value", "channel", "group")
+    assert (shared["pal4"], Format("pal4", 16).granularity) == ("weight", "channels")

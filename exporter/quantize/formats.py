@@ -8,23 +8,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from exporter.errors import InputError, known
 
 GROUP_SIZES = (16, 32, 64, 128)  # onnxruntime's smallest block is 16
-BITS: dict[str, int] = {
-    "fp32": 32,
-    "fp16": 16,
-    "int8": 8,
-    "w8a8": 8,
-    "pal6": 6,
-    "int4": 4,
-    "pal4": 4,
-    "int2": 2,
-}
 METHODS = ("equalize", "scales", "feedback", "bias")  # what each does: exporter.calibrate.codes
 ROUNDED_GRAPHS = ("denoiser", "vae_decoder")  # that may have w8a8: nearly all of the time is theirs
 ROLES = ("linear", "conv", "embedding", "table", "vector")
+Kind = Literal["float", "integer", "palette"]
+Granularity = Literal["value", "group", "channel", "channels", "weight"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What the name of a format stands for.
+
+    Attributes:
+        kind: ``float``: values; ``integer``: codes, scales and zero points; ``palette``: codes that
+            index a table of values.
+        bits: of a value or a code.
+        granularity: what shares a scale or a table, unless a group size says otherwise: ``value``
+            (nothing is shared), ``channel`` (an output channel), ``group`` (of values along the
+            input axis), ``weight`` (all of it).
+        inputs: bits that the layer's input is rounded to, in a fixed range; None: it is not.
+    """
+
+    kind: Kind
+    bits: int
+    granularity: Granularity
+    inputs: int | None = None
+
+
+STORAGE: dict[str, Storage] = {
+    "fp32": Storage("float", 32, "value"),
+    "fp16": Storage("float", 16, "value"),
+    "int8": Storage("integer", 8, "channel"),
+    "w8a8": Storage("integer", 8, "channel", inputs=8),
+    "pal6": Storage("palette", 6, "weight"),
+    "int4": Storage("integer", 4, "group"),
+    "pal4": Storage("palette", 4, "weight"),
+    "int2": Storage("integer", 2, "group"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Format:
     """How one weight is stored.
 
     Attributes:
-        name: a key of ``BITS``. ``w8a8`` is stored as ``int8`` is, with scales of its own
+        name: a key of ``STORAGE``. ``w8a8`` is stored as ``int8`` is, with scales of its own
             (``exporter.quantize.nearest.encode``); a backend that can express it also
             rounds the layer's input to 8 bits, with a scale from calibration. ``pal4`` and ``pal6``
             are palettes: codes that index a table of 16 or 64 values. ``int4`` and ``int2`` have
@@ -47,17 +72,26 @@ class Format:
     symmetric: bool = True
 
     @property
+    def storage(self) -> Storage:
+        return STORAGE[self.name]
+
+    @property
     def bits(self) -> int:
-        return BITS[self.name]
+        return self.storage.bits
+
+    @property
+    def granularity(self) -> Granularity:
+        """What shares a scale or a table; ``channels``: several output channels."""
+        return "channels" if self.is_palette and self.group_size else self.storage.granularity
 
     @property
     def is_integer(self) -> bool:
-        return self.is_grouped or self.name in ("int8", "w8a8")
+        return self.storage.kind == "integer"
 
     @property
     def is_grouped(self) -> bool:
         """Whether groups of values along the input axis share a scale."""
-        return self.name in ("int4", "int2")
+        return self.storage.granularity == "group"
 
     @property
     def takes_methods(self) -> bool:
@@ -67,11 +101,11 @@ class Format:
     @property
     def rounds_inputs(self) -> bool:
         """Whether the layer's input is rounded too, in a fixed range."""
-        return self.name == "w8a8"
+        return self.storage.inputs is not None
 
     @property
     def is_palette(self) -> bool:
-        return self.name.startswith("pal")
+        return self.storage.kind == "palette"
 
     def __str__(self) -> str:
         group = f"-g{self.group_size}" if self.group_size else ""
@@ -93,7 +127,7 @@ class Format:
         return code_bytes + scale_bytes + (0 if self.symmetric else -(-blocks * self.bits // 8))
 
 
-FORMATS = {name: Format(name) for name in BITS}
+FORMATS = {name: Format(name) for name in STORAGE}
 FORMATS |= {name: replace(f, group_size=64) for name, f in FORMATS.items() if f.is_grouped}
 
 

@@ -22,7 +22,7 @@ from exporter.files.staging import refuse_place, staging
 from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
-from exporter.quantize.formats import BITS
+from exporter.quantize.formats import STORAGE
 from exporter.report.facts import UNQUANTIZED, Entry, Figures, Machine, Report
 from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page
@@ -240,8 +240,14 @@ def _mean_bits(manifest: Manifest) -> float:
     """Bits of a weight value without scales, over all graphs."""
     formats = [item for g in manifest.graphs for item in g.formats.items()]
     values = sum(count for _, count in formats)
-    bits = sum(BITS.get(name.split("-")[0], 0) * count for name, count in formats)
+    bits = sum(_bits(name) * count for name, count in formats)
     return bits / values if values else 0.0
+
+
+def _bits(form: str) -> int:
+    """Of a format as a manifest names it; 0 for one of another version."""
+    storage = STORAGE.get(form.split("-")[0])
+    return storage.bits if storage else 0
 
 
 def golden_of(package: Package) -> tuple[Asked, ...]:

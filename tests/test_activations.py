@@ -27,7 +27,7 @@ from exporter.program.sizes import activation_bytes
 from exporter.program.trace import trace
 from exporter.quantize.formats import FORMATS
 from exporter.quantize.nearest import Encoded, decode, encode
-from exporter.quantize.program import Adapted, Part, QuantizedProgram, quantize
+from exporter.quantize.program import Part, QuantizedProgram, Unrounded, quantize
 from exporter.quantize.rounded import (
     RoundedInput,
     along,
@@ -67,7 +67,7 @@ def layers(form: str = "w8a8") -> QuantizedProgram:
 
 
 def read(source: object) -> Tensor:
-    if isinstance(source, Adapted):
+    if isinstance(source, Unrounded):
         return WEIGHTS[source.of.name]
     if isinstance(source, Constant):
         return torch.from_numpy(source.value)
@@ -173,7 +173,7 @@ def test_of_many_outputs_some_are_tried_and_every_weight_is_read_once(
 
     some = choose(layers(), listening, [loud(2)])["first.weight"]
     assert {*tried} == {16}
-    assert len([s for s in asked if isinstance(s, Adapted)]) == 3
+    assert len([s for s in asked if isinstance(s, Unrounded)]) == 3
     errors = [output_error(r, x, weights["first.weight"]) for r in (whole, some)]
     assert errors[1] < 1.2 * errors[0]
     assert some.factor[5] < some.factor[6:].median()
@@ -233,9 +233,9 @@ def test_strips_of_a_map_share_a_rounding_and_zeros_around_it_count() -> None:
     quantized = quantize(program, lambda *_: FORMATS["w8a8"])
 
     def read_kernel(source: object) -> Tensor:
-        assert isinstance(source, Part | Adapted)
+        assert isinstance(source, Part | Unrounded)
         kernel = KERNELS[source.of.name]
-        return kernel if isinstance(source, Adapted) else part_of(source, KERNELS)
+        return kernel if isinstance(source, Unrounded) else part_of(source, KERNELS)
 
     x = torch.rand(1, 8, 10, 5, generator=GENERATOR) + 1
     found = choose(quantized, read_kernel, [{"x": x.numpy()}])
@@ -427,7 +427,7 @@ def test_a_rounded_convolution_is_what_backends_compute(backend: Backend, tmp_pa
             return torch.from_numpy(source.value)
         if isinstance(source, Part):
             return part_of(source, values)
-        assert isinstance(source, Stored | Adapted)
+        assert isinstance(source, Stored | Unrounded)
         return values[source.name if isinstance(source, Stored) else source.of.name]
 
     x = torch.randn(1, 8, 10, 7, generator=GENERATOR) + 0.5

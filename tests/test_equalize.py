@@ -24,7 +24,7 @@ from exporter.package.measures import relative_error
 from exporter.program.program import Program, Stored
 from exporter.program.run import run
 from exporter.program.trace import trace
-from exporter.quantize.formats import Format, fit
+from exporter.quantize.formats import Format, fitting_format
 from exporter.quantize.nearest import decode, encode
 from exporter.synth import presets
 from tests.conftest import SIGMAS, random_inputs
@@ -207,7 +207,9 @@ def layer(width: int, correlated: bool = True) -> tuple[Tensor, LayerInputs]:
 def output_error(weight: Tensor, inputs: LayerInputs, factors: Tensor, form: Format) -> float:
     """Mean square of what rounding to nearest of weight * factors changes in the layer's output."""
     scaled = (weight * factors).float()
-    change = (decode(encode(scaled, fit(form, weight.shape))) - scaled).double() / factors
+    change = (
+        decode(encode(scaled, fitting_format(form, weight.shape))) - scaled
+    ).double() / factors
     return float(torch.einsum("ni,bij,nj->", change, inputs.covariance.double(), change))
 
 

@@ -26,6 +26,7 @@ from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.package.manifest import Manifest
 from exporter.package.measures import relative_error, snr_db
+from exporter.package.names import MMDIT
 from exporter.plan import road, search
 from exporter.plan.allocate import Candidate, Choice
 from exporter.predict.graph import run_bytes
@@ -34,7 +35,7 @@ from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.progress import Progress
 from exporter.quantize.formats import METHODS, Format, Scheme, parse_format
-from exporter.quantize.program import MMDIT, NEAREST, QuantizedProgram, quantize, quantize_all
+from exporter.quantize.program import NEAREST, QuantizedProgram, quantize, quantize_all
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.plan import is_plan, read_plan, scheme_of, write_plan
 from exporter.recipe.recipe import Recipe, read_recipe

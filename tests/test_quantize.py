@@ -21,10 +21,10 @@ from exporter.network.cut import Cut
 from exporter.program.program import Program, Stored
 from exporter.program.run import run
 from exporter.program.trace import trace
-from exporter.quantize.formats import FORMATS, GROUP_SIZES, Format, Rule, Scheme, fit
+from exporter.quantize.formats import FORMATS, GROUP_SIZES, Format, Rule, Scheme, fitting_format
 from exporter.quantize.nearest import decode, encode
 from exporter.quantize.packing import narrowed, pack
-from exporter.quantize.program import Adapted, quantize, quantize_all, roles
+from exporter.quantize.program import Unrounded, quantize, quantize_all, roles
 from exporter.quantize.schemes import load_scheme, scheme_names
 from tests.conftest import SMALL
 
@@ -254,13 +254,13 @@ def test_non_finite_weights_are_refused() -> None:
     [(1536, "int4-g128"), (192, "int4-g64"), (96, "int4-g32"), (48, "int4-g16"), (40, "int8")],
 )
 def test_widths_that_a_group_does_not_divide(width: int, expected: str) -> None:
-    assert str(fit(Format("int4", 128), (7, width))) == expected
-    assert str(fit(Format("int2", 128), (7, width))) == expected.replace("int4", "int2")
+    assert str(fitting_format(Format("int4", 128), (7, width))) == expected
+    assert str(fitting_format(Format("int2", 128), (7, width))) == expected.replace("int4", "int2")
 
 
 def test_channels_that_a_palette_does_not_divide() -> None:
-    assert str(fit(Format("pal4", 16), (24, 96))) == "pal4-g8"
-    assert fit(FORMATS["pal6"], (7, 5)) == FORMATS["pal6"]
+    assert str(fitting_format(Format("pal4", 16), (24, 96))) == "pal4-g8"
+    assert fitting_format(FORMATS["pal6"], (7, 5)) == FORMATS["pal6"]
 
 
 def test_the_last_rule_wins() -> None:
@@ -350,7 +350,7 @@ def test_methods_are_for_codes(programs: dict[str, Program], name: str) -> None:
     assert scheme.used_methods == (() if name in ("fp32", "fp16") else methods)
     before, after = (quantize_all(programs, s) for s in (plain, scheme))
     for graph, program in after.items():
-        rows = [s for s in program.tensors.values() if isinstance(s, Adapted) and s.rows > 1]
+        rows = [s for s in program.tensors.values() if isinstance(s, Unrounded) and s.rows > 1]
         assert all(s.format is not None and s.format.takes_methods for s in rows)
         grown = program.stored_bytes() - before[graph].stored_bytes()
         assert grown == sum(4 * (s.rows - 1) * s.of.shape[0] for s in rows)

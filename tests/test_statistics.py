@@ -21,12 +21,11 @@ from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import open_checkpoint
 from exporter.drawing.loop import Player
 from exporter.errors import InputError
+from exporter.package.names import MMDIT
 from exporter.program.program import Stored, linears
 from exporter.progress import Progress
 from exporter.recipe.recipe import CalibrationChoice, Recipe
 from tests.conftest import edit_json
-
-MMDIT = ("conditioner", "denoiser")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from exporter.program import aten
 from exporter.program.run import run_all
 from exporter.program.sizes import activation_bytes
 from exporter.quantize.nearest import decode
-from exporter.quantize.program import Adapted, Part, QuantizedProgram
+from exporter.quantize.program import Part, QuantizedProgram, Unrounded
 from exporter.quantize.rounded import CHANNELS, RoundedInput, asked, ranging, round_inputs
 
 ATEN = torch.ops.aten
@@ -81,7 +81,7 @@ def choose(
                 f"{parts[0].of.component}: on the calibration prompts the layer of "
                 f"'{parts[0].of.name}' meets values that are not finite"
             )
-        weights = [Adapted(part.of, part.methods) for part in parts]
+        weights = [Unrounded(part.of, part.methods) for part in parts]
         best = _best(group, (read(weight) for weight in weights))
         found.update({part.of.name: best for part in parts})
 

@@ -35,7 +35,7 @@ from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.network import operators as _registers_operators  # noqa: F401
 from exporter.program import aten
 from exporter.program.program import Constant, Program, Stored
-from exporter.quantize.formats import Format, fit
+from exporter.quantize.formats import Format, fitting_format
 
 ATEN = torch.ops.aten
 ATTENTION = torch.ops.fourstep.attention.default
@@ -311,7 +311,7 @@ def best_factors(weights: Sequence[Tensor], inputs: Sequence[LayerInputs], form:
     each it is s_k = sqrt(deviation of channel k / size of column k), SmoothQuant's factor of
     strength 1/2. Groups that lose more by rounding to nearest in these units keep their own.
     """
-    fitted = fit(form, weights[0].shape)
+    fitted = fitting_format(form, weights[0].shape)
     groups = weights[0].shape[1] // fitted.group_size if fitted.group_size else 1
     terms = [_term(w.double(), i, groups) for w, i in zip(weights, inputs, strict=True)]
     log_t = torch.zeros_like(terms[0].importance)

@@ -17,7 +17,7 @@ from exporter.files.heap import release
 from exporter.program.program import Constant, Stored
 from exporter.quantize.formats import Format
 from exporter.quantize.nearest import Encoded, decode, encode, refuse_infinite
-from exporter.quantize.program import Adapted, Methods, Part
+from exporter.quantize.program import Methods, Part, Unrounded
 from exporter.quantize.rounded import along
 
 LARGE_VALUES = 1 << 18
@@ -56,7 +56,7 @@ class Weights:
         return self.checkpoint.component(source.component).info(source.name).shape
 
     def read(self, source: object) -> Tensor:
-        """The value of a Stored, Constant, Part or Adapted; floats in this reader's dtype.
+        """The value of a Stored, Constant, Part or Unrounded; floats in this reader's dtype.
 
         Raises InputError when a weight cannot be encoded.
         """
@@ -67,8 +67,8 @@ class Weights:
             return self._kept[source]
         if isinstance(source, Stored):
             value = self._stored(source)
-        elif isinstance(source, Adapted):
-            value = self._adapted(source)
+        elif isinstance(source, Unrounded):
+            value = self._unrounded(source)
         else:
             value = self._part(source)
         size = value.numel() * value.element_size()
@@ -96,7 +96,7 @@ class Weights:
         scaling = self.calibration.scaling(source)
         return value if scaling is None else scaling.apply(value)
 
-    def _adapted(self, source: Adapted) -> Tensor:
+    def _unrounded(self, source: Unrounded) -> Tensor:
         value = self._scaled(source.of, source.methods)
         if source.rows > 1:
             value = value.expand(source.rows, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 NAMES = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
 UPSTREAM = NAMES[:5]  # of the final latent
+MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into
 
 
 def part_name(graph: str, number: int) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError
 from exporter.program.program import Program, Stored
-from exporter.quantize.formats import Format, fit, parse_format, roles_for
-from exporter.quantize.program import NEAREST, Adapted, Methods, roles
+from exporter.quantize.formats import Format, fitting_format, parse_format, roles_for
+from exporter.quantize.program import NEAREST, Methods, Unrounded, roles
 
 DEFAULT_FORMATS = (
     "int2-g64", "int2-g32", "int4-g128", "int4-g64", "int4-g32", "int4-g16", "int8", "fp16",
@@ -21,7 +21,7 @@ KEEP_BYTES = 256 << 20  # of changes, so that a small model's are computed once 
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedWeight:
     """A weight that a plan decides about, and the formats it may get, by growing bytes."""
 
     graph: str
@@ -31,7 +31,7 @@ class Asked:
 
 def candidates(
     programs: Mapping[str, Program], graphs: Sequence[str], formats: Sequence[Format]
-) -> dict[tuple[str, str], Asked]:
+) -> dict[tuple[str, str], PlannedWeight]:
     """Every weight of some graphs with the formats that its role and shape allow.
 
     Groups are for linear layers; convolutions and embeddings get int8 or fp16, tables fp16.
@@ -42,17 +42,19 @@ def candidates(
         for place, source in program.tensors.items():
             if not isinstance(source, Stored) or kinds[place] == "vector":
                 continue
-            able = {fit(f, source.shape) for f in formats if kinds[place] in roles_for(f)}
+            able = {
+                fitting_format(f, source.shape) for f in formats if kinds[place] in roles_for(f)
+            }
             if able:
                 order = sorted(able, key=lambda f: (f.stored_bytes(source.shape), str(f)))
-                found[graph, source.name] = Asked(graph, source, tuple(order))
+                found[graph, source.name] = PlannedWeight(graph, source, tuple(order))
     return found
 
 
 class Rounding:
     """The change that each candidate makes: of a weight, and of the bias that makes up for it."""
 
-    def __init__(self, asked: Mapping[tuple[str, str], Asked], weights: Weights) -> None:
+    def __init__(self, asked: Mapping[tuple[str, str], PlannedWeight], weights: Weights) -> None:
         self._asked, self._weights = asked, weights
         self._kept: OrderedDict[tuple[str, str], _Change] = OrderedDict()
 
@@ -63,9 +65,9 @@ class Rounding:
     def of(self, graph: str, source: object) -> tuple[str, Mapping[str, Tensor]]:
         """The weight whose rounding changes a tensor, and the change for each candidate."""
         name = _weight(source)
-        methods = source.methods if isinstance(source, Adapted) else NEAREST
+        methods = source.methods if isinstance(source, Unrounded) else NEAREST
         change = self._change((graph, name), methods)
-        is_bias = isinstance(source, Adapted) and source.weight is not None
+        is_bias = isinstance(source, Unrounded) and source.weight is not None
         return name, change.bias if is_bias else change.weight
 
     def _change(self, key: tuple[str, str], methods: Methods) -> _Change:
@@ -97,7 +99,7 @@ class _Change:
 
 def _weight(source: object) -> str:
     """The weight that a tensor is, or that its value makes up for."""
-    if isinstance(source, Adapted):
+    if isinstance(source, Unrounded):
         return (source.weight or source.of).name
     return source.name if isinstance(source, Stored) else ""
 

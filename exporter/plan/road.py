@@ -16,7 +16,7 @@ from exporter.calibrate.store import Calibration
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError, known
 from exporter.files.staging import refuse_place
-from exporter.package.names import UPSTREAM
+from exporter.package.names import MMDIT, UPSTREAM
 from exporter.plan.allocate import Choice, Options, total_bytes, total_noise
 from exporter.plan.candidates import DEFAULT_FORMATS, Rounding, parse_formats
 from exporter.plan.search import (
@@ -33,7 +33,7 @@ from exporter.plan.search import (
 from exporter.plan.sensitivity import Noise, measure
 from exporter.progress import Progress
 from exporter.quantize.formats import FORMATS
-from exporter.quantize.program import MMDIT, Methods, methods_of, quantize_all
+from exporter.quantize.program import Methods, methods_of, quantize_all
 from exporter.recipe.plan import read_plan, scheme_of, write_plan
 from exporter.recipe.recipe import Recipe
 

@@ -14,6 +14,7 @@ from exporter.calibrate.activations import rounder
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError
 from exporter.package.measures import snr_db
+from exporter.package.names import MMDIT
 from exporter.plan.allocate import (
     Candidate,
     Choice,
@@ -23,12 +24,12 @@ from exporter.plan.allocate import (
     total_bytes,
     total_noise,
 )
-from exporter.plan.candidates import Asked, candidates
+from exporter.plan.candidates import PlannedWeight, candidates
 from exporter.plan.sensitivity import Noise
 from exporter.predict.graph import fixed_bytes, run_bytes
 from exporter.progress import Progress
 from exporter.quantize.formats import Format
-from exporter.quantize.program import MMDIT, quantize_all
+from exporter.quantize.program import quantize_all
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.plan import scheme_of
 from exporter.recipe.recipe import Recipe
@@ -72,7 +73,7 @@ class Problem:
     """What is to be decided: weights, their candidates, and by graph the bytes of all else."""
 
     model: Model
-    asked: Mapping[tuple[str, str], Asked]
+    asked: Mapping[tuple[str, str], PlannedWeight]
     rest_bytes: Mapping[str, int]
 
     def options(self, noise: Noise) -> list[list[Candidate]]:

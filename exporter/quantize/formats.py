@@ -227,7 +227,7 @@ def roles_for(form: Format) -> tuple[str, ...]:
     return tuple(role for role in weights if role != "table") if form.is_integer else weights
 
 
-def fit(asked: Format, shape: Sequence[int]) -> Format:
+def fitting_format(asked: Format, shape: Sequence[int]) -> Format:
     """The format that a weight (N, K, ...) gets when groups of ``asked`` do not divide it.
 
     A group shrinks to the largest power of two that divides K (of a palette: N); a group of codes

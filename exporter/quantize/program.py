@@ -17,14 +17,14 @@ from torch import Tensor, fx
 
 from exporter.errors import InputError
 from exporter.package.manifest import Adjusted
+from exporter.package.names import MMDIT
 from exporter.program.program import MOST_ROWS, Constant, Program, Stored, linears
-from exporter.quantize.formats import FORMATS, Format, Scheme, fit
+from exporter.quantize.formats import FORMATS, Format, Scheme, fitting_format
 
 ATEN = torch.ops.aten
 FormatOf = Callable[[str, str, str], Format]
 Methods = frozenset[str]
 NEAREST: Methods = frozenset()
-MMDIT = ("conditioner", "denoiser")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Unrounded:
     """A stored tensor that is not rounded, as the methods leave it.
 
     A bias takes over the mean change that rounding ``weight`` to ``format`` makes in its layer's
@@ -60,7 +60,7 @@ class Adapted:
 
 def stored_behind(source: object) -> Stored | None:
     """The tensor of the checkpoint that a source is, or is made of."""
-    source = source.of if isinstance(source, Part | Adapted) else source
+    source = source.of if isinstance(source, Part | Unrounded) else source
     return source if isinstance(source, Stored) else None
 
 
@@ -98,7 +98,7 @@ class QuantizedProgram(Program):
 
     def stored_bytes(self) -> int:
         """Bytes of constants and of all weights in their formats: values or codes, scales."""
-        rows = (s for s in self.tensors.values() if isinstance(s, Adapted))
+        rows = (s for s in self.tensors.values() if isinstance(s, Unrounded))
         constants = (s.value for s in self.tensors.values() if isinstance(s, Constant))
         added = sum(4 * value.size for value in constants)  # float32 or int32
         added += sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
@@ -155,7 +155,7 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
                 tensors[node.name] = source
             continue
         asked = format_of(program.name, source.name, kinds[node.name])
-        used = fit(asked, source.shape)
+        used = fitting_format(asked, source.shape)
         formats[source.name] = used
         own = methods if source in held else methods - {"bias"}  # else nothing takes the mean out
         if used != asked:
@@ -165,7 +165,7 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
             shape = source.shape if bias is None or bias.rows == 1 else (bias.rows, *source.shape)
             value = node.meta["val"].new_empty(shape)
             env[node] = _place(graph, node, node.name, value)
-            tensors[node.name] = Adapted(source, own) if own else source
+            tensors[node.name] = Unrounded(source, own) if own else source
             continue
         parts = {}
         for part, shape, dtype in _parts(source.shape, used):
@@ -175,7 +175,7 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
         joins[node] = parts, used, used.group_size or source.shape[1]
     for node, bias in biases.items():
         form = formats[bias.weight.name]
-        tensors[node.name] = Adapted(bias.of, methods, bias.weight, form, bias.rows)
+        tensors[node.name] = Unrounded(bias.of, methods, bias.weight, form, bias.rows)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             continue
@@ -212,7 +212,7 @@ def _biases(program: Program, format_of: FormatOf) -> dict[fx.Node, _Bias]:
     """
     found = {}
     for node, weight in linears(program).items():
-        form = fit(format_of(program.name, weight.name, "linear"), weight.shape)
+        form = fitting_format(format_of(program.name, weight.name, "linear"), weight.shape)
         if not form.takes_methods and form.name != "fp32":
             continue
         bias = node.args[2] if len(node.args) > 2 else None

@@ -104,7 +104,7 @@ def round_inputs(program: QuantizedProgram, chosen: Mapping[str, RoundedInput]) 
         if node.op == "placeholder":
             env[node] = _copied(graph, node, env)
     tensors = {
-        name: _adapted(source, chosen, columns, left) for name, source in program.tensors.items()
+        name: _unrounded(source, chosen, columns, left) for name, source in program.tensors.items()
     }
     factors: dict[RoundedInput, fx.Node | None] = {}
     for number, rounding in enumerate(columns):
@@ -141,7 +141,7 @@ def _copied(graph: fx.Graph, node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> f
     return graph.node_copy(node, lambda n: env[n])
 
 
-def _adapted(
+def _unrounded(
     source: object,
     chosen: Mapping[str, RoundedInput],
     columns: Mapping[RoundedInput, Constant],

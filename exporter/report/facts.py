@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from exporter.bench.process import Asked, Memory, Times
 from exporter.package.manifest import Manifest, Schedule
 from exporter.package.measures import finite, mean_db
+from exporter.package.names import MMDIT
 from exporter.report.sensitivities import Sensitivities
 
 FORMAT_VERSION = 1
-MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into
 UNQUANTIZED = "the unquantized program"
 
 

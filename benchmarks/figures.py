@@ -83,11 +83,15 @@ def this_machine() -> Machine:
     )
 
 
-def this_command() -> str:
-    """The command line that is running, as it is typed from the root of the repository."""
+def this_command(file: Path) -> str:
+    """The command line that is running, without the flag that says where figures go."""
     module = sys.modules["__main__"].__spec__
     name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).stem
-    return shlex.join(["python", "-m", name, *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    if str(file) in arguments:
+        place = arguments.index(str(file))
+        del arguments[place - 1 : place + 1]
+    return shlex.join(["python", "-m", name, *arguments])
 
 
 def write(
@@ -97,7 +101,7 @@ def write(
     today = date.today().isoformat()
     shown = tuple(with_values(columns, rows))
     found = Figures(
-        what, this_command(), this_machine(), today, shown, tuple(rows), details=details
+        what, this_command(file), this_machine(), today, shown, tuple(rows), details=details
     )
     file.write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n", "utf-8")
 

@@ -77,7 +77,9 @@ def flags_of(
     return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 
-def test_a_benchmark_writes_what_tables_read(tmp_path: Path) -> None:
+def test_a_benchmark_writes_what_tables_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     columns = [
         figures.Column("name", "name"),
         figures.Column("share", "share", 3),
@@ -89,9 +91,11 @@ def test_a_benchmark_writes_what_tables_read(tmp_path: Path) -> None:
         {"name": "a", "share": 0.95, "bytes": 1234567, "runs": [1, 2.25]},
         {"name": "b", "share": None, "bytes": 7},
     ]
+    monkeypatch.setattr("sys.argv", ["it", "--rounds", "3", "--json", str(tmp_path / "it.json")])
     figures.write(tmp_path / "it.json", "It.", columns, rows, raw={"seconds": 2})
     found = figures.read(tmp_path / "it.json")
     assert (found.what, found.rows, found.details) == ("It.", tuple(rows), {"raw": {"seconds": 2}})
+    assert found.command is not None and found.command.endswith(" --rounds 3")
     assert found.machine == figures.this_machine() and found.machine.cores
     assert found.columns == tuple(columns[:4])  # nothing failed
     assert figures.markdown(found.columns, found.rows) == (

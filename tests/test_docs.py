@@ -8,9 +8,11 @@ README shows of output is compared with what is printed for shapes-flash.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import click
@@ -218,6 +220,13 @@ def test_fences_are_of_known_languages() -> None:
     for page, text in PAGES.items():
         found = {f[1] for f in FENCE.finditer(text)}
         assert found <= {"sh", "console", "python", "json", "toml"}, page
+
+
+def test_data_parses() -> None:
+    for _, block in fences("toml"):
+        assert tomllib.loads(block)
+    for _, block in fences("json"):
+        assert json.loads(block)
 
 
 def anchors(text: str) -> set[str]:

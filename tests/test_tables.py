@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import figures, tables
 from exporter.cli import main
 
 FILES = sorted(tables.RESULTS.glob("*.json"))
+WORKED_OUT = ("full-size-ratios", "step-floor")  # from rows of several runs
 # A cell that is a number with or without a unit: a figure.
 FIGURE = re.compile(r"-?[\d,]+(\.\d+)?( ?(s|ms|MB|GB|MiB|GiB|dB|%|times|px))?")
 
@@ -64,16 +66,31 @@ def test_commands_of_figures_exist(
             assert flags <= flags_of(words[2], monkeypatch, capsys), part
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_measuring_again_gives_the_columns_that_are_shown(file: Path) -> None:
+    """Benchmarks that write figures write under the keys that their files have."""
+    found = figures.read(file)
+    modules = re.findall(r"python -m ([\w.]+)", found.command or "")
+    names = ("COLUMNS", "PAIRED")
+    columns = [c for m in modules[-1:] for name in names for c in getattr(_module(m), name, ())]
+    written = {column.key for column in columns}
+    if written and file.stem not in WORKED_OUT:
+        assert {column.key for column in found.columns} <= written
+
+
+def _module(name: str) -> ModuleType:
+    """What ``python -m NAME`` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
 def flags_of(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> set[str]:
     """What ``python -m NAME --help`` lists."""
-    module = importlib.import_module(name)
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"{name}.__main__")
     monkeypatch.setattr("sys.argv", [name, "--help"])
     with pytest.raises(SystemExit):
-        module.main()
+        _module(name).main()
     return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks import figures
 from benchmarks.memcap import measure
 from exporter import backends
-from exporter.package.manifest import GraphEntry, Port, parse
+from exporter.package.decode import parse
+from exporter.package.manifest import GraphEntry, Port
 
 if TYPE_CHECKING:
     from exporter.recipe.recipe import Recipe

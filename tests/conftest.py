@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from exporter import backends
 from exporter.build.pipeline import Built, build
 from exporter.checkpoint.folder import Checkpoint, open_checkpoint
 from exporter.network.cut import Cut
+from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.program.program import Program
 from exporter.quantize.formats import FORMATS, Rule, Scheme
 from exporter.quantize.schemes import load_scheme
@@ -184,6 +186,13 @@ def quiet_libraries() -> Iterator[None]:
         for module in ("diffusers", "transformers", "huggingface_hub", "torch.jit"):
             warnings.filterwarnings("ignore", module=rf"{module}.*")
         yield
+
+
+def seal(package: Path, manifest: dict[str, Any]) -> None:
+    """Give a package this manifest, and the digest of it."""
+    text = json.dumps(manifest).encode()
+    (package / MANIFEST).write_bytes(text)
+    (package / DIGEST).write_bytes(digest_line(text))
 
 
 def edit_json(file: Path, **changes: object) -> None:

@@ -55,7 +55,7 @@ from exporter.quantize.schemes import load_scheme, scheme_names
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import open_package
 from exporter.runtime.verify import verify
-from tests.conftest import ROOT, SMALL, random_inputs, scheme_of
+from tests.conftest import ROOT, SMALL, random_inputs, scheme_of, seal
 from tests.test_cli import RECIPE, fourstep, mistake
 
 Read = Callable[[object], Tensor]
@@ -816,8 +816,7 @@ def test_a_damaged_graph_is_one_line(
 
 def describe(package: Path, path: str) -> None:
     """Enter a file as it is into the package's manifest; take it out when it is missing."""
-    place = package / "manifest.json"
-    manifest = json.loads(place.read_text())
+    manifest = json.loads((package / "manifest.json").read_text())
     for graph in manifest["graphs"]:
         for entry in [e for e in graph["files"] if e["path"] == path]:
             if not (package / path).exists():
@@ -825,7 +824,7 @@ def describe(package: Path, path: str) -> None:
                 continue
             data = (package / path).read_bytes()
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    place.write_text(json.dumps(manifest))
+    seal(package, manifest)
 
 
 # On a Mac, with a Core ML that is not there.

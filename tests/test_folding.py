@@ -19,12 +19,13 @@ from torch import Tensor
 from exporter.build.reference import reference_player
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint, open_checkpoint
-from exporter.drawing.loop import Image, Request, from_pixels, generate
+from exporter.drawing.loop import Image, Request, generate
 from exporter.network.assemble import cut_graphs
 from exporter.network.conditioner import timestep_sinusoids
 from exporter.network.cut import Cut
-from exporter.package.manifest import Schedule
+from exporter.package.manifest import Mode, Schedule
 from exporter.package.measures import relative_error
+from exporter.package.pixels import from_pixels
 from exporter.program.program import Constant, Program
 from exporter.program.run import run
 from exporter.program.trace import trace
@@ -79,7 +80,7 @@ def encoders(pipe: Any, cut: Cut) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", ["euler", "renoise"])
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
-def test_float32_pipeline(folder: Path, cut: Cut, mode: str) -> None:
+def test_float32_pipeline(folder: Path, cut: Cut, mode: Mode) -> None:
     """The runtime's loop over folded graphs against StableDiffusion3Pipeline as it stands."""
     checkpoint = open_checkpoint(str(folder))
     parts = dict(pipeline(folder, torch.float32).components)
@@ -170,7 +171,7 @@ def exact_sinusoids(program: Program, cut: Cut) -> Program:
 
 @pytest.mark.parametrize("mode", ["euler", "renoise"])
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
-def test_float64_graphs(folder: Path, cut: Cut, mode: str) -> None:
+def test_float64_graphs(folder: Path, cut: Cut, mode: Mode) -> None:
     """Every graph, and the whole rollout, against diffusers' modules in float64."""
     checkpoint = open_checkpoint(str(folder))
     weights = Weights(checkpoint, torch.float64)

@@ -17,17 +17,42 @@ from exporter.drawing.loop import (
     Session,
     Step,
     first_step,
-    from_pixels,
     generate,
-    to_pixels,
 )
 from exporter.drawing.noise import TorchNoise
-from exporter.errors import InputError
-from exporter.package.manifest import Schedule
-from exporter.package.preview import Preview, fit
+from exporter.errors import CheckFailed, InputError
+from exporter.package.manifest import (
+    Mode,
+    PictureEntry,
+    PreviewEntry,
+    Schedule,
+    Source,
+    Stage,
+)
+from exporter.package.pixels import from_pixels, to_pixels
+from exporter.package.preview import fit, preview_of
 
 SIGMAS = (1.0, 0.5, 0.25, 0.0)
 LATENT = (1, 16, 2, 3)
+PICTURE = PictureEntry(24, 16, 16, 8)
+# The graphs' names are none of the project's: the loop knows no graph by its name.
+STAGES = (
+    Stage("words", ("words-a", "words-b"), "once per prompt", {"ids": Source("tokens", "letters")}),
+    Stage("about", ("about",), "once per prompt", {"of": Source("output", "words", "hidden")}),
+    Stage("look", ("look",), "once", {"seen": Source("image")}, {"found": "start"}, True),
+    Stage(
+        "move",
+        ("move",),
+        "each step",
+        {
+            "at": Source("latent"),
+            "row": Source("output", "about", "rows", row_of_step=True),
+            "text": Source("output", "words", "hidden"),
+        },
+        {"speed": "velocity"},
+    ),
+    Stage("paint", ("paint",), "once", {"from": Source("latent")}, {"picture": "image"}),
+)
 
 
 class Fake:
@@ -42,9 +67,10 @@ class Fake:
         self.open_now.append(name)
         return _FakeSession(self, name)
 
-    def player(self, mode: str = "euler", preview: Preview | None = None) -> Player:
-        ids = {"clip_l": lambda prompt: np.zeros((1, 77), np.int32)}
-        return Player(Schedule(mode, SIGMAS), LATENT, ids, self.open, preview)
+    def player(self, mode: Mode = "euler", preview: PreviewEntry | None = None) -> Player:
+        ids = {"letters": lambda prompt: np.full((1, 77), len(prompt), np.int32)}
+        picture = replace(PICTURE, preview=preview)
+        return Player(Schedule(mode, SIGMAS), picture, ids, STAGES, self.open)
 
 
 class _FakeSession:
@@ -53,16 +79,19 @@ class _FakeSession:
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert self.owner.open_now == [self.name], "another graph is still open"
-        if self.name == "conditioner":
-            rows = np.arange(3, dtype=np.float32)[:, None]
-            return {"context": np.zeros((1, 1, 1), np.float32), "modulation": rows}
-        if self.name == "denoiser":
-            return {"velocity": inputs["latent"] * inputs["modulation"][0, 0]}
-        if self.name == "vae_decoder":
-            return {"image": np.zeros((1, 3, 16, 24), np.float32)}
-        if self.name == "vae_encoder":
-            return {"latent": np.ones(LATENT, np.float32)}
-        return {"hidden": np.zeros((1, 77, 4), np.float32)}
+        if self.name == "words-a":
+            return {"part_1": inputs["ids"].astype(np.float32)}
+        if self.name == "words-b":
+            return {"hidden": inputs["part_1"][..., None], "unused": np.zeros(9, np.float32)}
+        if self.name == "about":
+            assert inputs["of"].shape == (1, 77, 1)
+            return {"rows": np.arange(3, dtype=np.float32)[:, None]}
+        if self.name == "look":
+            return {"found": np.ones(LATENT, np.float32)}
+        if self.name == "move":
+            assert {*inputs} == {"at", "row", "text"} and inputs["row"].shape == (1, 1)
+            return {"speed": inputs["at"] * inputs["row"][0, 0]}
+        return {"picture": np.zeros((1, 3, 16, 24), np.float32)}
 
     def __del__(self) -> None:
         self.owner.open_now.remove(self.name)
@@ -70,9 +99,10 @@ class _FakeSession:
 
 def test_a_picture_is_refused_by_a_package_that_cannot_read_it() -> None:
     fake = Fake()
-    player = replace(fake.player(), parts={"clip_l": ["clip_l"], "denoiser": ["denoiser"]})
+    player = fake.player()
+    player = replace(player, stages=[s for s in player.stages if not s.image_to_image_only])
     request = Request("a", image=np.zeros((16, 24, 3), np.uint8))
-    with pytest.raises(InputError, match="no graph 'vae_encoder' .*image_to_image = true"):
+    with pytest.raises(InputError, match="no graph to start from .*image_to_image = true"):
         next(generate(player, [request]))
     assert fake.opened == []
 
@@ -82,7 +112,7 @@ def test_events_and_graphs_in_turn() -> None:
     requests = [Request("a", 1), Request("a", 2), Request("b", 1)]
     events = list(generate(fake.player(), requests))
     assert [type(e) for e in events] == [Conditioned, *[Step] * 9, *[Image] * 3]
-    assert fake.opened == ["clip_l", "conditioner", "denoiser", "vae_decoder"]
+    assert fake.opened == ["words-a", "words-b", "about", "move", "paint"]
     assert fake.open_now == []
     assert events[0] == Conditioned(2)
     steps = [e for e in events if isinstance(e, Step)]
@@ -97,7 +127,7 @@ def test_cancel_releases_the_denoiser() -> None:
     fake = Fake()
     events = generate(fake.player(), [Request("a")])
     next(events), next(events)
-    assert fake.open_now == ["denoiser"]
+    assert fake.open_now == ["move"]
     events.close()
     assert fake.open_now == []
 
@@ -122,7 +152,7 @@ def test_image_to_image_enters_late() -> None:
     fake = Fake()
     image = np.zeros((16, 24, 3), np.uint8)
     events = list(generate(fake.player(), [Request("a", 5, image, strength=0.34)]))
-    assert "vae_encoder" in fake.opened
+    assert "look" in fake.opened
     assert [e.step for e in events if isinstance(e, Step)] == [2, 3]
 
 
@@ -154,3 +184,46 @@ def test_preview_fits_a_linear_decoder() -> None:
     found = fit(latents, images)
     np.testing.assert_allclose(found.factors, factors, atol=2e-3)
     assert found.picture(latents[0]).shape == (8, 8, 3)
+    entry = found.entry()
+    np.testing.assert_array_equal(
+        preview_of(entry, PICTURE.pixels).picture(latents[0]), found.picture(latents[0])
+    )
+    events = generate(Fake().player(preview=entry), [Request("a")])
+    step = next(e for e in events if isinstance(e, Step))
+    assert step.preview is not None and step.preview().shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("graph", "port", "where"),
+    [
+        ("words-a", "part_1", "prompt 'a'"),
+        ("about", "rows", "prompt 'a'"),
+        ("look", "found", "picture 1"),
+        ("move", "speed", "step 2 of 3"),
+        ("paint", "picture", "picture 1"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_names_graph_and_step(
+    graph: str, port: str, where: str, value: float
+) -> None:
+    """Never a black picture."""
+    fake = Fake()
+    calls = []
+
+    def open_session(name: str) -> Session:
+        session = fake.open(name)
+
+        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = session(inputs)
+            calls.append(name)
+            if name == graph and calls.count(name) == (2 if name == "move" else 1):
+                outputs[port].flat[-1] = value
+            return outputs
+
+        return call
+
+    player = replace(fake.player(), open=open_session)
+    request = Request("a", image=np.zeros((16, 24, 3), np.uint8))
+    with pytest.raises(CheckFailed, match=rf"^{graph}, {where}: its output '{port}' holds NaN"):
+        list(generate(player, [request]))

@@ -50,7 +50,7 @@ from exporter.quantize.program import Part, QuantizedProgram, quantize
 from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe
-from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of
+from tests.conftest import ROOT, SMALL, needs, random_inputs, scheme_of, seal
 
 backend = backends.load("openvino")
 if backends.missing(needs("openvino")):
@@ -641,7 +641,7 @@ def test_shortened_files_that_the_manifest_believes(
         for entry in graph["files"]:
             if entry["path"] == file:
                 entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (package / "manifest.json").write_text(json.dumps(manifest))
+    seal(package, manifest)
     for expected, command in (
         (2, ("run", package, "x", "--out", tmp_path / "p.png")),
         (1, ("verify", package)),

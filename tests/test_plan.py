@@ -603,10 +603,10 @@ def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
         pytest.skip(f"{name}: pip install '{backends.load(name).to_build.install}'")
     found, plan = manifest(plant, name), read_plan(plant.file)
     assert (found.backend, found.scheme) == (name, "quiet")
-    assert found.methods == ("equalize", "scales", "feedback", "bias")
-    assert found.statistics_sha256 == open_statistics(plant.statistics).sha256
-    assert found.statistics_sha256 == plan.facts["statistics_sha256"]
-    assert found.plan_sha256 == plan.sha256
+    assert found.origin.methods == ("equalize", "scales", "feedback", "bias")
+    assert found.origin.statistics_sha256 == open_statistics(plant.statistics).sha256
+    assert found.origin.statistics_sha256 == plan.facts["statistics_sha256"]
+    assert found.origin.plan_sha256 == plan.sha256
     folder = plant.built[f"{name}-quiet"].path
     assert {"plan.toml", "plan.json"} <= {f.path for f in found.files}
     assert read_text(folder / "plan.toml") == plan.text
@@ -782,8 +782,8 @@ def test_a_recipe_names_a_plan(small: Path, tmp_path: Path) -> None:
     (built,) = build(read_recipe(recipe), tmp_path / "out")
     found = open_package(built.path).manifest
     assert built.path.name == "onnx-plan" and found.scheme == "plan"
-    assert (found.methods, found.statistics_sha256) == ((), "")
-    assert found.plan_sha256 == read_plan(file).sha256
+    assert (found.origin.methods, found.origin.statistics_sha256) == ((), "")
+    assert found.origin.plan_sha256 == read_plan(file).sha256
     assert (
         not (tmp_path / "out" / "statistics").exists() and not (built.path / "plan.json").exists()
     )

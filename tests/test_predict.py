@@ -155,8 +155,9 @@ def test_files_are_as_large_as_predicted(
     seen = 0
     for built in shapes_packages.values():
         manifest = open_package(built.path).manifest
-        assert manifest.predicted_peak_bytes == max(g.run_bytes or 0 for g in manifest.graphs)
-        if manifest.plan_sha256 or manifest.methods:
+        peak = manifest.device.predicted_peak_bytes
+        assert peak == max(g.run_bytes or 0 for g in manifest.graphs)
+        if manifest.origin.plan_sha256 or manifest.origin.methods:
             continue
         found = sizes(
             traced(shapes, recipe.cut),
@@ -176,7 +177,7 @@ def test_files_are_as_large_as_predicted(
 
 def test_a_build_that_would_not_fit_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (built,) = build(tiny_recipe, tmp_path / "fits", ["onnx"], ["int4"])
-    peak = open_package(built.path).manifest.predicted_peak_bytes
+    peak = open_package(built.path).manifest.device.predicted_peak_bytes
     recipe = replace(tiny_recipe, device_memory_bytes=peak)
     build(recipe, tmp_path / "just", ["onnx"], ["int4"])
     out = tmp_path / "out"

@@ -46,7 +46,7 @@ from exporter.report.metric import read_metric
 from exporter.report.plans import level
 from exporter.report.sensitivities import read_sensitivities
 from exporter.runtime.package import open_package
-from tests.conftest import ROOT, SHAPES, edit_json
+from tests.conftest import ROOT, SHAPES, edit_json, seal
 
 PROMPTS = ("a red circle", 'two <b> & "c"')
 CANDIDATES = (("int2-g32", 2.5, 20.0), ("int4-g32", 4.5, 1.0), ("int8", 8.0, 0.004))
@@ -210,7 +210,7 @@ def test_figures_are_those_of_the_pictures(packages: Path, page: Path) -> None:
     """Drawn again in this process and compared with the stored unquantized picture."""
     for name in ("onnx-fp32", "onnx-int8", "onnx-int4"):
         package = open_package(packages / name)
-        golden = package.manifest.golden
+        golden = package.manifest.golden.pictures
         drawn = generate(package.player(), [Request(g.prompt, g.seed) for g in golden])
         images = [e for e in drawn if isinstance(e, Image)]
         found = entry_of(page, name)
@@ -374,11 +374,11 @@ def test_provenance_holds_the_manifest(packages: Path, page: Path) -> None:
     (details,) = [
         e for e in found if e.name == "details" and e.words.startswith("onnx-int4Format version")
     ]
-    for part in (manifest.recipe_sha256, "LICENSE", "onnxruntime", manifest.files[0].sha256):
+    for part in (manifest.origin.recipe_sha256, "LICENSE", "onnxruntime", manifest.files[0].sha256):
         assert part in details.words
     header = next(e for e in found if e.name == "header")
     for part in (
-        manifest.checkpoint_sha256,
+        manifest.origin.checkpoint_sha256,
         "64 \N{MULTIPLICATION SIGN} 48 px",
         "4 steps, euler",
         "1, 0.9, 0.75, 0.5",
@@ -488,7 +488,7 @@ def test_a_package_that_stops_is_listed_with_its_reason(copy: Path) -> None:
     entry = next(f for f in graph["files"] if f["path"].endswith(".onnx"))
     entry.update(bytes=3, sha256=hashlib.sha256(b"bad").hexdigest())
     (copy / "onnx-int8" / entry["path"]).write_bytes(b"bad")
-    (copy / "onnx-int8" / "manifest.json").write_text(json.dumps(manifest))
+    seal(copy / "onnx-int8", manifest)
     assert report(copy).exit_code == 0
     found = entry_of(copy / "report", "onnx-int8")
     assert not found["drawn"] and "onnxruntime cannot open it" in found["remarks"][0]
@@ -509,14 +509,14 @@ def test_a_package_of_an_older_build_is_told_apart(copy: Path) -> None:
         shutil.rmtree(copy / name)
     package = copy / "onnx-int4"
     manifest = json.loads((package / "manifest.json").read_text())
-    for golden in manifest["golden"]:
+    for golden in manifest["golden"]["pictures"]:
         file = package / golden["tensors"]
         tensors = {k: v for k, v in load_file(file).items() if not k.startswith("unquantized/")}
         save_file(tensors, file)
         entry = next(f for f in manifest["files"] if f["path"] == golden["tensors"])
         data = file.read_bytes()
         entry.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    (package / "manifest.json").write_text(json.dumps(manifest))
+    seal(package, manifest)
     assert report(copy).exit_code == 0
     found = entry_of(copy / "report", "onnx-int4")
     assert "build it again" in found["remarks"][0] and found["summary"]["latent_snr_db"] < SAME_DB
@@ -546,8 +546,10 @@ def test_mistakes(copy: Path, tmp_path: Path) -> None:
     mistake(report(copy, "--prompts", tmp_path / "latin.txt"), "not UTF-8 text")
     mistake(report(copy, "--out", copy / "onnx-int4"), "something other than a report")
     mistake(report(copy, "--out", tmp_path / "blank.txt"), "something other than a report")
-    edit_json(copy / "onnx-int8" / "manifest.json", width_px=80)
-    mistake(report(copy), "onnx-int8: its width_px is not that of onnx-fp32")
+    other = json.loads((copy / "onnx-int8" / "manifest.json").read_text())
+    other["text"]["t5"] = False
+    seal(copy / "onnx-int8", other)
+    mistake(report(copy), "onnx-int8: its t5 is not that of onnx-fp32")
     shutil.rmtree(copy / "onnx-int8")
     with (copy / "onnx-int4" / "graphs/denoiser/denoiser.onnx").open("ab") as file:
         file.write(b"x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,7 @@ def tokenizer_file(checkpoint: Checkpoint, name: str) -> TokenizerFile:
 def packaged(checkpoint: Checkpoint, name: str, folder: Path) -> Encode:
     """That tokenizer, written into a package's folder and read from there."""
     file = tokenizer_file(checkpoint, name)
-    (folder / "tokenizer").mkdir()
-    (folder / file.entry.path).write_text(file.text, encoding="utf-8")
-    return load_tokenizer(folder, file.entry, name)
+    return load_tokenizer(folder / file.entry.path, file.text.encode(), file.entry, name)
 
 
 @pytest.mark.filterwarnings("ignore::exporter.drawing.text.PromptCut")
@@ -97,9 +96,17 @@ def test_no_tokenizer_json(tiny_copy: Path) -> None:
 
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(CheckFailed, match="not a tokenizer"):
-        load_tokenizer(tmp_path, Tokenizer("t.json", 77, 0), "clip_l")
+    file, entry = tmp_path / "t.json", Tokenizer("t.json", 77, 0)
+    for text in (b"{}", b"", b"\xff", b"[" * 100_000):
+        with pytest.raises(CheckFailed, match=r"t\.json: not a tokenizer"):
+            load_tokenizer(file, text, entry, "clip_l")
+
+
+def test_ids_past_what_the_manifest_allows(shapes: Checkpoint, tmp_path: Path) -> None:
+    file = tokenizer_file(shapes, "t5")
+    entry = replace(file.entry, vocabulary_size=100)
+    with pytest.raises(CheckFailed, match="has ids up to 149 and the manifest allows 100"):
+        load_tokenizer(tmp_path / "t5.json", file.text.encode(), entry, "t5")
 
 
 def test_ids_beyond_the_embedding_are_refused(tiny_copy: Path) -> None:

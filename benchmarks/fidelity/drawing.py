@@ -15,8 +15,9 @@ from benchmarks.fidelity.variant import GRAPHS, Samples
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, score
 from exporter.backends.contract import Session
 from exporter.calibrate.trajectories import travel
-from exporter.drawing.loop import ENCODERS, Image, Request, generate
+from exporter.drawing.loop import Image, Request, generate
 from exporter.package.measures import SAME_DB, psnr_db, snr_db
+from exporter.package.names import ENCODERS
 from exporter.recipe.recipe import CalibrationChoice
 from exporter.runtime.package import open_package
 

@@ -40,8 +40,8 @@ def main() -> None:
             f"step {step + 1}, velocity",
             {
                 "latent": latent,
-                "context": found["context"],
-                "modulation": found["modulation"][step : step + 1],
+                "context": found["conditioner", "context"],
+                "modulation": found["conditioner", "modulation"][step : step + 1],
             },
         )
         for step in range(model.recipe.cut.steps)

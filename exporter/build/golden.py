@@ -18,9 +18,20 @@ from safetensors.numpy import save
 from exporter.build.reference import reference_player, torch_session
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.tokenizers import TokenizerFile
-from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
-from exporter.package.manifest import Golden, Schedule
+from exporter.drawing.loop import (
+    Image,
+    Player,
+    Request,
+    Session,
+    Step,
+    draws_per_step,
+    generate,
+)
+from exporter.drawing.noise import TorchNoise
+from exporter.drawing.vectors import noise_vectors, token_vectors
+from exporter.package.manifest import Golden, GoldenEntry, Schedule
 from exporter.package.measures import relative_error
+from exporter.package.preview import Preview
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.rounded import asked
 from exporter.recipe.recipe import Recipe
@@ -34,11 +45,13 @@ class Drawing:
     """One golden picture: its request, pixels, decoder output and every call that made it.
 
     ``latents``: after each step, (1, channels, h, w) float32; the last one is the image's.
+    ``noise``: of the same shape, what it starts from, and what each step took in ``renoise``.
     """
 
     image: Image
     decoded: np.ndarray
     latents: tuple[np.ndarray, ...]
+    noise: tuple[np.ndarray, ...]
     calls: tuple[Call, ...]
 
 
@@ -67,9 +80,12 @@ def _draw(player: Player, request: Request, encode: bool) -> Drawing:
     image = next(e for e in events if isinstance(e, Image))
     latents = tuple(e.latent for e in events if isinstance(e, Step))
     decoded = np.asarray(calls[-1][2]["image"])
+    stream = TorchNoise(request.seed)
+    draws = 1 + draws_per_step(player.schedule) * player.schedule.steps
+    noise = tuple(stream.randn(*player.latent) for _ in range(draws))
     if encode:
         recording.open("vae_encoder")({"image": decoded})
-    return Drawing(image, decoded, latents, tuple(calls))
+    return Drawing(image, decoded, latents, noise, tuple(calls))
 
 
 def _recording(player: Player, calls: list[Call]) -> Player:
@@ -120,11 +136,21 @@ def _normal(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
 
 
 def write(
-    folder: Path, drawings: Sequence[Drawing], unquantized: Sequence[Drawing]
-) -> tuple[tuple[Golden, ...], list[Path]]:
-    """Write pictures and tensors into ``folder``/golden; returns manifest entries and files."""
+    folder: Path,
+    drawings: Sequence[Drawing],
+    unquantized: Sequence[Drawing],
+    tokenizers: Mapping[str, TokenizerFile],
+    preview: Preview | None,
+) -> tuple[GoldenEntry, list[Path]]:
+    """Write pictures, tensors and vectors into ``folder``/golden; returns what is there."""
     (folder / "golden").mkdir()
-    entries, files = [], []
+    # Written here and not by libraries, so that a full disk is an OSError like everywhere else.
+    tokens, noise = folder / "golden" / "tokens.json", folder / "golden" / "noise.safetensors"
+    entries = {name: file.entry for name, file in tokenizers.items()}
+    encoders = {name: file.encoder(name) for name, file in tokenizers.items()}
+    tokens.write_bytes(token_vectors(encoders, entries).encode())
+    noise.write_bytes(save(noise_vectors()))
+    pictures, files = [], [tokens, noise]
     for i, (drawing, plain) in enumerate(zip(drawings, unquantized, strict=True)):
         entry = Golden(
             prompt=drawing.image.request.prompt,
@@ -135,28 +161,35 @@ def write(
         )
         Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
         Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
-        # Written here, so that a full disk is an OSError like everywhere else.
-        (folder / entry.tensors).write_bytes(save(_tensors(drawing, plain)))
-        entries.append(entry)
+        (folder / entry.tensors).write_bytes(save(_tensors(drawing, plain, preview)))
+        pictures.append(entry)
         files += [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
-    return tuple(entries), files
+    return GoldenEntry(tuple(pictures), "golden/tokens.json", "golden/noise.safetensors"), files
 
 
-def _tensors(drawing: Drawing, plain: Drawing) -> dict[str, np.ndarray]:
-    """``<graph>/<call>/in|out/<port>`` of every call, the final latents, ``unquantized/<step>``.
+def _tensors(drawing: Drawing, plain: Drawing, preview: Preview | None) -> dict[str, np.ndarray]:
+    """``<graph>/<call>/in|out/<port>`` of every call, and what lies between them.
 
-    Steps count from 1; each tensor is the latent after the step, (1, channels, h, w).
+    ``noise/<k>``: draw k, 0 is what the picture starts from; ``latent/<step>`` and
+    ``unquantized/<step>``, (1, channels, h, w), and ``preview/<step>``, (h, w, 3) uint8: after a
+    step, counted from 1; ``pixels``: the picture, (H, W, 3) uint8; the final latents.
     """
     count: dict[str, int] = {}
     tensors = {
         "latent": drawing.image.latent,
         "unquantized_latent": plain.image.latent,
+        "pixels": drawing.image.pixels,
     }
-    tensors |= {f"unquantized/{step}": latent for step, latent in enumerate(plain.latents, 1)}
+    for step, (latent, other) in enumerate(zip(drawing.latents, plain.latents, strict=True), 1):
+        tensors |= {f"latent/{step}": latent, f"unquantized/{step}": other}
+        if preview is not None:
+            tensors[f"preview/{step}"] = preview.picture(latent)
+    tensors |= {f"noise/{k}": drawn for k, drawn in enumerate(drawing.noise)}
     for name, inputs, outputs in drawing.calls:
         call = count.get(name, 0)
         count[name] = call + 1
         for side, ports in (("in", inputs), ("out", outputs)):
             for port, value in ports.items():
-                tensors[f"{name}/{call}/{side}/{port}"] = np.ascontiguousarray(value)
-    return tensors
+                tensors[f"{name}/{call}/{side}/{port}"] = value
+    # The library writes memory as it lies, and a picture's axes were moved.
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}

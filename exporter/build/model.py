@@ -19,10 +19,10 @@ from exporter.calibrate.trajectories import Inputs, Trajectories, travel
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint, open_checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
-from exporter.drawing.loop import ENCODERS
 from exporter.network.assemble import components_of, cut_graphs
 from exporter.network.cut import Cut
 from exporter.package.manifest import Schedule
+from exporter.package.names import ENCODERS
 from exporter.program.program import Program
 from exporter.program.trace import trace
 from exporter.progress import Progress

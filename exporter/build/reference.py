@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from exporter.calibrate.weights import Weights
 from exporter.drawing.loop import Player, Session
 from exporter.drawing.text import Encode
+from exporter.network.wiring import picture_of, stages
 from exporter.package.manifest import Schedule
 from exporter.program.run import run
 from exporter.quantize.program import QuantizedProgram
@@ -32,6 +34,10 @@ def reference_player(
     tokenizers: Mapping[str, Encode],
 ) -> Player:
     """A player over programs in torch: what every backend is compared with."""
-    shape = programs["denoiser"].inputs[0].shape
-    latent = (shape[0], shape[1], shape[2], shape[3])
-    return Player(schedule, latent, tokenizers, lambda name: torch_session(programs[name], weights))
+    graphs = tuple(programs.values())
+    opened = functools.partial(_open, programs, weights)
+    return Player(schedule, picture_of(graphs), tokenizers, stages(graphs), opened)
+
+
+def _open(programs: Mapping[str, QuantizedProgram], weights: Weights, name: str) -> Session:
+    return torch_session(programs[name], weights)

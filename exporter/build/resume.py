@@ -27,7 +27,8 @@ from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
 from exporter.files.staging import partial_of, remove, settle, staging, write_whole
 from exporter.package.check import check_file
-from exporter.package.manifest import GraphEntry, parse
+from exporter.package.decode import parse
+from exporter.package.manifest import GraphEntry
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files

@@ -20,15 +20,21 @@ from exporter.checkpoint.folder import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest
 from exporter.files.staging import write_whole
-from exporter.package import preview
+from exporter.network.wiring import picture_of, stages
 from exporter.package.manifest import (
     FORMAT_VERSION,
+    DeviceEntry,
     FileEntry,
     GraphEntry,
     Manifest,
+    NoiseEntry,
+    OriginEntry,
+    PreviewEntry,
     Schedule,
-    to_json,
+    TextEntry,
 )
+from exporter.package.preview import fit, preview_of
+from exporter.package.read import write_manifest
 from exporter.predict.graph import run_bytes
 from exporter.program.sizes import activation_bytes
 from exporter.quantize.formats import Scheme
@@ -116,47 +122,42 @@ def fill(
         drawings, plain: the golden pictures, by the quantized and by the unquantized program;
             both may be empty.
     """
-    entries, files = golden.write(folder, drawings, plain)
-    files += _write_tokenizers(folder, tokenizers)
     described = {name: file.entry for name, file in tokenizers.items()}
+    picture = picture_of(graphs, _preview(plain))
+    shown = preview_of(picture.preview, picture.pixels) if picture.preview else None
+    entry, files = golden.write(folder, drawings, plain, tokenizers, shown)
+    files += _write_tokenizers(folder, tokenizers)
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
     licences = [
         Path(shutil.copyfile(file, folder / file.name)) for file in licences_of(checkpoint.folder)
     ]
-    files += licences
-    if plain:
-        colours = preview.fit([d.image.latent for d in plain], [d.decoded for d in plain])
-        files.append(preview.write(colours, folder / "preview.json"))
-    latent = next(g.inputs[0].shape for g in graphs if g.name == "denoiser")
-    cut = recipe.cut
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=recipe.name,
         backend=backend.name,
         scheme=origin.scheme.name,
         layout=recipe.layout,
-        recipe_sha256=recipe.digest(backend.name),
-        checkpoint_sha256=checkpoint.digest,
-        methods=origin.scheme.used_methods,
-        statistics_sha256=origin.statistics_sha256,
-        plan_sha256=origin.plan_sha256,
-        tools=tools_of(backend),
-        schedule=Schedule(recipe.mode, cut.sigmas),
-        width_px=cut.width_px,
-        height_px=cut.height_px,
-        latent_channels=latent[1],
-        latent_scale_px=cut.height_px // latent[2],
-        t5=cut.t5,
-        tokenizers=described,
+        origin=OriginEntry(
+            recipe_sha256=recipe.digest(backend.name),
+            checkpoint_sha256=checkpoint.digest,
+            statistics_sha256=origin.statistics_sha256,
+            plan_sha256=origin.plan_sha256,
+            methods=origin.scheme.used_methods,
+            tools=tools_of(backend),
+            licence=licences[0].name if licences else "",
+        ),
+        schedule=Schedule(recipe.mode, recipe.cut.sigmas),
+        picture=picture,
+        noise=NoiseEntry(),
+        text=TextEntry(recipe.cut.t5, described),
+        stages=stages(graphs),
         graphs=tuple(graphs),
-        golden=entries,
-        preview="preview.json" if plain else "",
-        files=_describe(folder, files),
-        licence=licences[0].name if licences else "",
-        predicted_peak_bytes=_peak_bytes(graphs),
+        golden=entry,
+        files=_describe(folder, [*files, *licences]),
+        device=DeviceEntry(_peak_bytes(graphs)),
     )
-    (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -164,6 +165,13 @@ def _peak_bytes(graphs: Sequence[GraphEntry]) -> int | None:
     """Graphs run in turn: of the one that takes the most; None where that was not measured."""
     sizes = [graph.run_bytes for graph in graphs if graph.run_bytes is not None]
     return max(sizes) if len(sizes) == len(graphs) else None
+
+
+def _preview(plain: Sequence[Drawing]) -> PreviewEntry | None:
+    """The map from latents to colours that fits the unquantized pictures; None without any."""
+    if not plain:
+        return None
+    return fit([d.image.latent for d in plain], [d.decoded for d in plain]).entry()
 
 
 def log_of(target: Path) -> Path:

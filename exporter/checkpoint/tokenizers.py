@@ -11,7 +11,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Tokens
 
 from exporter.checkpoint.folder import PAD_TOKENS, Checkpoint
-from exporter.drawing.text import Encode, prompt_encoder
+from exporter.drawing.text import Encode, describe, prompt_encoder
 from exporter.errors import InputError
 from exporter.files.read import panics_as, read_json, read_text
 from exporter.files.tokens import parse_tokenizer
@@ -69,14 +69,14 @@ def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> Tokenizer
     pad_id = parsed.token_to_id(pad)
     if pad_id is None:
         raise InputError(f"{folder}: pad token {pad!r} is not in the vocabulary")
-    largest = max([*parsed.get_vocab().values(), *parsed.encode("").ids])
+    described = describe(parsed, f"tokenizer/{name}.json", tokens, pad_id)
     rows = checkpoint.component(encoder).integer("vocab_size")
-    if largest >= rows:
+    if described.vocabulary_size > rows:
         raise InputError(
-            f"{folder}: has ids up to {largest}, and the embedding of "
+            f"{folder}: has ids up to {described.vocabulary_size - 1}, and the embedding of "
             f"{checkpoint.folder / encoder} has {rows} rows; copy the tokenizer that belongs to it"
         )
-    return TokenizerFile(text, Tokenizer(f"tokenizer/{name}.json", tokens, pad_id))
+    return TokenizerFile(text, described)
 
 
 def clip_tokenizer(folder: Path) -> Tokens:

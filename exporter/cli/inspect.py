@@ -37,10 +37,10 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
     schedule = manifest.schedule
     click.echo(
         f"{manifest.name}  {manifest.backend}-{manifest.scheme}  {megabytes(manifest.bytes)}  "
-        f"{manifest.width_px} x {manifest.height_px} px\n"
+        f"{manifest.picture.width_px} x {manifest.picture.height_px} px\n"
         f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
-        f"T5 {'on board' if manifest.t5 else 'replaced by null tokens'}; "
-        f"predicted peak memory {_predicted(manifest.predicted_peak_bytes)}"
+        f"T5 {'on board' if manifest.text.t5 else 'replaced by null tokens'}; "
+        f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}"
     )
     for graph in manifest.graphs:
         formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())

@@ -25,7 +25,7 @@ def command(package: Path, device: str | None, cache: Path | None, as_json: bool
     from exporter.runtime.verify import verify as check
 
     opened = open_package(package)
-    graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden)
+    graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden.pictures)
     progress = Progress(bar_on_terminal, expected=graphs + images + 1)
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
     end_of_bar()
@@ -38,7 +38,7 @@ def command(package: Path, device: str | None, cache: Path | None, as_json: bool
 
 
 def _verify_table(report: Any) -> str:
-    lines = [f"{report.package}: {report.files} files whole"]
+    lines = [f"{report.package}: {report.files} files whole, {report.vectors} vectors compared"]
     for graph in report.graphs:
         if not graph.calls:
             lines.append(f"  {graph.graph:<12} opens; no golden outputs to compare with")

@@ -12,20 +12,26 @@ after it, so the peak is the largest graph and not the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from exporter.drawing.noise import TorchNoise
 from exporter.drawing.text import Encode
-from exporter.errors import InputError
-from exporter.package.manifest import Schedule
-from exporter.package.preview import Preview
+from exporter.errors import CheckFailed, InputError
+from exporter.package.manifest import PictureEntry, Result, Schedule, Source, Stage
+from exporter.package.pixels import from_pixels, to_pixels
+from exporter.package.preview import preview_of
 
 Ports = dict[str, np.ndarray]
 Session = Callable[[Mapping[str, np.ndarray]], Ports]
-ENCODERS = ("clip_l", "clip_g", "t5")
+Values = dict[tuple[str, str], np.ndarray]  # what graphs gave, by graph and port
+NOT_FINITE = (
+    "holds NaN or infinity: numbers left the range of its weights or of 16 bits; run it exact, or "
+    "build it with a wider scheme"
+)
 
 
 def nothing() -> None:
@@ -41,20 +47,18 @@ class Player:
 
     Attributes:
         schedule: sigmas and mode.
-        latent: shape (1, channels, h, w).
+        picture: its size, the latent's, and how pixels are made.
         tokenizers: one for each text encoder that is there.
-        open: opens a graph by name.
-        preview: turns a latent into a small picture, or None.
-        parts: of graphs that are cut into consecutive parts, the parts' names in order.
+        stages: the loop: which graph runs when, and what its inputs are.
+        open: opens a graph, or a part of one, by name.
         close: lets go of graphs that are open.
     """
 
     schedule: Schedule
-    latent: tuple[int, int, int, int]
+    picture: PictureEntry
     tokenizers: Mapping[str, Encode]
+    stages: Sequence[Stage]
     open: Callable[[str], Session]
-    preview: Preview | None = None
-    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     close: Callable[[], None] = nothing
 
     def __enter__(self) -> Player:
@@ -62,6 +66,15 @@ class Player:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def latent(self) -> tuple[int, int, int, int]:
+        """Shape of the latent: (1, channels, h, w)."""
+        return self.picture.latent
+
+    def giving(self, result: Result) -> Stage | None:
+        """The stage that gives the loop what it needs to go on, or None."""
+        return next((s for s in self.stages if result in s.results.values()), None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class Conditioned:
 
 @dataclass(frozen=True)
 class Step:
-    """A step is done: ``step`` of ``steps`` of request ``index``; latent (1, 16, h, w) float32."""
+    """A step of request ``index`` is done: ``step`` of ``steps``; latent (1, channels, h, w)."""
 
     index: int
     step: int
@@ -117,77 +130,200 @@ def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, No
     """Draw pictures; every graph is opened once for all of them.
 
     Raises InputError for a strength out of range, an image of another size than the package's, or
-    an image where the package has no encoder.
+    an image where the package has no encoder; CheckFailed for a graph that gives no numbers.
     """
     starts = [first_step(r.strength if r.image is not None else 1.0, player) for r in requests]
     for request in requests:
         _check_image(player, request)
-    conditions = condition(player, [r.prompt for r in requests])
-    yield Conditioned(len(conditions))
+    values = condition(player, [r.prompt for r in requests])
+    yield Conditioned(len(values))
 
     encoded = _encode_images(player, requests)
-    denoiser: Session | None = player.open("denoiser")
+    latents = yield from _walk(player, requests, starts, values, encoded)
+    yield from _decode(player, requests, values, latents)
+
+
+def condition(player: Player, prompts: Sequence[str]) -> dict[str, Values]:
+    """What the stages of once per prompt give for each distinct prompt, as far as it is used."""
+    found: dict[str, Values] = {prompt: {} for prompt in prompts}
+    turns = [s for s in player.stages if s.runs == "once per prompt"]
+    for stage in turns:
+        calls = [_inputs(player, stage, Feed(values, p)) for p, values in found.items()]
+        ends = [f"prompt {prompt!r:.60}" for prompt in found]
+        for values, outputs in zip(found.values(), _run(player, stage, calls, ends), strict=True):
+            values.update({(stage.graph, port): value for port, value in outputs.items()})
+            used = _used_after(player.stages, stage)
+            for key in [key for key in values if key not in used]:
+                del values[key]
+    return found
+
+
+def run(player: Player, graph: str, calls: Sequence[Ports]) -> list[Ports]:
+    """A graph's outputs for several inputs. Each of its parts is opened once and released."""
+    stage = next(s for s in player.stages if s.graph == graph)
+    return list(_run(player, stage, calls, [f"call {i + 1}" for i in range(len(calls))]))
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """Where the inputs of a call are taken from.
+
+    Attributes:
+        values: what graphs gave for the prompt.
+        prompt: its text.
+        latent: (1, channels, h, w), where there is one.
+        image: (1, 3, H, W) to start from, where there is one.
+        step: counted from 0.
+    """
+
+    values: Values
+    prompt: str
+    latent: np.ndarray | None = None
+    image: np.ndarray | None = None
+    step: int = 0
+
+
+def _inputs(player: Player, stage: Stage, feed: Feed) -> Ports:
+    return {port: _value(player, source, feed) for port, source in stage.inputs.items()}
+
+
+def _value(player: Player, source: Source, feed: Feed) -> np.ndarray:
+    if source.kind == "tokens":
+        return player.tokenizers[source.name](feed.prompt)
+    if source.kind == "output":
+        value = feed.values[source.name, source.port]
+        return value[feed.step : feed.step + 1] if source.row_of_step else value
+    given = {"latent": feed.latent, "image": feed.image}[source.kind]
+    assert given is not None  # a package that asks for what is not there was not opened
+    return given
+
+
+def _used_after(stages: Sequence[Stage], stage: Stage) -> set[tuple[str, str]]:
+    """The outputs that stages after this one take."""
+    later = stages[stages.index(stage) + 1 :]
+    sources = [source for s in later for source in s.inputs.values()]
+    return {(source.name, source.port) for source in sources if source.kind == "output"}
+
+
+def _run(
+    player: Player, stage: Stage, calls: Sequence[Ports], ends: Sequence[str]
+) -> Iterator[Ports]:
+    """A graph's outputs for several inputs, one by one from its last part.
+
+    Each part is opened once and released before the next is opened.
+
+    Args:
+        ends: what each call is for, in an error.
+    """
+    if not calls:
+        return
+    *others, last = stage.parts
+    found = list(calls)
+    for part in others:
+        session = player.open(part)
+        found = [
+            _finite(part, session(inputs), end) for inputs, end in zip(found, ends, strict=True)
+        ]
+        del session
+    session = player.open(last)
+    for inputs, end in zip(found, ends, strict=True):
+        yield _finite(last, session(inputs), end)
+
+
+def _finite(name: str, outputs: Ports, end: str) -> Ports:
+    """The outputs; raises CheckFailed that names the graph, the call and the port else."""
+    for port, value in outputs.items():
+        if not np.isfinite(value).all():
+            raise CheckFailed(f"{name}, {end}: its output '{port}' {NOT_FINITE}")
+    return outputs
+
+
+def _walk(
+    player: Player,
+    requests: Sequence[Request],
+    starts: Sequence[int],
+    values: Mapping[str, Values],
+    encoded: Mapping[int, np.ndarray],
+) -> Generator[Event, None, list[np.ndarray]]:
+    """All steps of all pictures; returns their final latents."""
+    turns = [s for s in player.stages if s.runs == "each step"]
+    sessions = {part: player.open(part) for stage in turns for part in stage.parts}
     latents = []
     for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
         noise = TorchNoise(request.seed)
         latent: np.ndarray = noise.randn(*player.latent)
         if index in encoded:
-            sigma = np.float32(player.schedule.sigmas[start])
-            latent = sigma * latent + (np.float32(1) - sigma) * encoded[index]
+            latent = begin(player.schedule, start, encoded[index], latent)
         for step in range(start, player.schedule.steps):
-            assert denoiser is not None
-            latent = advance(denoiser, conditions[request.prompt], latent, step, player, noise)
+            feed = Feed(values[request.prompt], request.prompt, latent, step=step)
+            velocity = _velocity(player, turns, sessions, feed)
+            latent = advance(
+                player.schedule, step, latent, velocity, partial(noise.randn, *player.latent)
+            )
             yield _step_event(player, index, step, latent)
         latents.append(latent)
-    denoiser = None  # released before the decoder is opened
-
-    decoder = player.open("vae_decoder")
-    for index, (request, latent) in enumerate(zip(requests, latents, strict=True)):
-        image = decoder({"latent": latent})["image"]
-        yield Image(index, request, to_pixels(image), latent)
+    return latents
 
 
-def condition(player: Player, prompts: Sequence[str]) -> dict[str, Ports]:
-    """Context (1, N, D) and modulation (S, M) of each distinct prompt."""
-    inputs: dict[str, Ports] = {p: {} for p in prompts}
-    for name in ENCODERS:
-        if name not in player.tokenizers:
-            continue
-        suffix = name.removeprefix("clip_")
-        ids = [{"ids": player.tokenizers[name](prompt)} for prompt in inputs]
-        for found, out in zip(inputs.values(), run(player, name, ids), strict=True):
-            found.update({f"{port}_{suffix}": value for port, value in out.items()})
-    conditioner = player.open("conditioner")
-    return {prompt: conditioner(found) for prompt, found in inputs.items()}
+def _velocity(
+    player: Player, turns: Sequence[Stage], sessions: Mapping[str, Session], feed: Feed
+) -> np.ndarray:
+    """What the stages of each step give for one step."""
+    (stage,) = turns
+    outputs = _inputs(player, stage, feed)
+    for part in stage.parts:
+        end = f"step {feed.step + 1} of {player.schedule.steps}"
+        outputs = _finite(part, sessions[part](outputs), end)
+    return next(outputs[port] for port, result in stage.results.items() if result == "velocity")
 
 
-def run(player: Player, name: str, calls: Sequence[Ports]) -> list[Ports]:
-    """A graph's outputs for several inputs. Each of its parts is opened once and released."""
-    found = list(calls)
-    for part in player.parts.get(name, (name,)):
-        session = player.open(part)
-        found = [session(inputs) for inputs in found]
-        del session
-    return found
+def begin(schedule: Schedule, step: int, encoded: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The latent of a picture that enters the schedule at a step, in float32."""
+    sigma = np.float32(schedule.sigmas[step])
+    return sigma * noise + (np.float32(1) - sigma) * encoded
+
+
+def draws_per_step(schedule: Schedule) -> int:
+    """How many times a step draws noise."""
+    return 1 if schedule.mode == "renoise" else 0
 
 
 def advance(
-    denoiser: Session,
-    condition: Mapping[str, np.ndarray],
-    latent: np.ndarray,
+    schedule: Schedule,
     step: int,
-    player: Player,
-    noise: TorchNoise,
+    latent: np.ndarray,
+    velocity: np.ndarray,
+    noise: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """One step of the schedule, in float32 like diffusers' scheduler."""
-    sigma, following = (np.float32(s) for s in player.schedule.sigmas[step : step + 2])
-    row = condition["modulation"][step : step + 1]
-    inputs = {"latent": latent, "context": condition["context"], "modulation": row}
-    velocity = denoiser(inputs)["velocity"]
-    if player.schedule.mode == "euler":
+    """One step of the schedule, in float32 like diffusers' scheduler.
+
+    Args:
+        noise: draws as much as ``latent`` has, where the mode takes some.
+    """
+    sigma, following = (np.float32(s) for s in schedule.sigmas[step : step + 2])
+    if schedule.mode == "euler":
         return latent + (following - sigma) * velocity
-    clean = latent - sigma * velocity
-    return (np.float32(1) - following) * clean + following * noise.randn(*player.latent)
+    if schedule.mode == "renoise":
+        clean = latent - sigma * velocity
+        return (np.float32(1) - following) * clean + following * noise()
+    raise CheckFailed(f"schedule.mode: '{schedule.mode}' is not known; update fourstep")
+
+
+def _decode(
+    player: Player,
+    requests: Sequence[Request],
+    values: Mapping[str, Values],
+    latents: Sequence[np.ndarray],
+) -> Iterator[Image]:
+    stage = player.giving("image")
+    assert stage is not None
+    (port,) = (port for port, result in stage.results.items() if result == "image")
+    feeds = [Feed(values[r.prompt], r.prompt, x) for r, x in zip(requests, latents, strict=True)]
+    calls = [_inputs(player, stage, feed) for feed in feeds]
+    ends = [f"picture {i + 1}" for i in range(len(calls))]
+    for index, outputs in enumerate(_run(player, stage, calls, ends)):
+        pixels = to_pixels(outputs[port], player.picture.pixels)
+        yield Image(index, requests[index], pixels, latents[index])
 
 
 def first_step(strength: float, player: Player) -> int:
@@ -199,42 +335,36 @@ def first_step(strength: float, player: Player) -> int:
     return min(start, steps - 1)
 
 
-def to_pixels(image: np.ndarray) -> np.ndarray:
-    """(1, 3, H, W) in [-1, 1] -> (H, W, 3) uint8, rounded as diffusers rounds."""
-    unit = np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
-    return np.asarray(np.round(unit * 255), dtype=np.uint8)
-
-
-def from_pixels(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [-1, 1]."""
-    unit = pixels.astype(np.float32) / 255
-    return np.ascontiguousarray((2 * unit - 1).transpose(2, 0, 1)[None])
-
-
 def _check_image(player: Player, request: Request) -> None:
     if request.image is None:
         return
-    if player.parts and "vae_encoder" not in player.parts:
+    if player.giving("start") is None:
         raise InputError(
-            "--image: this package has no graph 'vae_encoder' to start from a picture with; build "
+            "--image: this package has no graph to start from a picture with; build "
             "with image_to_image = true in [image]"
         )
-    height, width = (size * 8 for size in player.latent[2:])
+    height, width = player.picture.height_px, player.picture.width_px
     if request.image.shape != (height, width, 3):
         found = " x ".join(str(s) for s in request.image.shape[1::-1])
         raise InputError(f"--image is {found} px; this package draws {width} x {height} px")
 
 
 def _encode_images(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:
-    images = {i: r.image for i, r in enumerate(requests) if r.image is not None}
-    if not images:
+    """The latents that pictures start from, by the request's index."""
+    stage = player.giving("start")
+    given = {i: r.image for i, r in enumerate(requests) if r.image is not None}
+    if stage is None or not given:
         return {}
-    encoder = player.open("vae_encoder")
-    return {i: encoder({"image": from_pixels(image)})["latent"] for i, image in images.items()}
+    (port,) = (port for port, result in stage.results.items() if result == "start")
+    images = [from_pixels(image, player.picture.pixels) for image in given.values()]
+    calls = [_inputs(player, stage, Feed({}, "", image=image)) for image in images]
+    ends = [f"picture {i + 1}" for i in given]
+    found = _run(player, stage, calls, ends)
+    return {i: outputs[port] for i, outputs in zip(given, found, strict=True)}
 
 
 def _step_event(player: Player, index: int, step: int, latent: np.ndarray) -> Step:
-    preview = player.preview
-    show = None if preview is None else (lambda: preview.picture(latent))
-    schedule = player.schedule
+    picture, schedule = player.picture, player.schedule
+    entry = picture.preview
+    show = None if entry is None else (lambda: preview_of(entry, picture.pixels).picture(latent))
     return Step(index, step + 1, schedule.steps, schedule.sigmas[step + 1], latent, show)

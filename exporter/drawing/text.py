@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Tokens
 
 from exporter.errors import CheckFailed, InputError
 from exporter.files.read import is_text, panics_as
-from exporter.files.tokens import read_tokenizer
+from exporter.files.tokens import parse_tokenizer
 from exporter.package.manifest import Tokenizer
 
 Encode = Callable[[str], np.ndarray]
@@ -30,9 +30,42 @@ def check_prompt(prompt: str) -> None:
         raise InputError(f"a prompt of {len(prompt)} characters: at most {MOST_CHARACTERS}")
 
 
-def load_tokenizer(folder: Path, entry: Tokenizer, name: str) -> Encode:
-    """``prompt_encoder`` of a package's file; raises CheckFailed when it cannot be read."""
-    return prompt_encoder(read_tokenizer(folder / entry.path, CheckFailed), entry, name)
+def load_tokenizer(file: Path, content: bytes, entry: Tokenizer, name: str) -> Encode:
+    """``prompt_encoder`` of a package's file; raises CheckFailed when it is none.
+
+    Args:
+        content: what is in the file.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckFailed(f"{file}: not a tokenizer: not UTF-8 text") from None
+    tokens = parse_tokenizer(text, file, CheckFailed)
+    largest = largest_id(tokens)
+    if largest >= entry.vocabulary_size:
+        raise CheckFailed(
+            f"{file}: has ids up to {largest} and the manifest allows {entry.vocabulary_size}; "
+            "build the package again"
+        )
+    return prompt_encoder(tokens, entry, name)
+
+
+def largest_id(tokens: Tokens) -> int:
+    """Of the vocabulary, and of what every prompt gets around it."""
+    return max([*tokens.get_vocab(with_added_tokens=True).values(), *tokens.encode("").ids, 0])
+
+
+def describe(tokens: Tokens, path: str, count: int, pad_id: int) -> Tokenizer:
+    """What a manifest says of a tokenizer that fills ``count`` ids up with ``pad_id``."""
+    alone: list[int] = tokens.encode("").ids
+    return Tokenizer(
+        path,
+        count,
+        pad_id,
+        kind=type(tokens.model).__name__,
+        closing_id=alone[-1] if alone else None,
+        vocabulary_size=1 + largest_id(tokens),
+    )
 
 
 def prompt_encoder(tokens: Tokens, entry: Tokenizer, name: str) -> Encode:

@@ -25,19 +25,26 @@ MOST_PX = 1 << 26  # 8192 x 8192: a small file can unpack to any size
 
 def read_picture(file: Path, failure: Failure = InputError) -> np.ndarray:
     """(H, W, 3) uint8 of a picture file; raises ``failure`` naming it when it cannot be read."""
-    from PIL import Image as Picture
-
     if not file.exists():
         raise failure(f"{file}: no such file")
+    return parse_picture(file, file, failure)
+
+
+def parse_picture(
+    source: Path | io.BytesIO, where: object, failure: Failure = InputError
+) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture's file or bytes; raises ``failure`` naming ``where``."""
+    from PIL import Image as Picture
+
     with (
-        panics_as(lambda said: failure(f"{file}: not a picture: {said}")),
+        panics_as(lambda said: failure(f"{where}: not a picture: {said}")),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of odd metadata; and of sizes that are refused below
-        with Picture.open(file, formats=FORMATS) as picture:
+        with Picture.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PX:
                 raise failure(
-                    f"{file}: {picture.width} x {picture.height} px; at most "
+                    f"{where}: {picture.width} x {picture.height} px; at most "
                     f"{MOST_PX / 1e6:,.0f} million pixels are read"
                 )
             return np.asarray(picture.convert("RGB"))

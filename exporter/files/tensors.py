@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load
 
 from exporter.errors import InputError
 from exporter.files.read import Failure, panics_as
@@ -58,6 +59,16 @@ def read_tensors(file: Path, failure: Failure = InputError, remedy: str = REMEDY
     """All tensors of a file as numpy arrays by name; raises ``failure``."""
     with opened(file, "numpy", failure, remedy) as stream:
         return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+
+
+def parse_tensors(
+    content: bytes, where: object, failure: Failure = InputError, remedy: str = REMEDY
+) -> dict[str, np.ndarray]:
+    """The tensors of what was read from a file; raises ``failure`` naming it."""
+    with panics_as(
+        lambda said: failure(f"{where}: not a whole safetensors file ({said}); {remedy}")
+    ):
+        return dict(load(content))
 
 
 def take(

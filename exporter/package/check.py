@@ -1,21 +1,108 @@
-"""A file of a package against what the manifest says of it."""
+"""Files of a package against what the manifest says of them, and against being changed meanwhile.
+
+A file that is checked and then opened by its path may be another one by then. So its identity is
+taken where its bytes are read, and compared with that behind the path after it was opened.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from exporter.errors import CheckFailed
-from exporter.package.manifest import FileEntry
+from exporter.package.manifest import FileEntry, Manifest
+from exporter.package.paths import confined
+from exporter.package.read import OWN_FILES
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which file a path stands for, and in which state it is."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def check_size(folder: Path, entry: FileEntry) -> None:
     """Compare a file's size with what the manifest says; raises CheckFailed naming it."""
-    file = folder / entry.path
+    file = confined(folder, entry.path)
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
+        raise _unreadable(file, error) from None
+    _compare_size(file, entry, size)
+
+
+def check_file(folder: Path, entry: FileEntry) -> Identity:
+    """Compare a file with its size and digest; raises CheckFailed naming it.
+
+    Returns the identity of the file that was read.
+    """
+    file = confined(folder, entry.path)
+    try:
+        with file.open("rb") as stream:
+            identity = _opened(file, stream, entry)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    _compare_digest(file, entry, digest)
+    return identity
+
+
+def read_file(folder: Path, entry: FileEntry) -> bytes:
+    """What is in a file, read once and compared with size and digest; raises CheckFailed."""
+    file = confined(folder, entry.path)
+    try:
+        with file.open("rb") as stream:
+            _opened(file, stream, entry)
+            content = stream.read(entry.bytes + 1)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    _compare_digest(file, entry, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def identity_of(place: Path) -> Identity:
+    """Of a file or a folder; raises CheckFailed where there is none."""
+    try:
+        return Identity.of(place.stat())
+    except OSError as error:
+        raise _unreadable(place, error) from None
+
+
+def changed(place: Path) -> CheckFailed:
+    """What is raised of something that another process replaced."""
+    return CheckFailed(f"{place}: changed while it was being read; run the command again")
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """Files, and links to folders, that lie in a package and that its manifest does not list."""
+    listed = {entry.path for entry in manifest.all_files} | {*OWN_FILES}
+    found = []
+    for root, folders, files in os.walk(folder):
+        place = Path(root)
+        links = [name for name in folders if (place / name).is_symlink()]
+        paths = [(place / name).relative_to(folder).as_posix() for name in (*files, *links)]
+        found += [path for path in paths if path not in listed]
+    return sorted(found)
+
+
+def _opened(file: Path, stream: BinaryIO, entry: FileEntry) -> Identity:
+    identity = Identity.of(os.fstat(stream.fileno()))
+    _compare_size(file, entry, identity.size)
+    return identity
+
+
+def _compare_size(file: Path, entry: FileEntry, size: int) -> None:
     if size != entry.bytes:
         raise CheckFailed(
             f"{file}: damaged: {size} bytes where the manifest says {entry.bytes}; "
@@ -23,14 +110,10 @@ def check_size(folder: Path, entry: FileEntry) -> None:
         )
 
 
-def check_file(folder: Path, entry: FileEntry) -> None:
-    """Compare a file with its size and digest; raises CheckFailed naming it."""
-    check_size(folder, entry)
-    file = folder / entry.path
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None
+def _compare_digest(file: Path, entry: FileEntry, digest: str) -> None:
     if digest != entry.sha256:
         raise CheckFailed(f"{file}: damaged: SHA-256 differs; copy or build the package again")
+
+
+def _unreadable(file: Path, error: OSError) -> CheckFailed:
+    return CheckFailed(f"{file}: cannot be read: {error.strerror}; copy the package again")

@@ -1,43 +1,78 @@
-"""What a package says of itself: ``manifest.json`` as frozen data. No torch, no vendor library."""
+"""What a package says of itself: ``manifest.json`` as frozen data. No torch, no vendor library.
+
+Everything that a runtime in any language has to know is here, so that it knows nothing by heart:
+which graphs run when and what each input is, tokenizers, noise, schedule, pixels. The JSON Schema
+(``manifest.schema.json``) and the tables of ``docs/package-format.md`` are made from these records.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Literal
 
-from exporter.errors import CheckFailed
-from exporter.package.names import graph_of
+from msgspec import Meta
 
-FORMAT_VERSION = 3
-T = TypeVar("T")
+from exporter.package.paths import RelativePath
+
+FORMAT_VERSION = "4.0"
+MOST = 2**53 - 1  # what every language's numbers hold
+MOST_PX = 1 << 14
+
+Count = Annotated[int, Meta(ge=0, le=MOST)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Id = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Meta(gt=0)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+OptionalDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=100)]
+
+Runs = Literal["once per prompt", "each step", "once"]
+SourceKind = Literal["tokens", "output", "latent", "image"]
+Mode = Literal["euler", "renoise"]
+Result = Literal["velocity", "start", "image"]
 
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a graph. ``dtype`` is ``float32`` or ``int32``."""
+    """An input or output of a graph.
+
+    Attributes:
+        name: as the graph knows it.
+        shape: sizes of the axes, all fixed.
+        dtype: of its values.
+    """
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    shape: tuple[Size, ...]
+    dtype: Literal["float32", "int32"] = "float32"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the package, by its path from the package's folder."""
+    """A file of the package.
 
-    path: str
-    bytes: int
-    sha256: str
+    Attributes:
+        path: from the package's folder, with ``/`` between names, inside the folder.
+        bytes: its size.
+        sha256: its digest.
+    """
+
+    path: RelativePath
+    bytes: Count
+    sha256: Digest
 
 
 @dataclass(frozen=True)
 class Adjusted:
-    """A weight whose format had to differ from the scheme's, and how."""
+    """A weight whose format had to differ from the scheme's, and how.
+
+    Attributes:
+        weight: its name.
+        asked: the format that the scheme gives it.
+        used: the format that it has.
+    """
 
     weight: str
     asked: str
@@ -46,11 +81,15 @@ class Adjusted:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a graph may be from its golden outputs, in relative L2 error, and a picture drawn
-    with it from the golden one, in decibels of PSNR."""
+    """How far a graph may be from its golden outputs.
 
-    graph_relative: float
-    image_psnr_db: float
+    Attributes:
+        graph_relative: relative L2 error of an output.
+        image_psnr_db: PSNR of a picture drawn with it against the golden one.
+    """
+
+    graph_relative: Positive
+    image_psnr_db: Positive
 
 
 @dataclass(frozen=True)
@@ -58,26 +97,29 @@ class GraphEntry:
     """One graph of the package.
 
     Attributes:
-        entry: the file or folder that a session opens.
+        name: of the graph, or of a part of one.
+        entry: the file or folder that an engine opens.
+        inputs: what it takes, in order.
+        outputs: what it gives, in order.
         files: every file of the graph.
         formats: how many weight values are stored in each format.
         adjusted: weights whose width the scheme's group does not divide.
         activation_bytes: most bytes of activations alive at once, predicted.
         run_bytes: peak anonymous memory of a process that runs it, predicted; None: not measured.
         tolerance: what ``verify`` allows it.
-        session: what the backend wants to be told when it opens the graph.
+        session: what the backend wants to be told when it opens the graph, in the project's words.
         remarks: what whoever ships the graph should know of it.
     """
 
-    name: str
-    entry: str
+    name: Name
+    entry: RelativePath
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     files: tuple[FileEntry, ...]
-    formats: dict[str, int]
+    formats: dict[str, Count]
     adjusted: tuple[Adjusted, ...]
-    activation_bytes: int
-    run_bytes: int | None
+    activation_bytes: Count
+    run_bytes: Count | None
     tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -88,10 +130,63 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """``sigmas``: S + 1 noise levels from 1 to 0. ``mode``: ``euler`` or ``renoise``."""
+class Source:
+    """Where an input of a graph comes from.
 
-    mode: str
+    Attributes:
+        kind: ``tokens``: the prompt's ids by the tokenizer ``name``; ``output``: what the graph
+            ``name`` gave at ``port``; ``latent``: the latent as it is now; ``image``: the picture
+            to start from.
+        name: of a tokenizer or a graph; else empty.
+        port: of that graph; else empty.
+        row_of_step: of an output take row k of the first axis at step k, counted from 0, and keep
+            the axis with size 1.
+    """
+
+    kind: SourceKind
+    name: str = ""
+    port: str = ""
+    row_of_step: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph's turn in the loop.
+
+    Stages run in the order in which they are listed. What runs ``once`` runs for each picture:
+    before its first step when it is listed before the stages of ``each step``, else after its last.
+
+    Attributes:
+        graph: its name.
+        parts: names of the entries of ``graphs`` that it is cut into, in order: itself, unless it
+            is cut. The first takes the inputs; each other takes the outputs of the one before by
+            their names; the last gives the outputs.
+        runs: when.
+        inputs: the source of each input port.
+        results: output ports that the loop itself takes: ``velocity`` for the schedule's step,
+            ``start`` as the latent of a picture to start from, ``image`` as the picture.
+        image_to_image_only: whether it runs only for requests that start from a picture.
+    """
+
+    graph: Name
+    parts: tuple[Name, ...]
+    runs: Runs
+    inputs: dict[str, Source]
+    results: dict[str, Result] = field(default_factory=dict)
+    image_to_image_only: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How noise becomes a picture: x is the latent, v the velocity, s and s' neighbouring sigmas.
+
+    Attributes:
+        mode: ``euler``: x' = x + (s' - s) v; ``renoise``: x' = (1 - s') (x - s v) + s' noise, with
+            new noise at every step. In float32.
+        sigmas: S + 1 noise levels that fall from at most 1 to 0.
+    """
+
+    mode: Mode
     sigmas: tuple[float, ...]
 
     @property
@@ -100,122 +195,254 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
-    """A tokenizer file and how its ids are padded to ``tokens``."""
+class NoiseEntry:
+    """The noise: what ``torch.randn`` draws with a CPU generator.
 
-    path: str
-    tokens: int
-    pad_id: int
+    Attributes:
+        algorithm: ``torch-cpu-randn``: MT19937 and Box-Muller as ``docs/package-format.md`` says.
+        seed_bits: how many low bits of the seed are used.
+        block: from this many values on they are drawn in blocks of so many.
+    """
+
+    algorithm: Literal["torch-cpu-randn"] = "torch-cpu-randn"
+    seed_bits: Literal[32] = 32
+    block: Literal[16] = 16
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Numbers between pictures of whole levels and tensors.
+
+    Attributes:
+        to_levels_scale: level = round(clip(value * scale + offset, 0, 1) * levels), in float32.
+        to_levels_offset: see ``to_levels_scale``.
+        levels: the largest level.
+        rounding: of a half: to the even neighbour.
+        from_levels_scale: value = scale * (level / levels) + offset, in float32.
+        from_levels_offset: see ``from_levels_scale``.
+    """
+
+    to_levels_scale: float = 0.5
+    to_levels_offset: float = 0.5
+    levels: Annotated[int, Meta(ge=1, le=255)] = 255
+    rounding: Literal["half to even"] = "half to even"
+    from_levels_scale: float = 2.0
+    from_levels_offset: float = -1.0
+
+
+@dataclass(frozen=True)
+class PreviewEntry:
+    """A small picture of a latent: colours = latent @ factors + bias, then as ``pixels`` says.
+
+    Attributes:
+        factors: three for each channel of the latent, (channels, 3).
+        bias: one for each colour.
+    """
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PictureEntry:
+    """What is drawn, and the latent that it is drawn in.
+
+    Attributes:
+        width_px: of the picture.
+        height_px: of the picture.
+        latent_channels: of the latent, whose shape is (1, channels, height / scale, width / scale).
+        latent_scale_px: pixels of the picture along a pixel of the latent.
+        pixels: between levels and tensors (1, 3, height, width).
+        preview: of a latent, or nothing.
+    """
+
+    width_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    height_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    latent_channels: Annotated[int, Meta(ge=1, le=4096)]
+    latent_scale_px: Annotated[int, Meta(ge=1, le=256)]
+    pixels: Pixels = field(default_factory=Pixels)
+    preview: PreviewEntry | None = None
+
+    @property
+    def latent(self) -> tuple[int, int, int, int]:
+        """(1, channels, h, w)."""
+        scale = self.latent_scale_px
+        return (1, self.latent_channels, self.height_px // scale, self.width_px // scale)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How a prompt becomes ids (1, tokens).
+
+    Attributes:
+        path: a file as the ``tokenizers`` library reads it.
+        tokens: how many ids the encoder reads.
+        pad_id: what stands behind the ids of a short prompt.
+        kind: the file's model: ``BPE`` or ``Unigram``.
+        closing_id: the last id of every prompt, or nothing.
+        vocabulary_size: ids are below it.
+        cut: of a prompt that is too long: ``keep closing``: its first ``tokens`` - 1 ids and its
+            last.
+    """
+
+    path: RelativePath
+    tokens: Annotated[int, Meta(ge=2, le=1 << 16)]
+    pad_id: Id
+    kind: str = ""
+    closing_id: Id | None = None
+    vocabulary_size: Size = 2**31 - 1
+    cut: Literal["keep closing"] = "keep closing"
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """The text encoders.
+
+    Attributes:
+        t5: whether T5 is on board; else constants stand in its place.
+        tokenizers: of each text encoder, by name.
+    """
+
+    t5: bool
+    tokenizers: dict[str, Tokenizer]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One golden image: the prompt, what the quantized and the unquantized program drew."""
+    """One golden picture: what the quantized and the unquantized program drew in torch.
+
+    Attributes:
+        prompt: its text.
+        seed: of its noise.
+        image: the quantized program's picture.
+        unquantized: the unquantized program's picture.
+        tensors: every call of every graph, and what lies between them.
+    """
 
     prompt: str
-    seed: int
-    image: str
-    unquantized: str
-    tensors: str
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    image: RelativePath
+    unquantized: RelativePath
+    tensors: RelativePath
+
+
+@dataclass(frozen=True)
+class GoldenEntry:
+    """What a runtime in any language proves itself with.
+
+    Attributes:
+        pictures: drawn with every graph.
+        tokens: a file of hard prompts and their ids by each tokenizer, or empty.
+        noise: a file of noise by seeds and sizes, or empty.
+    """
+
+    pictures: tuple[Golden, ...] = ()
+    tokens: RelativePath | Literal[""] = ""
+    noise: RelativePath | Literal[""] = ""
+
+
+@dataclass(frozen=True)
+class OriginEntry:
+    """What decided the package's bytes.
+
+    Attributes:
+        recipe_sha256: of the recipe.
+        checkpoint_sha256: of the checkpoint.
+        statistics_sha256: of the statistics that codes were chosen with; empty without any.
+        plan_sha256: of the plan; empty without one.
+        methods: by which codes were chosen, beyond rounding to nearest.
+        tools: versions of what built it.
+        licence: the file of the weights' licence, or empty.
+    """
+
+    recipe_sha256: Digest
+    checkpoint_sha256: Digest
+    statistics_sha256: OptionalDigest = ""
+    plan_sha256: OptionalDigest = ""
+    methods: tuple[str, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+    licence: RelativePath | Literal[""] = ""
+
+
+@dataclass(frozen=True)
+class DeviceEntry:
+    """What a device needs.
+
+    Attributes:
+        predicted_peak_bytes: anonymous memory of a process that draws, graphs opened in turn;
+            None: not measured.
+    """
+
+    predicted_peak_bytes: Count | None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a device must know. See DESIGN: package format."""
+    """Everything that a device must know.
 
-    format_version: int
+    Attributes:
+        format_version: 4.x; a reader of 4.0 reads every 4.x, and leaves out what it does not know.
+        name: of the recipe.
+        backend: of the graphs.
+        scheme: of their weights.
+        layout: which graphs and files there are.
+        origin: what decided the bytes.
+        schedule: sigmas and mode.
+        picture: sizes and pixels.
+        noise: how it is drawn.
+        text: tokenizers.
+        stages: the loop.
+        graphs: what the stages open.
+        golden: what to compare with.
+        files: every file but the graphs' and the manifest's own.
+        device: what a device needs.
+    """
+
+    format_version: Annotated[str, Meta(pattern=r"^4\.[0-9]{1,4}$(?!\n)")]
     name: str
-    backend: str
-    scheme: str
+    backend: Name
+    scheme: Name
     layout: str
-    recipe_sha256: str
-    checkpoint_sha256: str
-    methods: tuple[str, ...]
-    statistics_sha256: str
-    plan_sha256: str
-    tools: dict[str, str]
+    origin: OriginEntry
     schedule: Schedule
-    width_px: int
-    height_px: int
-    latent_channels: int
-    latent_scale_px: int
-    t5: bool
-    tokenizers: dict[str, Tokenizer]
+    picture: PictureEntry
+    noise: NoiseEntry
+    text: TextEntry
+    stages: tuple[Stage, ...]
     graphs: tuple[GraphEntry, ...]
-    golden: tuple[Golden, ...]
-    preview: str
+    golden: GoldenEntry
     files: tuple[FileEntry, ...]
-    licence: str
-    predicted_peak_bytes: int | None
+    device: DeviceEntry
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""
         return next((g for g in self.graphs if g.name == name), None)
 
+    def stage(self, name: str) -> Stage | None:
+        """The turn of the graph of that name, or None when the package has none."""
+        return next((s for s in self.stages if s.graph == name), None)
+
     def parts(self, name: str) -> tuple[GraphEntry, ...]:
         """The parts of a graph in the order in which they run: itself, unless it is cut."""
-        return tuple(g for g in self.graphs if graph_of(g.name) == name)
+        stage = self.stage(name)
+        found = [self.graph(part) for part in stage.parts] if stage else []
+        return tuple(part for part in found if part is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The graphs, in the order in which they run; one that is cut counts once."""
-        return tuple(dict.fromkeys(graph_of(g.name) for g in self.graphs))
+        return tuple(stage.graph for stage in self.stages)
+
+    @property
+    def all_files(self) -> tuple[FileEntry, ...]:
+        """Every file of the package but the manifest's own."""
+        return (*self.files, *(f for g in self.graphs for f in g.files))
 
     @property
     def bytes(self) -> int:
-        return sum(f.bytes for g in self.graphs for f in g.files) + sum(f.bytes for f in self.files)
+        return sum(f.bytes for f in self.all_files)
 
 
 def to_json(manifest: Manifest) -> str:
     """Deterministic JSON text."""
     return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json``; raises CheckFailed naming the file and what is wrong."""
-    file = folder / "manifest.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckFailed(f"{file}: cannot be read as a manifest: {error}") from None
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckFailed(
-            f"{file}: format version {version!r}; this fourstep reads {FORMAT_VERSION}: "
-            "build the package again"
-        )
-    try:
-        return parse(Manifest, raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckFailed(f"{file}: damaged: {error}; build the package again") from None
-
-
-def parse(kind: type[T], raw: Any) -> T:
-    """A frozen dataclass from parsed JSON; raises ValueError for other keys or types."""
-    hints = typing.get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(raw, dict) or set(raw) != names:
-        found = set(raw) if isinstance(raw, dict) else set()
-        raise ValueError(f"{kind.__name__}: keys {sorted(names ^ found)} missing or unknown")
-    return kind(**{name: _convert(hints[name], raw[name], name) for name in names})
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{name}: a list is expected")
-        return tuple(_convert(arguments[0], v, name) for v in value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{name}: an object is expected")
-        return {k: _convert(arguments[1], v, name) for k, v in value.items()}
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(arguments[0], value, name)
-    if dataclasses.is_dataclass(hint):
-        return parse(hint, value)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: {value!r} is not of type {hint.__name__}")
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 NAMES = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
 UPSTREAM = NAMES[:5]  # of the final latent
 MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into
+ENCODERS = NAMES[:3]  # of the prompt
 
 
 def part_name(graph: str, number: int) -> str:

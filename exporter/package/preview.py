@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from exporter.package.manifest import Pixels, PreviewEntry
+from exporter.package.pixels import PIXELS, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,11 +16,23 @@ class Preview:
 
     factors: np.ndarray
     bias: np.ndarray
+    pixels: Pixels = PIXELS
 
     def picture(self, latent: np.ndarray) -> np.ndarray:
-        """(1, channels, h, w) -> (h, w, 3) uint8."""
+        """(1, channels, h, w) -> (h, w, 3) uint8; computed in float64."""
         colours = latent[0].transpose(1, 2, 0) @ self.factors + self.bias
-        return np.asarray(np.round(np.clip(colours / 2 + 0.5, 0, 1) * 255), dtype=np.uint8)
+        return to_pixels(colours.transpose(2, 0, 1)[None], self.pixels)
+
+    def entry(self) -> PreviewEntry:
+        """What the manifest says of it, rounded to five decimals."""
+        factors = np.round(self.factors, 5).tolist()
+        red, green, blue = np.round(self.bias, 5).tolist()
+        return PreviewEntry(tuple((r, g, b) for r, g, b in factors), (red, green, blue))
+
+
+def preview_of(entry: PreviewEntry, pixels: Pixels) -> Preview:
+    """The map that a manifest holds."""
+    return Preview(np.array(entry.factors), np.array(entry.bias), pixels)
 
 
 def fit(latents: list[np.ndarray], images: list[np.ndarray]) -> Preview:
@@ -44,19 +57,3 @@ def _mean_pool(image: np.ndarray, scale: int) -> np.ndarray:
     tiles = image.reshape(channels, height // scale, scale, width // scale, scale)
     pooled: np.ndarray = tiles.mean(axis=(2, 4))
     return pooled
-
-
-def write(preview: Preview, file: Path) -> Path:
-    """Write as JSON, rounded to five decimals; returns the file."""
-    data = {
-        "factors": np.round(preview.factors, 5).tolist(),
-        "bias": np.round(preview.bias, 5).tolist(),
-    }
-    file.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    return file
-
-
-def read(file: Path) -> Preview:
-    """Read what ``write`` wrote."""
-    data = json.loads(file.read_text(encoding="utf-8"))
-    return Preview(np.array(data["factors"]), np.array(data["bias"]))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from exporter.calibrate.trajectories import Inputs, Trajectories
-from exporter.drawing.loop import ENCODERS
 from exporter.package.manifest import Schedule
+from exporter.package.names import ENCODERS
 from exporter.program.differentiate import Read, kept_bytes, pull_back
 from exporter.program.program import Program
 

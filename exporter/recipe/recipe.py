@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from exporter import backends
 from exporter.checkpoint.hub import names_a_path
 from exporter.errors import InputError, known
 from exporter.files.read import is_text, parse_toml, read_text
 from exporter.network.cut import Cut
+from exporter.package.manifest import Mode
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
     FORMATS,
@@ -29,7 +30,8 @@ from exporter.quantize.formats import (
 from exporter.quantize.schemes import load_scheme, scheme_names
 from exporter.recipe.plan import is_plan
 
-MODES = ("euler", "renoise")
+S = TypeVar("S", bound=str)
+MODES: tuple[Mode, ...] = get_args(Mode)
 LAYOUTS = ("native",)
 # Of a recipe that names none: the same wherever other distributions bring more.
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
@@ -96,7 +98,7 @@ class Recipe:
     name: str
     checkpoint: str
     revision: str | None
-    mode: str
+    mode: Mode
     cut: Cut
     group_size: int | None
     symmetric: bool | None
@@ -255,11 +257,12 @@ class _Getter:
     def optional_integer(self, section: str, key: str, low: int, high: int) -> int | None:
         return self.integer(section, key, low, high) if key in self._raw.get(section, {}) else None
 
-    def choice(self, section: str, key: str, options: tuple[str, ...], default: str) -> str:
+    def choice(self, section: str, key: str, options: tuple[S, ...], default: S) -> S:
         value = self.value(section, key, str, default)
-        if value not in options:
-            raise InputError(f"[{section}] {key}: {known('value', value, options)}")
-        return str(value)
+        for option in options:
+            if option == value:
+                return option
+        raise InputError(f"[{section}] {key}: {known('value', value, options)}")
 
     def names(
         self, section: str, key: str, options: tuple[str, ...], default: tuple[str, ...] | None

@@ -12,7 +12,7 @@ from exporter.package.measures import finite, mean_db
 from exporter.package.names import MMDIT
 from exporter.report.sensitivities import Sensitivities
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNQUANTIZED = "the unquantized program"
 
 

@@ -28,8 +28,9 @@ from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page
 from exporter.report.pictures import Shown
 from exporter.report.sensitivities import read_sensitivities
+from exporter.runtime.golden import golden_pixels
 from exporter.runtime.package import Package, open_package
-from exporter.runtime.verify import check_files, read_pixels
+from exporter.runtime.verify import check_files
 
 PAGE, DATA = "index.html", "report.json"
 SHOWN_PROMPTS = 6  # whose pictures are on the page; figures are means over all
@@ -126,13 +127,24 @@ def _about(package: Package, progress: Callable[[str], None]) -> Callable[[str],
 
 
 def _refuse_another_model(first: Package, other: Package) -> None:
-    for what in ("checkpoint_sha256", "width_px", "height_px", "schedule", "t5"):
-        one, two = (getattr(p.manifest, what) for p in (first, other))
-        if one != two:
+    theirs = _model(other.manifest)
+    for what, value in _model(first.manifest).items():
+        if theirs[what] != value:
             raise InputError(
                 f"{other.folder}: its {what} is not that of {first.folder.name}, so their pictures "
                 "cannot be compared; keep packages of one recipe in a folder"
             )
+
+
+def _model(manifest: Manifest) -> dict[str, object]:
+    """What packages have in common whose pictures can be compared."""
+    return {
+        "checkpoint_sha256": manifest.origin.checkpoint_sha256,
+        "width_px": manifest.picture.width_px,
+        "height_px": manifest.picture.height_px,
+        "schedule": manifest.schedule,
+        "t5": manifest.text.t5,
+    }
 
 
 def _refuse_other_files(out: Path) -> None:
@@ -141,7 +153,7 @@ def _refuse_other_files(out: Path) -> None:
 
 
 def _lines(package: Package, asked: Sequence[Asked]) -> int:
-    pictures = len(asked) or len(package.manifest.golden)
+    pictures = len(asked) or len(package.manifest.golden.pictures)
     return pictures * (package.manifest.schedule.steps + 1)
 
 
@@ -201,11 +213,11 @@ def _report(
 ) -> Report:
     return Report(
         name=first.name,
-        checkpoint_sha256=first.checkpoint_sha256,
-        width_px=first.width_px,
-        height_px=first.height_px,
+        checkpoint_sha256=first.origin.checkpoint_sha256,
+        width_px=first.picture.width_px,
+        height_px=first.picture.height_px,
         schedule=first.schedule,
-        t5=first.t5,
+        t5=first.text.t5,
         fourstep=__version__,
         machine=Machine(
             platform.system(), platform.processor() or platform.machine(), os.cpu_count() or 1
@@ -252,7 +264,7 @@ def _bits(form: str) -> int:
 
 def golden_of(package: Package) -> tuple[Asked, ...]:
     """A package's golden prompts and seeds."""
-    return tuple(Asked(g.prompt, g.seed) for g in package.manifest.golden)
+    return tuple(Asked(g.prompt, g.seed) for g in package.manifest.golden.pictures)
 
 
 def _owner(packages: Sequence[Package], asked: Asked, given: Sequence[Asked]) -> Package:
@@ -355,11 +367,11 @@ def _stored(package: Package, asked: Asked) -> Reference:
         keys = [k for k in tensors.keys() if k.startswith("unquantized/")]  # noqa: SIM118
         steps = {int(k.rpartition("/")[2]): tensors.get_tensor(k) for k in keys}
         latent = tensors.get_tensor("unquantized_latent")
-    return Reference(read_pixels(package.folder / golden.unquantized), latent, steps)
+    return Reference(golden_pixels(package, golden.unquantized), latent, steps)
 
 
 def _golden(package: Package, asked: Asked) -> Golden:
-    return next(g for g in package.manifest.golden if Asked(g.prompt, g.seed) == asked)
+    return next(g for g in package.manifest.golden.pictures if Asked(g.prompt, g.seed) == asked)
 
 
 def _drawn_by(drawn: Drawn, asked: Sequence[Asked]) -> Refer:
@@ -375,7 +387,7 @@ def _drawn_by(drawn: Drawn, asked: Sequence[Asked]) -> Refer:
 
 def _from_log(package: Package, entry: Entry, stored: bool) -> Compared:
     """What a package that did not run here showed when it was built, where that was the same."""
-    if not stored or not package.manifest.golden:
+    if not stored or not package.manifest.golden.pictures:
         return Compared(entry, {})
     file = package.folder.with_name(f"{package.folder.name}.log.json")
     try:
@@ -386,7 +398,7 @@ def _from_log(package: Package, entry: Entry, stored: bool) -> Compared:
     except (OSError, ValueError, KeyError, TypeError):
         figures, remark = (), f"no figures of its build: {file.name} is not there or not whole"
     pictures = {
-        a: read_pixels(package.folder / _golden(package, a).image)
+        a: golden_pixels(package, _golden(package, a).image)
         for a in golden_of(package)[:SHOWN_PROMPTS]
     }
     remarks = (*entry.remarks, remark, "pictures are the quantized program's in torch")
@@ -394,7 +406,7 @@ def _from_log(package: Package, entry: Entry, stored: bool) -> Compared:
 
 
 def _stored_figures(package: Package, asked: Asked, image: Mapping[str, float | None]) -> Figures:
-    pixels = read_pixels(package.folder / _golden(package, asked).image)
+    pixels = golden_pixels(package, _golden(package, asked).image)
     similar = ssim(pixels, _stored(package, asked).pixels) if has_ssim() else None
     return Figures(asked, _db(image["loss_db"]), similar, _db(image["latent_snr_db"]), {})
 

@@ -27,7 +27,7 @@ from exporter.report.pictures import Shown, gallery, overlays
 from exporter.report.plans import plans
 from exporter.report.tables import running, summary
 
-SAID_ELSEWHERE = ("name", "checkpoint_sha256", "width_px", "height_px", "t5")
+SAID_ELSEWHERE = ("name", "checkpoint_sha256")
 
 
 def page(report: Report, shown: Sequence[Shown]) -> str:
@@ -78,11 +78,11 @@ def _document(title: str, style: str, body: str) -> str:
 def _header(report: Report) -> str:
     tools: dict[str, set[str]] = {}
     for entry in report.packages:
-        for name, version in entry.manifest.tools.items():
+        for name, version in entry.manifest.origin.tools.items():
             tools.setdefault(name, set()).add(version)
     schedule = report.schedule
     numbers = ", ".join(f"{s:g}" for s in schedule.sigmas)
-    recipes = {e.backend: e.manifest.recipe_sha256[:12] for e in report.packages}
+    recipes = {e.backend: e.manifest.origin.recipe_sha256[:12] for e in report.packages}
     about = facts(
         [
             ("Pictures", f"{report.width_px} \N{MULTIPLICATION SIGN} {report.height_px} px"),
@@ -142,10 +142,13 @@ def provenance(report: Report) -> str:
 def _provenance(entry: Entry) -> str:
     """Plain fields by their names, so that a field of a later manifest is shown too."""
     raw = asdict(entry.manifest)
+    fields = raw | raw["origin"] | raw["device"]
     plain = [
-        (_title(key), _value(key, value)) for key, value in raw.items() if key not in SAID_ELSEWHERE
+        (_title(key), _value(key, value))
+        for key, value in fields.items()
+        if key not in SAID_ELSEWHERE
     ]
-    tools = ", ".join(f"{name} {version}" for name, version in entry.manifest.tools.items())
+    tools = ", ".join(f"{name} {version}" for name, version in entry.manifest.origin.tools.items())
     about = facts(sorted([*plain, ("Tools", text(tools))], key=lambda pair: len(pair[1]) > LONG))
     manifest = json.dumps(raw, indent=1, ensure_ascii=False)
     whole = fold("manifest.json", tag("pre", tag("code", text(manifest)), tabindex=0))

@@ -128,9 +128,10 @@ def running(report: Report) -> str:
             seconds(times.step_s),
             seconds(times.decode_s),
             *_memory(entry),
-            NONE if (peak := entry.manifest.predicted_peak_bytes) is None else megabytes(peak),
+            NONE if peak is None else megabytes(peak),
         ]
         for entry, times in drawn
+        for peak in [entry.manifest.device.predicted_peak_bytes]
     ]
     columns = [
         "Package", "First picture|s", "Further picture|s", "Opening|s", "Text|s", "Step|s",

@@ -10,16 +10,39 @@ with open_package(Path("artifacts/shapes-flash/onnx-int8")).player() as player:
 
 from __future__ import annotations
 
-from exporter.drawing.loop import Conditioned, Image, Player, Request, Step, generate
+from exporter.backends.contract import Session, SessionOptions
+from exporter.drawing.loop import (
+    Conditioned,
+    Event,
+    Image,
+    Player,
+    Request,
+    Step,
+    generate,
+)
+from exporter.drawing.text import PromptCut
+from exporter.errors import CheckFailed, FourstepError, InputError
+from exporter.package.manifest import Manifest
 from exporter.runtime.package import Package, open_package
+from exporter.runtime.verify import Report, verify
 
 __all__ = [
+    "CheckFailed",
     "Conditioned",
+    "Event",
+    "FourstepError",
     "Image",
+    "InputError",
+    "Manifest",
     "Package",
     "Player",
+    "PromptCut",
+    "Report",
     "Request",
+    "Session",
+    "SessionOptions",
     "Step",
     "generate",
     "open_package",
+    "verify",
 ]

@@ -10,31 +10,43 @@ from pathlib import Path
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing import text
-from exporter.drawing.loop import ENCODERS, Player, Session, nothing
+from exporter.drawing.loop import Player, Session, nothing
 from exporter.errors import CheckFailed, InputError
-from exporter.package import preview
-from exporter.package.check import check_file, check_size
-from exporter.package.manifest import GraphEntry, Manifest, read_manifest
+from exporter.package.check import (
+    Identity,
+    changed,
+    check_file,
+    check_size,
+    identity_of,
+    read_file,
+)
+from exporter.package.manifest import FileEntry, GraphEntry, Manifest
+from exporter.package.paths import confined
+from exporter.package.read import MANIFEST, read_manifest
 from exporter.runtime.ahead import OpenedAhead
+from exporter.runtime.watch import Watched
 
 DEFAULT = SessionOptions()
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
-ON_DEMAND = ("vae_encoder",)  # of a package's graphs, those that few pictures need
 
 
 @dataclass(frozen=True)
 class Package:
-    """A folder that ``fourstep build`` wrote."""
+    """A folder that ``fourstep build`` wrote.
+
+    Attributes:
+        inode: of the folder whose manifest was read: another one may take its place.
+    """
 
     folder: Path
     manifest: Manifest
+    inode: tuple[int, int]
 
     def graph(self, name: str) -> GraphEntry:
         """A graph of the package; raises InputError when it has none of that name."""
         graph = self.manifest.graph(name)
         if graph is None:
-            hint = "; build with image_to_image = true in [image]" if name == "vae_encoder" else ""
-            raise InputError(f"{self.folder}: the package has no graph '{name}'{hint}")
+            raise InputError(f"{self.folder}: the package has no graph '{name}'")
         return graph
 
     def session(self, name: str, options: SessionOptions = DEFAULT) -> Session:
@@ -48,19 +60,45 @@ class Package:
         graph = self.graph(name)
         backends.check_session(self.manifest.backend, options)
         backend = backends.load_to_run(self.manifest.backend)
-        weights = [f for f in graph.files if Path(f.path).suffix in WEIGHTS]
-        for file in graph.files:
+        entry = confined(self.folder, graph.entry)
+        read = [(f, self._read(f)) for f in graph.files if not _is_weights(f)]
+        weights = [f for f in graph.files if _is_weights(f)]
+        for file in weights:
             check_size(self.folder, file)
-            if file not in weights:
-                check_file(self.folder, file)
         with ThreadPoolExecutor(1) as beside:
-            checks = [beside.submit(check_file, self.folder, file) for file in weights]
+            checks = [beside.submit(self._read, file) for file in weights]
             try:
-                session = backend.open_graph(self.folder / graph.entry, graph.session, options)
+                session = backend.open_graph(entry, graph.session, options)
+            except CheckFailed:
+                self.refuse_replaced()  # explains it
+                raise
             finally:
-                for check in checks:  # damage explains a failure to open: it is raised first
-                    check.result()
-        return session
+                for file, check in zip(weights, checks, strict=True):
+                    read.append((file, check.result()))  # damage explains it: raised first
+        self.refuse_replaced()
+        return Watched(session, [(self.folder / f.path, identity) for f, identity in read])
+
+    def refuse_replaced(self) -> None:
+        """Raise CheckFailed if another folder has taken the package's place."""
+        if _inode(identity_of(self.folder)) != self.inode:
+            raise changed(self.folder)
+
+    def read(self, path: str) -> bytes:
+        """What is in a file beside the graphs, as its digest says; raises CheckFailed."""
+        entry = next(f for f in self.manifest.files if f.path == path)
+        try:
+            return read_file(self.folder, entry)
+        except CheckFailed:
+            self.refuse_replaced()
+            raise
+
+    def _read(self, entry: FileEntry) -> Identity:
+        """``check_file``, or what explains that it failed."""
+        try:
+            return check_file(self.folder, entry)
+        except CheckFailed:
+            self.refuse_replaced()
+            raise
 
     def player(self, options: SessionOptions = DEFAULT, keep: bool = False) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
@@ -72,25 +110,24 @@ class Package:
         Raises InputError for a device or a cache that the package's backend does not take.
         """
         backends.check_session(self.manifest.backend, options)
-        for file in self.manifest.files:
-            check_file(self.folder, file)
         entry = self.manifest
-        encoders = {n: entry.tokenizers[n] for n in ENCODERS if n in entry.tokenizers}
+        tokenizers = {t.path: self.read(t.path) for t in entry.text.tokenizers.values()}
+        for file in entry.files:
+            if file.path not in tokenizers:
+                self._read(file)
         opened = functools.partial(self.session, options=options)
-        names = [graph.name for graph in entry.graphs if graph.name not in ON_DEMAND]
+        turns = [stage for stage in entry.stages if not stage.image_to_image_only]
+        names = [part for stage in turns for part in stage.parts]
         ahead = OpenedAhead(opened, names) if keep else None
         return Player(
             entry.schedule,
-            (
-                1,
-                entry.latent_channels,
-                entry.height_px // entry.latent_scale_px,
-                entry.width_px // entry.latent_scale_px,
-            ),
-            {n: text.load_tokenizer(self.folder, t, n) for n, t in encoders.items()},
+            entry.picture,
+            {
+                name: text.load_tokenizer(self.folder / t.path, tokenizers[t.path], t, name)
+                for name, t in entry.text.tokenizers.items()
+            },
+            entry.stages,
             ahead or opened,
-            preview.read(self.folder / entry.preview) if entry.preview else None,
-            {name: [part.name for part in entry.parts(name)] for name in entry.names},
             ahead.close if ahead else nothing,
         )
 
@@ -99,16 +136,22 @@ def open_package(folder: Path) -> Package:
     """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
-    if not (folder / "manifest.json").is_file():
-        nested = sorted(p.parent.name for p in folder.glob("*/manifest.json"))
+    if not (folder / MANIFEST).is_file():
+        nested = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; packages in it: {', '.join(nested)}" if nested else ""
-        raise InputError(f"{folder}: not a package (no manifest.json){hint}")
+        raise InputError(f"{folder}: not a package (no {MANIFEST}){hint}")
+    inode = _inode(identity_of(folder))
     manifest = read_manifest(folder)
-    for file in (*manifest.files, *(f for g in manifest.graphs for f in g.files)):
-        if not _inside(folder, file.path):
-            raise CheckFailed(f"{folder / 'manifest.json'}: '{file.path}' lies outside the package")
-    return Package(folder, manifest)
+    package = Package(folder, manifest, inode)
+    package.refuse_replaced()
+    for file in manifest.all_files:
+        confined(folder, file.path)
+    return package
 
 
-def _inside(folder: Path, path: str) -> bool:
-    return (folder / path).resolve().is_relative_to(folder.resolve())
+def _is_weights(file: FileEntry) -> bool:
+    return Path(file.path).suffix in WEIGHTS
+
+
+def _inode(identity: Identity) -> tuple[int, int]:
+    return identity.device, identity.inode

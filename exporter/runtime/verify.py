@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from PIL import Image as Picture
-from safetensors.numpy import load_file
 
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
-from exporter.errors import CheckFailed
-from exporter.package.check import check_file
+from exporter.package.check import check_file, unlisted
 from exporter.package.manifest import Golden
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
-from exporter.package.names import graph_of
+from exporter.runtime.golden import golden_pixels, read_tensors
 from exporter.runtime.package import DEFAULT, Package
+from exporter.runtime.vectors import compare
 
 Progress = Callable[[str], None]
 READ_AT_ONCE = 2  # files
@@ -61,13 +60,17 @@ class ImageParity:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``verify`` found. ``failures`` is empty when the package holds."""
+    """What ``verify`` found. ``failures`` is empty when the package holds.
+
+    ``vectors`` counts what was compared without a graph: ids, noise, steps, pixels, previews.
+    """
 
     package: str
     files: int
     graphs: tuple[GraphParity, ...]
     images: tuple[ImageParity, ...]
     failures: tuple[str, ...]
+    vectors: int = 0
 
     @property
     def ok(self) -> bool:
@@ -93,20 +96,29 @@ def verify(
         True: package.player(replace(options, precision="float32")),
         False: package.player(options),
     }
+    vectors = tuple(compare(package, players[False]))
     graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
-    images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden)
-    return Report(
-        package.folder.name, files, graphs, images, tuple(_failures(package, graphs, images))
-    )
+    images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden.pictures)
+    failures = [
+        *(f"{path}: not listed in the manifest; delete it" for path in _unlisted(package)),
+        *(vector.what for vector in vectors if not vector.same),
+        *_failures(package, graphs, images),
+    ]
+    return Report(package.folder.name, files, graphs, images, tuple(failures), len(vectors))
+
+
+def _unlisted(package: Package) -> list[str]:
+    return unlisted(package.folder, package.manifest)
 
 
 def check_files(package: Package, progress: Progress = lambda line: None) -> int:
     """Check every file's digest; returns how many. Raises CheckFailed naming a damaged one."""
     manifest = package.manifest
-    files = [*manifest.files, *(f for g in manifest.graphs for f in g.files)]
+    files = manifest.all_files
     with ThreadPoolExecutor(READ_AT_ONCE) as readers:
         for _ in readers.map(functools.partial(check_file, package.folder), files):
             pass
+    package.refuse_replaced()
     progress(f"{len(files)} files whole")
     return len(files)
 
@@ -114,14 +126,15 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
 def _failures(
     package: Package, graphs: tuple[GraphParity, ...], images: tuple[ImageParity, ...]
 ) -> list[str]:
-    tolerances = {graph_of(g.name): g.tolerance for g in package.manifest.graphs}
-    least_db = min(t.image_psnr_db for t in tolerances.values())
+    manifest = package.manifest
+    tolerances = {name: manifest.parts(name)[-1].tolerance for name in manifest.names}
+    least_db = min(g.tolerance.image_psnr_db for g in manifest.graphs)
     found = [
         f"{g.graph}: relative error {g.exact:.1e}, allowed {tolerances[g.graph].graph_relative:.1e}"
         for g in graphs
         if not g.exact <= tolerances[g.graph].graph_relative
     ]
-    if package.manifest.golden:
+    if manifest.golden.pictures:
         found += [f"{g.graph}: no golden call covers it" for g in graphs if g.calls == 0]
     found += [
         f"image {i.prompt!r}: PSNR {i.exact_db:.1f} dB, at least {least_db:.1f}"
@@ -135,7 +148,8 @@ Players = Mapping[bool, Player]  # by whether they compute exactly
 
 
 def _graph_parity(package: Package, players: Players, name: str, progress: Progress) -> GraphParity:
-    calls = [c for golden in package.manifest.golden for c in golden_calls(package, golden, name)]
+    pictures = package.manifest.golden.pictures
+    calls = [call for golden in pictures for call in golden_calls(package, golden, name)]
     if not calls:
         for part in package.manifest.parts(name):
             players[False].open(part.name)
@@ -145,30 +159,48 @@ def _graph_parity(package: Package, players: Players, name: str, progress: Progr
     for exact, player in players.items():
         found = run(player, name, [inputs for inputs, _ in calls])
         for outputs, (_, expected) in zip(found, calls, strict=True):
-            errors = [relative_error(outputs[p], value) for p, value in expected.items()]
+            errors = [_error(outputs.get(port), value) for port, value in expected.items()]
             worst[exact] = max(worst[exact], *errors)
     progress(f"{name}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
     return GraphParity(name, len(calls), worst[True], worst[False])
 
 
+def _error(found: np.ndarray | None, expected: np.ndarray) -> float:
+    if found is None or found.shape != expected.shape:
+        return math.inf
+    return relative_error(found, expected)
+
+
 def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Ports, Ports]]:
-    """Inputs and expected outputs of each recorded call of a graph, in order."""
-    tensors = load_file(package.folder / golden.tensors)
-    calls: dict[int, tuple[Ports, Ports]] = {}
-    for key, value in tensors.items():
-        name, _, rest = key.partition("/")
-        if name == graph and rest:
-            call, side, port = rest.split("/")
-            calls.setdefault(int(call), ({}, {}))[side == "out"][port] = value
-    return [calls[i] for i in sorted(calls)]
+    """Inputs and expected outputs of each recorded call of a graph, in order.
+
+    Raises CheckFailed for a call without one of the graph's ports.
+    """
+    tensors = read_tensors(package, golden.tensors)
+    parts = package.manifest.parts(graph)
+    count = 1 + max((_call_of(key, graph) for key in tensors), default=-1)
+    return [
+        (
+            {p.name: tensors[f"{graph}/{i}/in/{p.name}"] for p in parts[0].inputs},
+            {p.name: tensors[f"{graph}/{i}/out/{p.name}"] for p in parts[-1].outputs},
+        )
+        for i in range(count)
+    ]
+
+
+def _call_of(key: str, graph: str) -> int:
+    """The number in ``<graph>/<call>/...``, -1 in any other key."""
+    name, _, rest = key.partition("/")
+    number = rest.partition("/")[0]
+    return int(number) if name == graph and re.fullmatch("[0-9]{1,6}", number) else -1
 
 
 def _image_parity(
     package: Package, players: Players, golden: Golden, progress: Progress
 ) -> ImageParity:
-    expected = read_pixels(package.folder / golden.image)
-    plain = read_pixels(package.folder / golden.unquantized)
-    plain_latent = load_file(package.folder / golden.tensors)["unquantized_latent"]
+    expected = golden_pixels(package, golden.image)
+    plain = golden_pixels(package, golden.unquantized)
+    plain_latent = read_tensors(package, golden.tensors)["unquantized_latent"]
     exact, as_run = _drawn(players[True], golden), _drawn(players[False], golden)
     result = ImageParity(
         golden.prompt,
@@ -189,12 +221,3 @@ def _drawn(player: Player, golden: Golden) -> Image:
     events = generate(player, [Request(golden.prompt, golden.seed)])
     (image,) = [e for e in events if isinstance(e, Image)]
     return image
-
-
-def read_pixels(file: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture file; raises CheckFailed when it cannot be read."""
-    try:
-        with Picture.open(file) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise CheckFailed(f"{file}: not a picture: {error}") from None

@@ -30,7 +30,7 @@ UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 def golden_calls(folder: Path, manifest: dict[str, Any], graph: str) -> list[tuple[Ports, Ports]]:
     """Inputs and outputs of each recorded call of a graph."""
     calls: dict[tuple[str, str], tuple[Ports, Ports]] = {}
-    for golden in manifest["golden"]:
+    for golden in manifest["golden"]["pictures"]:
         for key, value in load_file(folder / golden["tensors"]).items():
             name, _, rest = key.partition("/")
             if name == graph and rest:

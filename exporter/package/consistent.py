@@ -1,0 +1,194 @@
+"""A manifest's fields against each other: what a record's own types cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+from exporter.package.manifest import GraphEntry, Manifest, Port, Stage
+
+MOST_STEPS = 1000
+MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
+RESULTS = {"velocity": 1, "image": 1, "start": 0}  # how many stages have to give it, of one at most
+
+
+def check(manifest: Manifest) -> None:
+    """Raise ValueError that names the field which contradicts the others."""
+    for problem in _problems(manifest):
+        raise ValueError(problem)
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    yield from _schedule(manifest)
+    yield from _picture(manifest)
+    yield from _tokenizers(manifest)
+    yield from _files(manifest)
+    for i, graph in enumerate(manifest.graphs):
+        yield from _ports(graph, f"graphs[{i}]")
+    yield from _stages(manifest)
+
+
+def _schedule(manifest: Manifest) -> Iterator[str]:
+    sigmas = manifest.schedule.sigmas
+    if not 2 <= len(sigmas) <= MOST_STEPS + 1:
+        yield f"schedule.sigmas: {len(sigmas)} of them; 2 to {MOST_STEPS + 1} are read"
+    elif not all(a > b for a, b in pairwise(sigmas)) or sigmas[0] > 1 or sigmas[-1] != 0:
+        yield f"schedule.sigmas: {list(sigmas)} do not fall from at most 1 to 0"
+
+
+def _picture(manifest: Manifest) -> Iterator[str]:
+    picture = manifest.picture
+    for name, size in (("width_px", picture.width_px), ("height_px", picture.height_px)):
+        if size % picture.latent_scale_px:
+            yield f"picture.{name}: {size} is no multiple of {picture.latent_scale_px}"
+    preview = picture.preview
+    if preview is not None and len(preview.factors) != picture.latent_channels:
+        yield (
+            f"picture.preview.factors: {len(preview.factors)} rows for "
+            f"{picture.latent_channels} channels"
+        )
+
+
+def _tokenizers(manifest: Manifest) -> Iterator[str]:
+    for name, entry in manifest.text.tokenizers.items():
+        for field, value in (("pad_id", entry.pad_id), ("closing_id", entry.closing_id)):
+            if value is not None and value >= entry.vocabulary_size:
+                yield (
+                    f"text.tokenizers.{name}.{field}: {value} is not in the vocabulary of "
+                    f"{entry.vocabulary_size}"
+                )
+
+
+def _files(manifest: Manifest) -> Iterator[str]:
+    """Every path is among the digests, and none of them twice."""
+    for path, times in Counter(f.path for f in manifest.all_files).items():
+        if times > 1:
+            yield f"files: '{path}' is listed {times} times"
+    beside = {f.path for f in manifest.files}
+    named = {f"text.tokenizers.{n}.path": t.path for n, t in manifest.text.tokenizers.items()}
+    golden = manifest.golden
+    for i, picture in enumerate(golden.pictures):
+        for field in ("image", "unquantized", "tensors"):
+            named[f"golden.pictures[{i}].{field}"] = getattr(picture, field)
+    optional = {
+        "golden.tokens": golden.tokens,
+        "golden.noise": golden.noise,
+        "origin.licence": manifest.origin.licence,
+    }
+    named |= {field: path for field, path in optional.items() if path}
+    for field, path in named.items():
+        if path not in beside:
+            yield f"{field}: '{path}' is not among files"
+    for i, graph in enumerate(manifest.graphs):
+        own = [f.path for f in graph.files]
+        if graph.entry not in own and not any(p.startswith(f"{graph.entry}/") for p in own):
+            yield f"graphs[{i}].entry: '{graph.entry}' is not among the graph's files"
+
+
+def _ports(graph: GraphEntry, where: str) -> Iterator[str]:
+    for side, ports in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        if not ports or len({p.name for p in ports}) != len(ports):
+            yield f"{where}.{side}: none, or two of a name"
+        for i, port in enumerate(ports):
+            if math.prod(port.shape) * 4 > MOST_PORT_BYTES:
+                yield f"{where}.{side}[{i}].shape: {list(port.shape)} takes more than 1 GiB"
+
+
+def _stages(manifest: Manifest) -> Iterator[str]:
+    used = [part for stage in manifest.stages for part in stage.parts]
+    names = [graph.name for graph in manifest.graphs]
+    if sorted(used) != sorted(names) or len({*names}) != len(names):
+        yield f"stages: their parts {used} are not the graphs {names}, each once"
+        return
+    given: dict[str, Stage] = {}
+    for i, stage in enumerate(manifest.stages):
+        where = f"stages[{i}]"
+        if stage.graph in given:
+            yield f"{where}.graph: '{stage.graph}' has a turn already"
+        parts = manifest.parts(stage.graph)
+        if not parts:
+            yield f"{where}.parts: there are none"
+            return
+        for before, after in pairwise(parts):
+            if _kinds(before.outputs) != _kinds(after.inputs):
+                yield f"{where}.parts: {after.name} does not take what {before.name} gives"
+        if {*stage.inputs} != {p.name for p in parts[0].inputs}:
+            yield f"{where}.inputs: {sorted(stage.inputs)} are not those of {parts[0].name}"
+            return
+        for port in parts[0].inputs:
+            problem = _source(manifest, stage, port, given)
+            if problem:
+                yield f"{where}.inputs.{port.name}: {problem}"
+        yield from _results(manifest, stage, parts[-1].outputs, where)
+        given[stage.graph] = stage
+    for result, least in RESULTS.items():
+        found = [s for s in manifest.stages if result in s.results.values()]
+        if not least <= len(found) <= 1:
+            yield f"stages: {len(found)} of them give the {result}; one has to"
+
+
+def _source(manifest: Manifest, stage: Stage, port: Port, given: dict[str, Stage]) -> str:
+    """What is wrong with what an input is fed from, or nothing."""
+    source = stage.inputs[port.name]
+    picture = manifest.picture
+    if source.kind == "tokens":
+        entry = manifest.text.tokenizers.get(source.name)
+        if entry is None or stage.runs != "once per prompt":
+            return f"no tokenizer '{source.name}' for what runs {stage.runs}"
+        fed = Port("", (1, entry.tokens), "int32")
+    elif source.kind == "latent":
+        if stage.runs == "once per prompt":
+            return "there is no latent yet"
+        fed = Port("", picture.latent)
+    elif source.kind == "image":
+        if not stage.image_to_image_only or stage.runs != "once":
+            return "only a stage of image to image that runs once has an image"
+        fed = Port("", (1, 3, picture.height_px, picture.width_px))
+    else:
+        before = given.get(source.name)
+        outputs = manifest.parts(source.name)[-1].outputs if before else ()
+        found = [p for p in outputs if p.name == source.port]
+        if before is None or not found:
+            return f"no output '{source.port}' of a graph '{source.name}' before it"
+        if before.runs != "once per prompt":
+            return f"'{source.name}' runs {before.runs}; outputs of once per prompt alone are kept"
+        shape = found[0].shape
+        if source.row_of_step:
+            if stage.runs != "each step" or shape[:1] != (manifest.schedule.steps,):
+                return f"{list(shape)} has no row for each step"
+            shape = (1, *shape[1:])
+        fed = Port("", shape, found[0].dtype)
+    if (fed.shape, fed.dtype) != (port.shape, port.dtype):
+        return (
+            f"takes {port.dtype} {list(port.shape)} and gets {fed.dtype} {list(fed.shape)} "
+            f"from {source.kind}"
+        )
+    return ""
+
+
+def _results(
+    manifest: Manifest, stage: Stage, outputs: tuple[Port, ...], where: str
+) -> Iterator[str]:
+    picture = manifest.picture
+    shapes = {
+        "velocity": picture.latent,
+        "start": picture.latent,
+        "image": (1, 3, picture.height_px, picture.width_px),
+    }
+    ports = {p.name: p for p in outputs}
+    if stage.runs != "once per prompt" and len(stage.results) != 1:
+        yield f"{where}.results: what runs '{stage.runs}' gives the loop one"
+    for name, result in stage.results.items():
+        found = ports.get(name)
+        if found is None or (found.shape, found.dtype) != (shapes[result], "float32"):
+            yield f"{where}.results.{name}: no output of the shape of the {result}"
+        if (result == "velocity") != (stage.runs == "each step"):
+            yield f"{where}.runs: '{stage.runs}' does not give the {result}"
+        if (result == "start") != stage.image_to_image_only:
+            yield f"{where}.image_to_image_only: does not go with the {result}"
+
+
+def _kinds(ports: tuple[Port, ...]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {p.name: (p.shape, p.dtype) for p in ports}

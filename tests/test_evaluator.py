@@ -1261,8 +1261,30 @@ def test_a_package_without_a_usable_manifest_is_refused(package: Path, tmp_path:
     del items["itemInfoEntries"][key]
     manifest.write_text(json.dumps(items))
     refused(package, "const 'flat_weight_0'", "does not list weight file")
+    for path in ("../../../secret", "/etc/passwd", "a\\b", ""):
+        outside = json.loads(text)
+        outside["itemInfoEntries"][key]["path"] = path
+        manifest.write_text(json.dumps(outside))
+        refused(package, f"'{path}' lies outside the package")
+    manifest.write_text("[" * 100_000)
+    refused(package, "Manifest.json is not JSON")
     manifest.unlink()
     refused(package, "no Manifest.json")
+
+
+@pytest.mark.parametrize("name", ["weights/../../../../secret.bin", "/etc/passwd", "..", ""])
+def test_weights_outside_the_package_are_not_read(package: Path, name: str) -> None:
+    """A listed folder before it does not help: the path is taken as it is written."""
+    (package.parent / "secret.bin").write_bytes(weight_file(package).read_bytes())
+    model = library.model_messages().Model()
+    model.ParseFromString(model_file(package).read_bytes())
+    block = model.mlProgram.functions["main"].block_specializations
+    for operation in next(iter(block.values())).operations:
+        for value in operation.attributes.values():
+            if value.WhichOneof("value") == "blobFileValue":
+                value.blobFileValue.fileName = f"@model_path/{name}"
+    model_file(package).write_bytes(model.SerializeToString())
+    refused(package, f"'{name}' lies outside the package")
 
 
 def test_a_damaged_specification_is_refused(package: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,13 @@ from exporter.errors import CheckFailed
 
 # Names between slashes: no empty one, no "." or "..", no backslash, colon or control character.
 NAME = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f]+"
-RelativePath = Annotated[str, Meta(pattern=rf"^{NAME}(?:/{NAME})*$(?!\n)", max_length=400)]
+RELATIVE = rf"^{NAME}(?:/{NAME})*$(?!\n)"
+RelativePath = Annotated[str, Meta(pattern=RELATIVE, max_length=400)]
+
+
+def is_relative(path: str) -> bool:
+    """Whether a path leads inside whatever folder it is taken from."""
+    return re.search(RELATIVE, path) is not None
 
 
 def confined(folder: Path, path: str) -> Path:

@@ -61,12 +61,12 @@ class Package:
         backends.check_session(self.manifest.backend, options)
         backend = backends.load_to_run(self.manifest.backend)
         entry = confined(self.folder, graph.entry)
-        read = [(f, self._read(f)) for f in graph.files if not _is_weights(f)]
+        read = [(f, self.check(f)) for f in graph.files if not _is_weights(f)]
         weights = [f for f in graph.files if _is_weights(f)]
         for file in weights:
             check_size(self.folder, file)
         with ThreadPoolExecutor(1) as beside:
-            checks = [beside.submit(self._read, file) for file in weights]
+            checks = [beside.submit(self.check, file) for file in weights]
             try:
                 session = backend.open_graph(entry, graph.session, options)
             except CheckFailed:
@@ -92,7 +92,7 @@ class Package:
             self.refuse_replaced()
             raise
 
-    def _read(self, entry: FileEntry) -> Identity:
+    def check(self, entry: FileEntry) -> Identity:
         """``check_file``, or what explains that it failed."""
         try:
             return check_file(self.folder, entry)
@@ -114,7 +114,8 @@ class Package:
         tokenizers = {t.path: self.read(t.path) for t in entry.text.tokenizers.values()}
         for file in entry.files:
             if file.path not in tokenizers:
-                self._read(file)
+                self.check(file)
+        self.refuse_replaced()
         opened = functools.partial(self.session, options=options)
         turns = [stage for stage in entry.stages if not stage.image_to_image_only]
         names = [part for stage in turns for part in stage.parts]

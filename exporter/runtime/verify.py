@@ -5,7 +5,6 @@ Needs no torch: the golden tensors are the quantized program's own inputs and ou
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -18,7 +17,7 @@ import numpy as np
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
-from exporter.package.check import check_file, unlisted
+from exporter.package.check import unlisted
 from exporter.package.manifest import Golden
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
 from exporter.runtime.golden import golden_pixels, read_tensors
@@ -99,16 +98,13 @@ def verify(
     vectors = tuple(compare(package, players[False]))
     graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
     images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden.pictures)
+    strays = unlisted(package.folder, manifest)
     failures = [
-        *(f"{path}: not listed in the manifest; delete it" for path in _unlisted(package)),
+        *(f"{path}: not listed in the manifest; delete it" for path in strays),
         *(vector.what for vector in vectors if not vector.same),
         *_failures(package, graphs, images),
     ]
     return Report(package.folder.name, files, graphs, images, tuple(failures), len(vectors))
-
-
-def _unlisted(package: Package) -> list[str]:
-    return unlisted(package.folder, package.manifest)
 
 
 def check_files(package: Package, progress: Progress = lambda line: None) -> int:
@@ -116,7 +112,7 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
     manifest = package.manifest
     files = manifest.all_files
     with ThreadPoolExecutor(READ_AT_ONCE) as readers:
-        for _ in readers.map(functools.partial(check_file, package.folder), files):
+        for _ in readers.map(package.check, files):
             pass
     package.refuse_replaced()
     progress(f"{len(files)} files whole")

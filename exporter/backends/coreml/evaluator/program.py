@@ -29,6 +29,7 @@ from exporter.backends.coreml.evaluator import operators
 from exporter.backends.coreml.evaluator.operators import TORCH, Parameters
 from exporter.backends.coreml.library import BLOB_ALIGN_BYTES, BLOB_SENTINEL, ELEMENTS
 from exporter.errors import CheckFailed
+from exporter.package.paths import is_relative
 
 BLOB_HEADER = Struct("<IIQQQ")  # sentinel, element type, bytes, offset of the data, padding bits
 PORTS = {65568: "fp32", 65552: "fp16", 131104: "int32"}  # ArrayFeatureType.ArrayDataType
@@ -284,7 +285,7 @@ def _root(package: Path) -> tuple[Path, list[Path]]:
         manifest = json.loads((package / "Manifest.json").read_text())
     except OSError as error:
         raise _Damaged(f"no Manifest.json ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _Damaged("Manifest.json is not JSON") from None
     try:
         items = manifest["itemInfoEntries"]
@@ -292,10 +293,17 @@ def _root(package: Path) -> tuple[Path, list[Path]]:
         paths = [package / "Data" / str(item["path"]) for item in items.values()]
     except (KeyError, TypeError, AttributeError):
         raise _Damaged("Manifest.json does not name a root model") from None
+    for item in items.values():
+        _refuse_outside(str(item["path"]))
     for path in paths:
-        if ".." in path.parts or not path.exists():
+        if not path.exists():
             raise _Damaged(f"{path.relative_to(package)} is missing")
     return package / "Data" / root, paths
+
+
+def _refuse_outside(path: str) -> None:
+    if not is_relative(path):
+        raise _Damaged(f"'{path}' lies outside the package")
 
 
 def _read_program(package: Path, model_file: Path, listed: list[Path]) -> _Program:
@@ -513,6 +521,7 @@ class _Opening:
     def _blob(self, message: Any, declared: _Type) -> _Blob:
         if not message.fileName.startswith(MODEL_PATH):
             raise _Damaged(f"weight file '{message.fileName}' is not below {MODEL_PATH}")
+        _refuse_outside(message.fileName.removeprefix(MODEL_PATH))
         file = self._folder / message.fileName.removeprefix(MODEL_PATH)
         if not any(path == file or path in file.parents for path in self._listed):
             raise _Damaged(f"Manifest.json does not list weight file '{message.fileName}'")

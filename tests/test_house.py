@@ -138,3 +138,15 @@ def test_every_folder_says_what_it_is() -> None:
     for module, file in modules().items():
         if file.name == "__init__.py":
             assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), module
+
+
+def test_a_name_is_one_thing() -> None:
+    """Of classes; backends have theirs in folders alike, networks their layers in files alike."""
+    places: dict[str, list[str]] = {}
+    for module, file in modules().items():
+        if module.startswith("exporter.network.") or module.count(".") > 2:
+            continue
+        for statement in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
+                places.setdefault(statement.name, []).append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from exporter.package.measures import SAME_DB
 from exporter.report import charts
 from exporter.report.charts import Bar, Point, Series
-from exporter.report.facts import Entry, Report
+from exporter.report.facts import Comparison, Entry
 from exporter.report.markup import curly, decibels, fold, megabytes, paragraph, table, tag, text
 
 HALF_PX, FULL_PX = 500, 780
@@ -26,12 +26,12 @@ def legend(items: Sequence[tuple[str, str]]) -> str:
     return tag("ul", *(tag("li", sign, text(name)) for sign, name in items), class_="legend")
 
 
-def backend_index(report: Report) -> dict[str, int]:
+def backend_index(report: Comparison) -> dict[str, int]:
     """A colour and a sign for each backend."""
     return {name: i for i, name in enumerate(sorted({e.backend for e in report.packages}))}
 
 
-def frontiers(report: Report) -> str:
+def frontiers(report: Comparison) -> str:
     """Bytes of the MMDiT against latent SNR, and against PSNR."""
     entries = [e for e in report.packages if e.figures and e.name != report.yardstick]
     if not entries:
@@ -56,7 +56,11 @@ def _psnr(entry: Entry) -> float:
 
 
 def _frontier(
-    report: Report, entries: Sequence[Entry], title: str, y_title: str, y: Callable[[Entry], float]
+    report: Comparison,
+    entries: Sequence[Entry],
+    title: str,
+    y_title: str,
+    y: Callable[[Entry], float],
 ) -> str:
     index = backend_index(report)
     series = [
@@ -85,7 +89,7 @@ def _note(entry: Entry, value: float) -> str:
     return f"{entry.name}: {megabytes(entry.mmdit_bytes)} MB, {decibels(value)} dB"
 
 
-def _backends_legend(report: Report) -> str:
+def _backends_legend(report: Comparison) -> str:
     return legend([(_sign(i), name) for name, i in backend_index(report).items()])
 
 
@@ -94,7 +98,7 @@ def _sign(index: int) -> str:
     return tag("svg", inside, viewBox="0 0 14 14", width=14, height=14, aria_hidden="true")
 
 
-def graph_bytes(report: Report) -> str:
+def graph_bytes(report: Comparison) -> str:
     """A stacked bar per package: bytes of each graph."""
     found = {name for e in report.packages for name in e.manifest.names}
     names = [n for n in GRAPHS if n in found] + sorted(found - set(GRAPHS))
@@ -124,7 +128,7 @@ def _total(entry: Entry) -> str:
     return megabytes(sum(g.bytes for g in entry.manifest.graphs), unit=True)
 
 
-def steps(report: Report) -> str:
+def steps(report: Comparison) -> str:
     """A line per package: SNR of the latent after each step."""
     entries = [e for e in report.packages if e.steps_db and e.name != report.yardstick]
     if not entries:

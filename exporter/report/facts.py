@@ -115,7 +115,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Report:
+class Comparison:
     """Everything on the page but its pictures.
 
     Attributes:

@@ -23,7 +23,7 @@ from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
 from exporter.quantize.formats import STORAGE
-from exporter.report.facts import UNQUANTIZED, Entry, Figures, Machine, Report
+from exporter.report.facts import UNQUANTIZED, Comparison, Entry, Figures, Machine
 from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page
 from exporter.report.pictures import Shown
@@ -62,7 +62,7 @@ def make(
     prompts: Path | None = None,
     metric: Path | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> Comparison:
     """Write the page about the packages in ``folder`` into the folder ``out``.
 
     Args:
@@ -163,7 +163,7 @@ def _compare_all(
     metric: Metric | None,
     place: Path,
     progress: Progress,
-) -> tuple[Report, list[Shown]]:
+) -> tuple[Comparison, list[Shown]]:
     yardstick = least_rounded(packages) if given else None
     drawn: dict[str, Drawn | FourstepError] = {}
     refer: Refer = _stored
@@ -210,8 +210,8 @@ def _report(
     metric: Metric | None,
     baseline: Mapping[str, float],
     entries: tuple[Entry, ...],
-) -> Report:
-    return Report(
+) -> Comparison:
+    return Comparison(
         name=first.name,
         checkpoint_sha256=first.origin.checkpoint_sha256,
         width_px=first.picture.width_px,

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib import resources
 
 from exporter.report.diagrams import frontiers, graph_bytes, steps
-from exporter.report.facts import UNQUANTIZED, Entry, Report
+from exporter.report.facts import UNQUANTIZED, Comparison, Entry
 from exporter.report.markup import (
     LONG,
     count,
@@ -30,7 +30,7 @@ from exporter.report.tables import running, summary
 SAID_ELSEWHERE = ("name", "checkpoint_sha256")
 
 
-def page(report: Report, shown: Sequence[Shown]) -> str:
+def page(report: Comparison, shown: Sequence[Shown]) -> str:
     """The whole HTML text; it opens from disk and makes no request."""
     parts = [
         ("summary", "Summary", summary(report)),
@@ -75,7 +75,7 @@ def _document(title: str, style: str, body: str) -> str:
     return f"<!doctype html>\n{whole}\n"
 
 
-def _header(report: Report) -> str:
+def _header(report: Comparison) -> str:
     tools: dict[str, set[str]] = {}
     for entry in report.packages:
         for name, version in entry.manifest.origin.tools.items():
@@ -104,13 +104,13 @@ def _header(report: Report) -> str:
     )
 
 
-def _yardstick(report: Report) -> str:
+def _yardstick(report: Comparison) -> str:
     if report.yardstick == UNQUANTIZED:
         return "the unquantized program in torch"
     return f"{report.yardstick}, the least rounded package"
 
 
-def _lede(report: Report) -> str:
+def _lede(report: Comparison) -> str:
     """What the page is about, in a sentence or two."""
     entries = sorted(report.packages, key=lambda e: e.mmdit_bytes)
     smallest, largest = entries[0], entries[-1]
@@ -130,7 +130,7 @@ def _list(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def provenance(report: Report) -> str:
+def provenance(report: Comparison) -> str:
     """Where each package comes from, to open."""
     words = (
         "The same recipe, checkpoint and tool versions give the same bytes. Each package's "

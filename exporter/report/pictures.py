@@ -9,7 +9,7 @@ import numpy as np
 
 from exporter.bench.process import Asked
 from exporter.package.measures import amplification, difference_map
-from exporter.report.facts import UNQUANTIZED, Entry, Report
+from exporter.report.facts import UNQUANTIZED, Comparison, Entry
 from exporter.report.markup import decibels, paragraph, png, tag, text
 
 
@@ -22,7 +22,7 @@ class Shown:
     pictures: Mapping[str, np.ndarray]
 
 
-def gallery(report: Report, shown: Sequence[Shown]) -> str:
+def gallery(report: Comparison, shown: Sequence[Shown]) -> str:
     """For each prompt: the yardstick's picture, then a row per scheme, a column per backend."""
     if not shown:
         return paragraph(
@@ -50,11 +50,11 @@ def overlays(shown: Sequence[Shown]) -> str:
     )
 
 
-def _reference_name(report: Report) -> str:
+def _reference_name(report: Comparison) -> str:
     return "the unquantized picture" if report.yardstick == UNQUANTIZED else report.yardstick
 
 
-def _prompt(index: int, report: Report, one: Shown, factor: int) -> str:
+def _prompt(index: int, report: Comparison, one: Shown, factor: int) -> str:
     entries = [e for e in report.packages if e.name in one.pictures]
     backends = list(dict.fromkeys(e.backend for e in entries))
     schemes = list(dict.fromkeys(e.scheme for e in sorted(entries, key=lambda e: -e.mmdit_bytes)))
@@ -63,7 +63,7 @@ def _prompt(index: int, report: Report, one: Shown, factor: int) -> str:
     return tag("article", title, _controls(index, report, one), rows, class_=f"prompt p{index}")
 
 
-def _controls(index: int, report: Report, one: Shown) -> str:
+def _controls(index: int, report: Comparison, one: Shown) -> str:
     name = _reference_name(report)
     height, width = one.reference.shape[:2]
     picture = tag(

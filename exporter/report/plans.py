@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from exporter.report import charts
 from exporter.report.charts import Cell, Tick
 from exporter.report.diagrams import FULL_PX, figure, legend
-from exporter.report.facts import Entry, Report
+from exporter.report.facts import Comparison, Entry
 from exporter.report.markup import (
     NONE,
     decibels,
@@ -29,7 +29,7 @@ LEAST_NOISE = 1e-8  # what is less stands here on a logarithmic scale
 TYPE = "fourstep plan RECIPE --budget 1.2GB -o PLAN.toml"
 
 
-def plans(report: Report) -> str:
+def plans(report: Comparison) -> str:
     """Each distinct plan of the packages; and which packages have none."""
     owners: dict[Sensitivities, list[str]] = {}
     for entry in report.packages:
@@ -50,7 +50,7 @@ def _toml(written: str) -> str:
     return fold("The plan as text: plan.toml", tag("pre", tag("code", text(written)), tabindex=0))
 
 
-def _without(report: Report) -> str:
+def _without(report: Comparison) -> str:
     names = [e.name for e in report.packages if not e.plan and not e.plan_text]
     if not names:
         return ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from exporter.bench.process import SAMPLE_S
 from exporter.package.measures import SAME_DB
-from exporter.report.facts import UNQUANTIZED, Entry, Report
+from exporter.report.facts import UNQUANTIZED, Comparison, Entry
 from exporter.report.markup import (
     NONE,
     count,
@@ -26,7 +26,7 @@ from exporter.report.markup import (
 IMAGE_EXTRA = "pip install 'fourstep[report]'"
 
 
-def summary(report: Report) -> str:
+def summary(report: Comparison) -> str:
     """One row per package, bytes, quality, speed and memory side by side."""
     columns = [
         "Package", "Whole|MB", "MMDiT|MB", "Per weight|bits", "PSNR|dB", "SSIM",
@@ -58,7 +58,7 @@ def breaks(entries: Sequence[Entry]) -> list[int]:
     return [i for i, (a, b) in pairs if a.backend != b.backend]
 
 
-def _row(report: Report, entry: Entry) -> list[str]:
+def _row(report: Comparison, entry: Entry) -> list[str]:
     quality = [
         decibels(entry.psnr_db),
         NONE if entry.ssim is None else f"{entry.ssim:.4f}",
@@ -80,7 +80,7 @@ def _row(report: Report, entry: Entry) -> list[str]:
     ]
 
 
-def _baseline(report: Report, columns: int) -> list[str]:
+def _baseline(report: Comparison, columns: int) -> list[str]:
     blank = [NONE] * (columns - 1 - len(report.metric_names))
     return [
         "unquantized",
@@ -89,13 +89,13 @@ def _baseline(report: Report, columns: int) -> list[str]:
     ]
 
 
-def _yardstick(report: Report) -> str:
+def _yardstick(report: Comparison) -> str:
     if report.yardstick == UNQUANTIZED:
         return "the unquantized program's in torch, which each package carries"
     return f"those of {report.yardstick}, the least rounded package here"
 
 
-def _remarks(report: Report) -> str:
+def _remarks(report: Comparison) -> str:
     rows = [
         tag("li", tag("b", text(e.name)), ": ", curly("; ".join(e.remarks)))
         for e in report.packages
@@ -104,7 +104,7 @@ def _remarks(report: Report) -> str:
     return tag("ul", *rows, class_="remarks") if rows else ""
 
 
-def running(report: Report) -> str:
+def running(report: Comparison) -> str:
     """Seconds and memory, as measured."""
     drawn = [(e, e.times) for e in report.packages if e.times]
     machine = report.machine

@@ -19,6 +19,7 @@ from exporter import backends
 from exporter.build import model as model_module
 from exporter.build.model import Model, trace_model
 from exporter.build.pipeline import Built, build
+from exporter.calibrate.store import Calibration as Statistics
 from exporter.calibrate.store import open_statistics
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
@@ -597,6 +598,12 @@ def test_packages_are_called_as_the_plan(plant: Plant) -> None:
         assert built.report.ok and built.report.images
 
 
+def measured(plant: Plant) -> Statistics:
+    """What the plan measured, and the build used again."""
+    (place,) = plant.statistics.iterdir()
+    return open_statistics(place)
+
+
 @pytest.mark.parametrize("name", backends.names())
 def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
     if name not in installed():
@@ -604,7 +611,7 @@ def test_a_package_says_what_it_was_built_from(plant: Plant, name: str) -> None:
     found, plan = manifest(plant, name), read_plan(plant.file)
     assert (found.backend, found.scheme) == (name, "quiet")
     assert found.origin.methods == ("equalize", "scales", "feedback", "bias")
-    assert found.origin.statistics_sha256 == open_statistics(plant.statistics).sha256
+    assert found.origin.statistics_sha256 == measured(plant).sha256
     assert found.origin.statistics_sha256 == plan.facts["statistics_sha256"]
     assert found.origin.plan_sha256 == plan.sha256
     folder = plant.built[f"{name}-quiet"].path
@@ -643,7 +650,7 @@ def test_the_files_hold_as_many_bits_as_planned(plant: Plant, name: str) -> None
 
 
 def calibrated(plant: Plant, model: Model) -> Weights:
-    return Weights(model.checkpoint, calibration=open_statistics(plant.statistics))
+    return Weights(model.checkpoint, calibration=measured(plant))
 
 
 def test_what_is_built_is_what_was_drawn(plant: Plant, model: Model) -> None:

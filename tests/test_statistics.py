@@ -42,7 +42,7 @@ def model(recipe: Recipe) -> Model:
 
 @pytest.fixture(scope="module")
 def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Statistics of the MMDiT. Copy them before damaging them."""
+    """A folder with statistics of the MMDiT. Copy them before damaging them."""
     folder = tmp_path_factory.mktemp("out") / "statistics"
     calibrate(model, MMDIT, folder, Progress())
     return folder
@@ -51,6 +51,12 @@ def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "statistics"))
+
+
+def inside(folder: Path) -> Path:
+    """The statistics of the one provenance that a folder has."""
+    (place,) = folder.iterdir()
+    return place
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_was_measured_is_read_again(model: Model, written: Path) -> None:
-    found, count = open_statistics(written), 0
+    found, count = open_statistics(inside(written)), 0
 
     def compare(weights: Sequence[Stored], inputs: object) -> None:
         nonlocal count
@@ -92,7 +98,7 @@ def test_what_was_measured_is_read_again(model: Model, written: Path) -> None:
 
 
 def test_layers_that_read_the_same_share_a_file(written: Path) -> None:
-    files = open_statistics(written).files
+    files = open_statistics(inside(written)).files
     names = [f"transformer_blocks.0.attn.to_{x}.weight" for x in "qkv"]
     assert len({files["transformer", name] for name in names}) == 1
     assert len(set(files.values())) < len(files)
@@ -102,7 +108,7 @@ def test_the_same_measurement_gives_the_same_files(
     model: Model, written: Path, tmp_path: Path
 ) -> None:
     again = calibrate(replace(model), MMDIT, tmp_path / "new" / "statistics", Progress())
-    assert again.sha256 == open_statistics(written).sha256
+    assert again.sha256 == open_statistics(inside(written)).sha256
     assert content(tmp_path / "new" / "statistics") == content(written)
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["statistics"]
 
@@ -134,12 +140,17 @@ def test_statistics_of_anything_else_are_measured_anew(
         "mode": (replace(recipe, mode="renoise"), MMDIT),
         "graphs": (recipe, ("clip_l", *MMDIT)),
     }[what]
-    before = open_statistics(copied)
+    place, whole = inside(copied), content(copied)
+    before = open_statistics(place)
     found = calibrate(replace(model, recipe=other), graphs, copied, Progress())
     assert drawn == [other.calibration.prompts]
     assert found.sha256 != before.sha256 and found.provenance.graphs == graphs
     assert not found.provenance.covers(before.provenance) or what == "graphs"
     assert [f.name for f in copied.parent.iterdir()] == ["statistics"]
+    # What took long to measure is still there, and serves who asks for it.
+    assert content(copied).items() > whole.items() and len(list(copied.iterdir())) == 2
+    assert calibrate(replace(model), MMDIT, copied, Progress()).provenance.covers(before.provenance)
+    assert len(drawn) == 1
 
 
 def test_another_checkpoint_is_measured_anew(
@@ -150,7 +161,7 @@ def test_another_checkpoint_is_measured_anew(
     damaged[-1] ^= 1
     file.write_bytes(damaged)
     other = open_checkpoint(str(tiny_copy))
-    before = open_statistics(copied).provenance
+    before = open_statistics(inside(copied)).provenance
     moved = replace(model, checkpoint=other, weights=Weights(other))
     found = calibrate(moved, MMDIT, copied, Progress())
     assert len(drawn) == 1
@@ -161,6 +172,8 @@ REMEDY = "delete the folder, and the next build measures anew"
 
 
 def test_damaged_statistics_are_one_line(copied: Path) -> None:
+    copied = inside(copied)
+
     def refused(message: str) -> None:
         with pytest.raises(InputError, match=message) as found:
             open_statistics(copied)
@@ -185,9 +198,40 @@ def test_damaged_statistics_are_one_line(copied: Path) -> None:
 
 
 def test_damaged_statistics_are_not_measured_over(model: Model, copied: Path) -> None:
-    (copied / "0000.safetensors").write_bytes(b"")
+    (inside(copied) / "0000.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="0000.safetensors: is damaged; delete the folder"):
         calibrate(model, MMDIT, copied, Progress())
+    (inside(copied) / INDEX).write_text("{")
+    with pytest.raises(InputError, match="not a folder of statistics .* delete the folder"):
+        calibrate(model, MMDIT, copied, Progress())
+
+
+def test_damaged_statistics_of_another_provenance_are_not_looked_into(
+    model: Model, copied: Path
+) -> None:
+    other = replace(model, recipe=changed(model.recipe, seed=6))
+    (inside(copied) / INDEX).write_text("{")
+    assert calibrate(other, MMDIT, copied, Progress()).provenance.seed == 6
+
+
+def test_statistics_of_an_earlier_version_lie_in_the_folder_itself(
+    model: Model, written: Path, tmp_path: Path, drawn: list[Sequence[str]]
+) -> None:
+    """They are used where they fit, and stay where they do not."""
+    flat = Path(shutil.copytree(inside(written), tmp_path / "statistics"))
+    whole = content(flat)
+    assert calibrate(replace(model), MMDIT, flat, Progress()).folder == flat and not drawn
+    other = replace(model, recipe=changed(model.recipe, seed=6))
+    assert calibrate(other, MMDIT, flat, Progress()).folder.parent == flat
+    assert len(drawn) == 1 and content(flat).items() > whole.items()
+
+
+def test_what_a_kill_has_left_is_removed(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "statistics"
+    (folder / ".0123456789abcdef.partial").mkdir(parents=True)
+    (folder / ".fourstep.lock").write_text("")
+    calibrate(model, MMDIT, folder, Progress())
+    assert [f.name for f in folder.iterdir()] == [model.provenance(MMDIT).key]
 
 
 def provenance() -> Provenance:
@@ -200,7 +244,7 @@ def test_a_measurement_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise InputError("no more")
 
     with pytest.raises(InputError, match="no more"):
-        obtain(tmp_path / "new" / "statistics", provenance(), measure)
+        obtain(tmp_path / "new" / "statistics", provenance(), measure, print)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,9 +255,9 @@ def test_a_measurement_that_fails_leaves_the_old_statistics(copied: Path) -> Non
         (folder / "0000.safetensors").write_bytes(b"x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    message = "statistics: the disk is full; free space or choose another --statistics$"
+    message = "the disk is full; free space or choose another --statistics$"
     with pytest.raises(InputError, match=message):
-        obtain(copied, provenance(), measure)
+        obtain(copied, provenance(), measure, print)
     assert content(copied) == before
     assert [f.name for f in copied.parent.iterdir()] == ["statistics"]
 
@@ -228,7 +272,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     for place in (precious, precious / "thesis.txt"):
         message = "is there and holds no statistics; choose another --statistics$"
         with pytest.raises(InputError, match=message):
-            obtain(place, provenance(), measure)
+            obtain(place, provenance(), measure, print)
     assert content(tmp_path) == {"precious/thesis.txt": b"all of it"}
 
 
@@ -236,4 +280,4 @@ def test_an_empty_folder_is_taken(model: Model, tmp_path: Path) -> None:
     folder = tmp_path / "statistics"
     folder.mkdir()
     calibrate(model, MMDIT, folder, Progress())
-    assert open_statistics(folder).provenance.graphs == MMDIT
+    assert open_statistics(inside(folder)).provenance.graphs == MMDIT

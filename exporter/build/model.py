@@ -134,7 +134,7 @@ def calibrate(
             folder, provenance, model.programs, model.weights.read, trajectories.calls, progress
         )
 
-    return obtain(statistics, provenance, measure)
+    return obtain(statistics, provenance, measure, progress)
 
 
 def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:

@@ -1,8 +1,8 @@
 """Statistics of a model's own trajectories, kept in a folder so that they can be used again.
 
-The folder holds an index, a safetensors file for every distinct layer input and one for the
-scalings. It says what it was measured on; a build with another checkpoint, cut or prompts measures
-anew.
+The folder has a folder for each provenance: an index, a safetensors file for every distinct layer
+input and one for the scalings. The index says what they were measured on; a build with another
+checkpoint, cut or prompts measures anew, beside them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.trajectories import Inputs
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
-from exporter.files.read import file_digest
-from exporter.files.staging import staging
+from exporter.files.lock import locked
+from exporter.files.read import convert, file_digest, read_json
+from exporter.files.staging import remove, staging
 from exporter.network.cut import Cut
 from exporter.program.program import Program, Stored
 
@@ -45,6 +46,11 @@ class Provenance:
     prompts: int
     seed: int
     graphs: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def covers(self, other: Provenance) -> bool:
         """Whether these statistics hold all that ``other`` asks for."""
@@ -178,26 +184,61 @@ def open_statistics(folder: Path) -> Calibration:
 
 
 def kept(folder: Path, provenance: Provenance) -> Calibration | None:
-    """The statistics in ``folder`` if they are of the same provenance; raises InputError."""
-    found = open_statistics(folder) if (folder / INDEX).is_file() else None
-    return found if found and found.provenance.covers(provenance) else None
+    """The statistics in ``folder`` that cover a provenance, if there are any.
+
+    Raises InputError when they are damaged. Those of another provenance are not looked into.
+    """
+    for place in _places(folder):
+        if place.name == provenance.key or _covers(place, provenance):
+            return open_statistics(place)
+    return None
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders with an index; the first may be ``folder`` itself, as earlier versions wrote."""
+    return [
+        place.parent for pattern in (INDEX, f"*/{INDEX}") for place in sorted(folder.glob(pattern))
+    ]
+
+
+def _covers(place: Path, provenance: Provenance) -> bool:
+    try:
+        found = convert(read_json(place / INDEX).get("provenance"), Provenance, place / INDEX)
+    except InputError:
+        return False
+    return found.covers(provenance)
 
 
 def obtain(
     folder: Path,
     provenance: Provenance,
     measure: Callable[[Path], None],
+    say: Callable[[str], None],
 ) -> Calibration:
     """The statistics in ``folder``, if they are of the same provenance; else measured into it.
+
+    Two that measure take turns: the second waits, says for whom to ``say``, and finds them there.
 
     Raises InputError for a folder that holds anything else, which is left as it is.
     """
     known = kept(folder, provenance)
     if known is not None:
         return known
-    is_empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not is_empty and not (folder / INDEX).is_file():
+    if folder.exists() and not _is_ours(folder):
         raise InputError(f"{folder}: is there and holds no statistics; {REMEDY}")
-    with staging(folder, REMEDY) as partial:
-        measure(partial)
-    return open_statistics(folder)
+    with locked(folder, say, REMEDY):
+        known = kept(folder, provenance)
+        if known is None:
+            for left in folder.glob(".*.partial"):  # by a kill
+                remove(left)
+            with staging(folder / provenance.key, REMEDY) as partial:
+                measure(partial)
+            known = open_statistics(folder / provenance.key)
+    return known
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a kill has left, or has statistics."""
+    if not folder.is_dir():
+        return False
+    return bool(_places(folder)) or all(f.name.startswith(".") for f in folder.iterdir())

@@ -40,6 +40,7 @@ from exporter.build.pipeline import build
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import CheckFailed, InputError
+from exporter.files.cache import DamagedCache
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph
 from exporter.network.layers import RMSNorm, attend
@@ -963,7 +964,20 @@ def test_a_model_is_compiled_once_into_the_cache(
         for name, value in exact.items():
             np.testing.assert_allclose(found[name], 1.01 * value, rtol=1e-6)
     assert mac.units == [ComputeUnit.CPU_ONLY] * 2 and len(mac.compiled) == 1
-    assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).name]
+    assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).parent.name]
+
+
+def test_a_damaged_model_in_the_cache_is_compiled_anew(
+    clip: Path, tmp_path: Path, mac: FakeCoreML
+) -> None:
+    expected = open_model(clip, "CPU_ONLY", tmp_path)(IDS)
+    file = max(Path(mac.compiled[0]).rglob("*"), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(DamagedCache, match=rf"{file.name}: is not as it was written"):
+        found = open_model(clip, "CPU_ONLY", tmp_path)(IDS)
+    assert len(mac.compiled) == 2
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 def test_another_model_of_the_same_name_is_compiled_anew(
@@ -1019,7 +1033,7 @@ def test_the_evaluator_keeps_nothing_in_a_cache(
         open_package(package).session("clip_l", options)
     assert not cache.exists()
     open_package(package).session("clip_l", SessionOptions(cache=cache))
-    assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).name]
+    assert [f.name for f in cache.iterdir()] == [Path(mac.compiled[0]).parent.name]
 
 
 def test_elsewhere_the_evaluator_runs(

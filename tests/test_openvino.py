@@ -38,6 +38,7 @@ from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.cli import main
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, InputError
+from exporter.files.cache import DamagedCache
 from exporter.network import denoiser
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut
@@ -373,7 +374,44 @@ def test_compiled_graphs_are_kept(cases: dict[tuple[str, str], Case], tmp_path: 
     case = cases["int4", "denoiser"]
     first = case.run(cache=tmp_path)
     assert any(f.stat().st_size > 0 for f in tmp_path.rglob("*.blob"))
+    written = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
     np.testing.assert_array_equal(case.run(cache=tmp_path)["velocity"], first["velocity"])
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.*")} == {
+        f: time for f, time in written.items() if f.is_file()
+    }
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_in_the_cache_is_seen(
+    cases: dict[tuple[str, str], Case], tmp_path: Path, place: float
+) -> None:
+    """OpenVINO would compute with it; the graph is compiled anew, and the cache is good again."""
+    case = cases["int4", "denoiser"]
+    first = case.run(cache=tmp_path)["velocity"]
+    (blob,) = tmp_path.rglob("*.blob")
+    whole = blob.read_bytes()
+    damaged = bytearray(whole)
+    damaged[int(len(damaged) * place)] ^= 16
+    blob.write_bytes(damaged)
+    with pytest.warns(DamagedCache, match=rf"{blob.name}: is not as it was written"):
+        np.testing.assert_array_equal(case.run(cache=tmp_path)["velocity"], first)
+    np.testing.assert_array_equal(case.run(cache=tmp_path)["velocity"], first)
+
+
+def test_what_a_kill_leaves_in_the_cache_is_not_used(
+    cases: dict[tuple[str, str], Case], tmp_path: Path
+) -> None:
+    """Half a blob, which no list names."""
+    case = cases["int8", "clip_l"]
+    first = case.run(cache=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    (blob,) = folder.glob("*.blob")
+    blob.write_bytes(blob.read_bytes()[:5000])
+    (folder / "digests.json").unlink()
+    with pytest.warns(DamagedCache):
+        again = case.run(cache=tmp_path)
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
 
 
 def test_exactly_the_asked_layers_round_their_input(cases: dict[tuple[str, str], Case]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from exporter.backends.contract import Session
 from exporter.backends.coreml import library
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, InputError
+from exporter.files.cache import checked
 
 
 def open_model(package: Path, compute_units: str, cache: Path | None) -> Session:
@@ -20,6 +21,7 @@ def open_model(package: Path, compute_units: str, cache: Path | None) -> Session
         compute_units: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
 
     Raises CheckFailed when Core ML cannot open it; so does a call when Core ML cannot run it.
+    Raises InputError when the cache cannot be written.
     """
     ct = library.coremltools()
     units = ct.ComputeUnit[compute_units]
@@ -27,11 +29,13 @@ def open_model(package: Path, compute_units: str, cache: Path | None) -> Session
         if cache is None:
             model = ct.models.MLModel(str(package), compute_units=units)
         else:
-            compiled = cache / f"{package.stem}-{_digest(package)[:16]}.mlmodelc"
-            if not compiled.exists():
-                cache.mkdir(parents=True, exist_ok=True)
-                ct.models.utils.compile_model(str(package), str(compiled))
-            model = ct.models.CompiledMLModel(str(compiled), units)
+            with checked(cache / f"{package.stem}-{_digest(package)[:16]}") as folder:
+                compiled = folder / f"{package.stem}.mlmodelc"
+                if not compiled.exists():
+                    ct.models.utils.compile_model(str(package), str(compiled))
+                model = ct.models.CompiledMLModel(str(compiled), units)
+    except InputError:
+        raise
     except Exception as error:  # Core ML raises bare RuntimeError
         raise CheckFailed(f"{package}: Core ML cannot open it: {_one_line(error)}") from None
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter.backends.contract import Session, SessionOptions
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, FourstepError
+from exporter.files.cache import checked
+from exporter.files.read import file_digest
 
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
 HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
@@ -37,15 +41,11 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
         raise CheckFailed(
             f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
         )
-    config = _config(core, device, settings, options)
     try:
-        model = core.read_model(str(entry))
-        if options.precision == "half" and device == "CPU" and settings.get(HALVED) == "attention":
-            from exporter.backends.openvino.half import halve_attention
-
-            halve_attention(model)
-            config["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = core.compile_model(model, device.removesuffix("W"), config)
+        with _caching(entry, options) as options:
+            compiled = _compiled(core, entry, device, settings, options)
+    except FourstepError:
+        raise
     except Exception as error:  # OpenVINO raises bare RuntimeError
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
@@ -57,6 +57,33 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
         return {name: np.array(found[name]) for name in names}
 
     return run
+
+
+@contextmanager
+def _caching(entry: Path, options: SessionOptions) -> Iterator[SessionOptions]:
+    """The options with a folder of the cache for this graph alone, which is looked through.
+
+    OpenVINO names what it writes there by the graph, its weights and how it is compiled, and does
+    not look whether it is whole.
+    """
+    if options.cache is None:
+        yield options
+        return
+    with checked(options.cache / f"{entry.stem}-{file_digest(entry)[:16]}") as folder:
+        yield replace(options, cache=folder)
+
+
+def _compiled(
+    core: Any, entry: Path, device: str, settings: Mapping[str, str], options: SessionOptions
+) -> Any:
+    config = _config(core, device, settings, options)
+    model = core.read_model(str(entry))
+    if options.precision == "half" and device == "CPU" and settings.get(HALVED) == "attention":
+        from exporter.backends.openvino.half import halve_attention
+
+        halve_attention(model)
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    return core.compile_model(model, device.removesuffix("W"), config)
 
 
 def _half(core: Any, device: str) -> str:

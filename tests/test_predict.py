@@ -233,3 +233,16 @@ def test_the_benchmark_measures_what_is_predicted(backend: str) -> None:
     row = flat({**names, "predicted": expected, "measured": found})
     assert row["run_predicted"] == expected["run"] / 1e6
     assert row["run_measured"] == found["run"] / 1e6 and row["error"] is None
+
+
+def test_what_was_not_measured_is_not_predicted(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe, device_memory_bytes=1 << 40)
+    message = (
+        r"^\[build\] device_memory_bytes: what reference takes has not been measured and cannot be "
+        "predicted; leave it out, or reference out of the backends$"
+    )
+    with pytest.raises(InputError, match=message):
+        build(recipe, tmp_path / "out", ["reference"], ["int8"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="^--memory: what reference takes has not been measured"):
+        backends.costs_of(backends.load("reference"), "--memory")

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
+from exporter.calibrate.activations import choose
+from exporter.calibrate.trajectories import Inputs
 from exporter.calibrate.weights import Weights
-from exporter.errors import InputError
 from exporter.program.program import Program, Stored
-from exporter.quantize.formats import Format, fitting_format, parse_format, roles_for
-from exporter.quantize.program import NEAREST, Methods, Unrounded, roles
+from exporter.quantize.formats import (
+    FORMATS,
+    ROUNDED_GRAPHS,
+    Format,
+    fitting_format,
+    parse_format,
+    roles_for,
+)
+from exporter.quantize.nearest import decode
+from exporter.quantize.program import NEAREST, Methods, Unrounded, quantize, roles
+from exporter.quantize.rounded import CHANNELS, RoundedInput
 
 DEFAULT_FORMATS = (
     "int2-g64", "int2-g32", "int4-g128", "int4-g64", "int4-g32", "int4-g16", "int8", "fp16",
@@ -43,7 +54,7 @@ def candidates(
             if not isinstance(source, Stored) or kinds[place] == "vector":
                 continue
             able = {
-                fitting_format(f, source.shape) for f in formats if kinds[place] in roles_for(f)
+                fitting_format(f, source.shape) for f in formats if _allowed(f, graph, kinds[place])
             }
             if able:
                 order = sorted(able, key=lambda f: (f.stored_bytes(source.shape), str(f)))
@@ -51,11 +62,50 @@ def candidates(
     return found
 
 
-class Rounding:
-    """The change that each candidate makes: of a weight, and of the bias that makes up for it."""
+def _allowed(form: Format, graph: str, role: str) -> bool:
+    """Whether a weight of a role may get a format; inputs of linear layers alone are rounded."""
+    if form.rounds_inputs:
+        return graph in ROUNDED_GRAPHS and role == "linear"
+    return role in roles_for(form)
 
-    def __init__(self, asked: Mapping[tuple[str, str], PlannedWeight], weights: Weights) -> None:
-        self._asked, self._weights = asked, weights
+
+def chosen_ranges(
+    asked: Mapping[tuple[str, str], PlannedWeight],
+    programs: Mapping[str, Program],
+    methods: Mapping[str, Methods],
+    read: Callable[[object], Tensor],
+    calls: Mapping[str, Sequence[Inputs]],
+) -> dict[tuple[str, str], RoundedInput]:
+    """A range for the input of every layer whose weight has a candidate that rounds it.
+
+    Args:
+        programs: as traced, by graph; ``methods`` by graph.
+        calls: inputs of every call of each graph on the trajectories.
+    """
+    wanted = {key: f for key, a in asked.items() for f in a.formats if f.rounds_inputs}
+    found = {}
+    for graph in dict.fromkeys(graph for graph, _ in wanted):
+
+        def format_of(name: str, weight: str, role: str, graph: str = graph) -> Format:
+            return wanted.get((graph, weight), FORMATS["fp32"])
+
+        program = quantize(programs[graph], format_of, methods[graph])
+        chosen = choose(program, read, calls[graph])
+        found.update({(graph, weight): rounding for weight, rounding in chosen.items()})
+    return found
+
+
+class CandidateChanges:
+    """The change that each candidate makes: of a weight, of the bias that makes up for it, and of
+    what a layer puts out whose input is rounded."""
+
+    def __init__(
+        self,
+        asked: Mapping[tuple[str, str], PlannedWeight],
+        weights: Weights,
+        ranges: Mapping[tuple[str, str], RoundedInput] | None = None,
+    ) -> None:
+        self._asked, self._weights, self._ranges = asked, weights, ranges or {}
         self._kept: OrderedDict[tuple[str, str], _Change] = OrderedDict()
 
     def asks(self, graph: str, source: object) -> bool:
@@ -70,18 +120,42 @@ class Rounding:
         is_bias = isinstance(source, Unrounded) and source.weight is not None
         return name, change.bias if is_bias else change.weight
 
+    def rounds(self, graph: str, source: object) -> bool:
+        """Whether some candidate of a weight rounds its layer's input, too."""
+        return (graph, _weight(source)) in self._ranges
+
+    def output(
+        self, graph: str, source: object, layer: fx.Node, arguments: Sequence[Any]
+    ) -> tuple[str, Mapping[str, Tensor]]:
+        """The weight whose layer it is, and what rounding both adds to what it puts out."""
+        name = _weight(source)
+        methods = source.methods if isinstance(source, Unrounded) else NEAREST
+        rounding, (x, weight, *rest) = self._ranges[graph, name], arguments
+        stored = self._change((graph, name), methods).rounded
+        assert stored is not None and callable(layer.target)
+        exact = layer.target(x, weight, *rest)
+        rounded = layer.target(rounding.rounded(x, CHANNELS[layer.target]), stored, *rest)
+        return name, dict.fromkeys(self._rounding_formats(graph, name), rounded - exact)
+
+    def _rounding_formats(self, graph: str, name: str) -> list[str]:
+        return [str(form) for form in self._asked[graph, name].formats if form.rounds_inputs]
+
     def _change(self, key: tuple[str, str], methods: Methods) -> _Change:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         asked = self._asked[key]
         weight, bias = {}, {}
-        for form in asked.formats:
+        for form in (f for f in asked.formats if not f.rounds_inputs):
             change = self._weights.change(asked.source, form, methods)
             weight[str(form)] = change.weight
             if change.mean is not None and "bias" in methods:
                 bias[str(form)] = -change.mean
-        self._kept[key] = _Change(weight, bias)
+        rounding = self._ranges.get(key)
+        rounded = None
+        if rounding is not None:
+            rounded = decode(rounding.stored(self._weights.read(Unrounded(asked.source, methods))))
+        self._kept[key] = _Change(weight, bias, rounded)
         while len(self._kept) > 1 and sum(c.bytes for c in self._kept.values()) > KEEP_BYTES:
             self._kept.popitem(last=False)
         return self._kept[key]
@@ -89,12 +163,18 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class _Change:
+    """By candidate, the change of a weight and of its bias; and the weight as it is stored where
+    its layer's input is rounded, in the units of that input."""
+
     weight: Mapping[str, Tensor]
     bias: Mapping[str, Tensor]
+    rounded: Tensor | None
 
     @property
     def bytes(self) -> int:
-        return sum(4 * t.numel() for t in (*self.weight.values(), *self.bias.values()))
+        held = [*self.weight.values(), *self.bias.values()]
+        held += [] if self.rounded is None else [self.rounded]
+        return sum(4 * tensor.numel() for tensor in held)
 
 
 def _weight(source: object) -> str:
@@ -106,10 +186,4 @@ def _weight(source: object) -> str:
 
 def parse_formats(names: Sequence[str]) -> tuple[Format, ...]:
     """Formats by name; raises InputError."""
-    found = tuple(dict.fromkeys(parse_format(name) for name in names))
-    if any(form.rounds_inputs for form in found):
-        raise InputError(
-            "format 'w8a8': what 8-bit activations lose is not measured; plan without it, and put "
-            "it into the plan's file by hand"
-        )
-    return found
+    return tuple(dict.fromkeys(parse_format(name) for name in names))

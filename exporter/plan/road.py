@@ -18,7 +18,7 @@ from exporter.errors import InputError, known
 from exporter.files.staging import refuse_place
 from exporter.package.names import MMDIT, UPSTREAM
 from exporter.plan.allocate import Choice, Options, total_bytes, total_noise
-from exporter.plan.candidates import DEFAULT_FORMATS, Rounding, parse_formats
+from exporter.plan.candidates import DEFAULT_FORMATS, CandidateChanges, chosen_ranges, parse_formats
 from exporter.plan.search import (
     BASE,
     KEEP_BYTES,
@@ -142,10 +142,12 @@ def _measured(
 ) -> Noise:
     model = problem.model
     float32 = model.adapted(methods)
+    trajectories = model.trajectories_as(float32, weights)
+    ranges = chosen_ranges(problem.asked, model.programs, methods, weights.read, trajectories.calls)
     progress("sensitivity: along the steps of the calibration prompts")
     return measure(
-        float32, weights.read, model.trajectories_as(float32, weights), model.schedule,
-        Rounding(problem.asked, weights),
+        float32, weights.read, trajectories, model.schedule,
+        CandidateChanges(problem.asked, weights, ranges),
         model.recipe.calibration.seed, probes, progress,
     )  # fmt: skip
 

@@ -4,7 +4,9 @@ To first order a change dW of a weight moves the final latent x by J dW. For a r
 independent standard normal values, <v, J dW>^2 has the mean |J dW|^2, and one backward pass through
 all steps gives <v, J dW> for every weight and every candidate precision at once, as the product of
 dW with the gradient of <v, x> (the estimator of Hutchinson 1990). So each candidate's own rounding
-errors are measured, not the size of its errors, and the cost does not grow with their number.
+errors are measured, not the size of its errors, and the cost does not grow with their number. Where
+a layer's input is rounded, too, it is the change of the layer's output in place of J dW, along the
+gradient by that output.
 
 Programs are differentiated segment by segment: only what is alive between segments is kept, for so
 many prompts at a time as fit, and weights are read for one segment at a time.
@@ -18,13 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from exporter.calibrate.trajectories import Inputs, Trajectories
 from exporter.package.manifest import Schedule
 from exporter.package.names import ENCODERS
 from exporter.program.differentiate import Read, kept_bytes, pull_back
 from exporter.program.program import Program
+from exporter.quantize.rounded import CHANNELS
 
 KEPT_BYTES = 1 << 30  # of values between segments
 Back = list[dict[str, Tensor]]
@@ -39,6 +42,14 @@ class Changes(Protocol):
 
     def of(self, graph: str, source: object) -> tuple[str, Mapping[str, Tensor]]:
         """That weight's name, and the tensor's change for each of the weight's candidates."""
+
+    def rounds(self, graph: str, source: object) -> bool:
+        """Whether some candidate of a weight rounds its layer's input, too."""
+
+    def output(
+        self, graph: str, source: object, layer: fx.Node, arguments: Sequence[Any]
+    ) -> tuple[str, Mapping[str, Tensor]]:
+        """That weight's name, and what such candidates add to what its layer puts out."""
 
 
 def measure(
@@ -109,6 +120,20 @@ def _products(
                     if gradient is not None:
                         row[index] += torch.sum(gradient * change, dtype=torch.float64)
 
+        def meet(
+            start: int, index: int, layer: fx.Node, arguments: Sequence[Any], gradient: Tensor
+        ) -> None:
+            weight, by_format = changes.output(graph, layers[layer], layer, arguments)
+            sums = products.setdefault((graph, weight), {})
+            for name, change in by_format.items():
+                row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
+                row[start + index] += torch.sum(gradient * change, dtype=torch.float64)
+
+        layers = {
+            node: source
+            for node, source in _weights(programs[graph]).items()
+            if changes.rounds(graph, source)
+        }
         samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
         asked = {s for s in programs[graph].tensors.values() if changes.asks(graph, s)}
         side_by_side = max(1, KEPT_BYTES // max(1, kept_bytes(programs[graph])))
@@ -118,7 +143,7 @@ def _products(
             some = slice(start, start + side_by_side)
             found += pull_back(
                 programs[graph], read, samples[some], given[some], asked.__contains__,
-                functools.partial(visit, start),
+                functools.partial(visit, start), layers=layers, meet=functools.partial(meet, start),
             )  # fmt: skip
         return found
 
@@ -130,6 +155,17 @@ def _products(
         given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
         back(graph, trajectories.calls[graph], given)
     return products
+
+
+def _weights(program: Program) -> dict[fx.Node, object]:
+    """The source of each linear layer's and convolution's weight."""
+    return {
+        node: program.tensors[node.args[1].name]
+        for node in program.nodes()
+        if node.target in CHANNELS
+        and isinstance(node.args[1], fx.Node)
+        and node.args[1].name in program.tensors
+    }
 
 
 def _through_steps(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from exporter.program.run import apply, last_uses
 SEGMENT_BYTES = 256 << 20  # of values that a segment may make, tensors and their gradients
 Read = Callable[[object], Tensor]
 Visit = Callable[[object, Sequence[Tensor | None]], None]
+Meet = Callable[[int, fx.Node, Sequence[Any], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def pull_back(
     wanted: Callable[[object], bool],
     visit: Visit,
     most_bytes: int = SEGMENT_BYTES,
+    layers: Collection[fx.Node] = (),
+    meet: Meet = lambda index, layer, arguments, gradient: None,
 ) -> list[dict[str, Tensor]]:
     """Vector-Jacobian products of a program on several samples.
 
@@ -91,6 +95,9 @@ def pull_back(
         wanted: which tensors' gradients are asked for, by their source.
         visit: called once for each of them, with its source and its gradient on every sample,
             None where the sample does not hang on it.
+        layers: operators whose results' gradients are asked for.
+        meet: called for each of them and each sample that hangs on it, with the sample's index, the
+            operator, its arguments and the gradient by what it puts out.
 
     Returns:
         For each sample the gradient by every float input, by port name.
@@ -129,9 +136,10 @@ def pull_back(
         }
         for node in stored:
             tensors[node] = tensors[node].detach().requires_grad_()
+        own = tuple(node for node in part.nodes if node in layers)
         gradients = [
-            _segment(part, values, tensors, tuple(stored), given)
-            for values, given in zip(before, found, strict=True)
+            _segment(part, values, tensors, tuple(stored), given, own, functools.partial(meet, i))
+            for i, (values, given) in enumerate(zip(before, found, strict=True))
         ]
         before.clear()
         for node, source in stored.items():
@@ -161,11 +169,13 @@ def _segment(
     tensors: Mapping[fx.Node, Tensor],
     stored: Sequence[fx.Node],
     cotangents: dict[fx.Node, Tensor],
+    layers: Sequence[fx.Node],
+    meet: Callable[[fx.Node, Sequence[Any], Tensor], None],
 ) -> dict[fx.Node, Tensor]:
     """Differentiate one segment on one sample.
 
     Turns ``cotangents`` of its results into those of what it took, in place; returns the gradients
-    of the ``stored`` tensors.
+    of the ``stored`` tensors, and tells ``meet`` those of what the ``layers`` put out.
     """
     leaves = {
         n: v.detach().requires_grad_() if v.is_floating_point() else v for n, v in before.items()
@@ -176,16 +186,25 @@ def _segment(
             values[node] = apply(node, values, tensors)
     given = {n: cotangents.pop(n) for n in part.nodes if n in cotangents}
     results = [n for n in given if values[n].requires_grad]  # not what constants alone make
+
+    def known(node: fx.Node) -> Tensor:
+        value: Tensor = tensors[node] if node in tensors else values[node]
+        return value.detach()
+
+    met = [n for n in layers if values[n].requires_grad]
     asked = [*(n for n, v in leaves.items() if v.requires_grad), *stored]
     if not results:
         return {}
     found = torch.autograd.grad(
         [values[n] for n in results],
-        [leaves[n] if n in leaves else tensors[n] for n in asked],
+        [*(leaves[n] if n in leaves else tensors[n] for n in asked), *(values[n] for n in met)],
         [given[n] for n in results],
         allow_unused=True,
     )
-    gradients = {n: g for n, g in zip(asked, found, strict=True) if g is not None}
+    for node, gradient in zip(met, found[len(asked) :], strict=True):
+        if gradient is not None:
+            meet(node, fx.map_arg(node.args, known), gradient)
+    gradients = {n: g for n, g in zip(asked, found, strict=False) if g is not None}
     for node in leaves:
         if node in gradients:
             gradient = gradients.pop(node)

@@ -70,6 +70,24 @@ def test_too_many_parts(programs: dict[str, QuantizedProgram]) -> None:
         split(programs["clip_g"], 2)
 
 
+@pytest.mark.parametrize("name", ["clip_g", "t5", "conditioner", "denoiser", "vae_decoder"])
+def test_a_part_that_holds_nothing_is_refused(
+    programs: dict[str, QuantizedProgram], name: str
+) -> None:
+    """Also where there are places enough: as many parts as are of use can be had, and no more."""
+    most = 1
+    for count in range(2, 16):
+        try:
+            parts = split(programs[name], count)
+        except InputError as error:
+            assert f"{name} can be cut into at most {most} parts: " in str(error)
+            continue
+        most = count
+        share = sum(part.stored_bytes() for part in parts) / count
+        assert all(part.stored_bytes() > 0.09 * share for part in parts)
+    assert (most > 2) == (name in ("t5", "vae_decoder"))
+
+
 def drawn(package: Package) -> tuple[list[str], list[np.ndarray]]:
     """Which graphs are opened for two prompts, and the two pictures."""
     opened: list[str] = []

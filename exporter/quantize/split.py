@@ -7,6 +7,7 @@ every part that needs it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from exporter.errors import InputError
 from exporter.package.manifest import Port
 from exporter.package.names import part_name
 from exporter.quantize.program import QuantizedProgram, stored_behind
+
+LEAST_SHARE = 0.1  # of an even share of the weights, for a part to be worth a graph of its own
 
 
 def emitted(programs: Mapping[str, QuantizedProgram], t5_parts: int) -> list[QuantizedProgram]:
@@ -29,16 +32,22 @@ def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]
     """Cut a program into ``count`` programs of about as many bytes of weights each.
 
     Run in turn, each on the outputs of the one before, they compute what the program computes.
-    Raises InputError when the program has too few places to cut it at.
+    Raises InputError when the program has too few places to cut it at, or when a part would hold
+    next to nothing.
     """
     if count == 1:
         return (program,)
     varying = _varying(program)
     waists = _waists(program, varying)
-    if len(waists) < count - 1:
-        raise InputError(f"{program.name} can be cut into at most {len(waists) + 1} parts")
     steps = [n for n in program.nodes() if n in varying]
-    cuts = _even(_sizes(program, steps, varying), sorted(waists), count)
+    sizes = _sizes(program, steps, varying)
+    able = [n for n in range(1, count + 1) if _is_useful(sizes, sorted(waists), n)]
+    if count not in able:
+        reason = f"in {count}, one would hold under {LEAST_SHARE:.0%} of its share of the weights"
+        if len(waists) < count - 1:
+            reason = f"there are {len(waists)} places where a single value goes on"
+        raise InputError(f"{program.name} can be cut into at most {able[-1]} parts: {reason}")
+    cuts = _even(sizes, sorted(waists), count)
     bounds = [0, *(cut + 1 for cut in cuts), len(steps)]
     between = [None, *(waists[cut] for cut in cuts), None]
     return tuple(
@@ -118,6 +127,15 @@ def _even(sizes: list[int], places: list[int], count: int) -> list[int]:
         able = places[first : len(places) - (count - 1 - i)]
         chosen.append(min(able, key=lambda place: abs(sizes[place] - sizes[-1] * i / count)))
     return chosen
+
+
+def _is_useful(sizes: list[int], places: list[int], count: int) -> bool:
+    """Whether there are places for so many parts, and each of them makes the others smaller."""
+    if len(places) < count - 1:
+        return False
+    ends = [0, *(sizes[cut] for cut in _even(sizes, places, count)), sizes[-1]]
+    least_bytes = LEAST_SHARE * sizes[-1] / count
+    return all(end - start >= least_bytes for start, end in itertools.pairwise(ends))
 
 
 def _part(

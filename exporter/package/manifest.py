@@ -19,6 +19,7 @@ from exporter.package.paths import RelativePath
 FORMAT_VERSION = "4.0"
 MOST = 2**53 - 1  # what every language's numbers hold
 MOST_PX = 1 << 14
+MOST_STEPS = 1000
 
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -187,7 +188,7 @@ class Schedule:
     """
 
     mode: Mode
-    sigmas: tuple[float, ...]
+    sigmas: Annotated[tuple[float, ...], Meta(min_length=2, max_length=MOST_STEPS + 1)]
 
     @property
     def steps(self) -> int:

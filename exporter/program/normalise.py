@@ -8,6 +8,7 @@ another shape becomes ``reshape``, every order of axes ``permute``, every change
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +44,42 @@ CASTS = (
     ATEN.type_as.default,
 )
 PLACES = ("device", "layout", "pin_memory")  # arguments that say where a trace kept its tensors
+KERNELS = ("cudnn_enable", "cudnn_enabled")  # and with what torch computes
+READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read, in its order
+    ATEN.add.Tensor: 2,
+    ATEN.argmax.default: 2,
+    ATEN.cat.default: 2,
+    ATEN.conv2d.default: 5,
+    ATEN.div.Tensor: 2,
+    ATEN.embedding.default: 2,
+    ATEN.eq.Scalar: 2,
+    ATEN.gelu.default: 2,
+    ATEN.group_norm.default: 5,
+    ATEN.index_select.default: 3,
+    ATEN.layer_norm.default: 5,
+    ATEN.linear.default: 3,
+    ATEN.mean.dim: 3,
+    ATEN.mul.Tensor: 2,
+    ATEN.pad.default: 2,
+    ATEN.permute.default: 2,
+    ATEN.pixel_shuffle.default: 2,
+    ATEN.reshape.default: 2,
+    ATEN.rms_norm.default: 4,
+    ATEN.rsqrt.default: 1,
+    ATEN.select.int: 3,
+    ATEN.sigmoid.default: 1,
+    ATEN.silu.default: 1,
+    ATEN.slice.Tensor: 4,
+    ATEN.split.Tensor: 3,
+    ATEN.sub.Tensor: 2,
+    ATEN.to.dtype: 2,
+}
 
 
 def normalise(graph: fx.Graph) -> None:
     """Rewrite a traced graph in place.
 
-    Raises InputError for an operator that means more than its form here could say.
+    Raises InputError for an operator with an argument that no backend would see.
     """
     for node in graph.nodes:
         if node.op != "call_function":
@@ -86,12 +117,23 @@ def _rewrite(node: fx.Node) -> None:
         _become(node, ATEN.to.dtype, source, node.meta["val"].dtype)
     elif node.target == ATEN.transpose.int:
         _become(node, ATEN.permute.default, source, _swapped(node))
-    elif node.target == ATEN.slice.Tensor:
+    elif node.target in READ:
+        _refuse_unread(node)
+    if node.target == ATEN.slice.Tensor:
         _become(node, ATEN.slice.Tensor, source, *_bounds(node))
-    elif node.target in (ATEN.add.Tensor, ATEN.sub.Tensor) and node.kwargs:
-        if node.kwargs != {"alpha": 1}:
-            raise InputError(f"internal: {node.name} was traced with {dict(node.kwargs)}")
-        node.kwargs = {}
+
+
+def _refuse_unread(node: fx.Node) -> None:
+    """Drop arguments that no backend reads; raise InputError where one of them matters."""
+    count = READ[node.target]
+    target: Any = node.target
+    for position, described in enumerate(target._schema.arguments[count:], count):
+        name, default = described.name, described.default_value
+        value = argument(node, position, node.kwargs.get(name, default))
+        if value != default and name not in KERNELS:
+            raise InputError(f"internal: {node.name} was traced with {name} = {value}")
+    unread = {described.name for described in target._schema.arguments[count:]}
+    node.kwargs = {key: value for key, value in node.kwargs.items() if key not in unread}
 
 
 def _become(node: fx.Node, target: Any, *arguments: Any) -> None:
@@ -109,8 +151,6 @@ def _swapped(node: fx.Node) -> list[int]:
 def _bounds(node: fx.Node) -> tuple[int, int, int]:
     """Axis, first index and index after the last of ``slice``."""
     source: Any = node.args[0]
-    axis, start, end, step = (argument(node, i, d) for i, d in enumerate((0, None, None, 1), 1))
-    if step != 1:
-        raise InputError(f"internal: {node.name} was traced with steps of {step}")
+    axis, start, end = (argument(node, i, d) for i, d in enumerate((0, None, None), 1))
     first, last, _ = slice(start, end).indices(source.meta["val"].shape[axis])
     return axis, first, last

@@ -181,6 +181,27 @@ def test_a_whole_package_is_kept(tiny_recipe: Recipe, tmp_path: Path) -> None:
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == times
 
 
+@pytest.mark.parametrize("prompts", [("a red circle",), ()])
+def test_as_many_lines_of_progress_come_as_were_expected(
+    tiny_recipe: Recipe, tmp_path: Path, prompts: tuple[str, ...]
+) -> None:
+    """With statistics to measure, a graph in parts, two schemes, one of them there already."""
+    recipe = replace(
+        tiny_recipe,
+        prompts=prompts,
+        t5_parts=2,
+        cut=replace(tiny_recipe.cut, sigmas=(1.0, 0.0)),
+        calibration=replace(tiny_recipe.calibration, prompts=("a star",), methods=("scales",)),
+    )
+    for schemes in (["int8"], ["int8", "int4"]):
+        seen: list[tuple[int, int]] = []
+        progress = Progress(lambda _, done, expected, seen=seen: seen.append((done, expected)))  # type: ignore[misc]
+        pipeline.build(recipe, tmp_path, ["onnx"], schemes, progress)
+        assert progress.done == progress.expected
+        # All that is left to do is known once the graphs are traced.
+        assert {expected for done, expected in seen[7:]} == {progress.expected}
+
+
 def test_a_damaged_package_is_built_again(
     tiny_recipe: Recipe, tiny_package: Path, whole: Path
 ) -> None:

@@ -56,6 +56,14 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """A package's golden pictures, by the quantized and by the unquantized program; may be none."""
+
+    quantized: Sequence[Drawing]
+    plain: Sequence[Drawing]
+
+
+@dataclass(frozen=True)
 class Painter:
     """Draws a recipe's golden prompts with programs in torch."""
 
@@ -137,8 +145,7 @@ def _normal(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
 
 def write(
     folder: Path,
-    drawings: Sequence[Drawing],
-    unquantized: Sequence[Drawing],
+    drawn: Pictures,
     tokenizers: Mapping[str, TokenizerFile],
     preview: Preview | None,
 ) -> tuple[GoldenEntry, list[Path]]:
@@ -151,7 +158,7 @@ def write(
     tokens.write_bytes(token_vectors(encoders, entries).encode())
     noise.write_bytes(save(noise_vectors()))
     pictures, files = [], [tokens, noise]
-    for i, (drawing, plain) in enumerate(zip(drawings, unquantized, strict=True)):
+    for i, (drawing, plain) in enumerate(zip(drawn.quantized, drawn.plain, strict=True)):
         entry = Golden(
             prompt=drawing.image.request.prompt,
             seed=drawing.image.request.seed,

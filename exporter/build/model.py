@@ -11,6 +11,7 @@ from exporter.build import reference
 from exporter.calibrate.store import (
     Calibration,
     Provenance,
+    lines_to_measure,
     obtain,
     provenance_of,
     write_statistics,
@@ -106,7 +107,9 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
 
     # Graphs and trace: operators and shapes, no weights in memory.
     programs = {}
-    for graph in cut_graphs(checkpoint, recipe.cut):
+    graphs = cut_graphs(checkpoint, recipe.cut)
+    progress.expect(len(graphs))
+    for graph in graphs:
         progress(f"trace {graph.name}")
         programs[graph.name] = trace(graph)
     tokenizers = tokenizer_files(checkpoint, token_counts(programs))
@@ -116,6 +119,11 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
 def token_counts(programs: Mapping[str, Program]) -> dict[str, int]:
     """How many tokens each text encoder reads."""
     return {name: p.inputs[0].shape[1] for name, p in programs.items() if name in ENCODERS}
+
+
+def lines_to_calibrate(graphs: Sequence[str]) -> int:
+    """How many lines of progress ``calibrate`` shows when it measures."""
+    return 1 + lines_to_measure(graphs)
 
 
 def calibrate(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden, resume, write
-from exporter.build.model import Model, calibrate, trace_model
+from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model
 from exporter.calibrate.activations import rounder
 from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
 from exporter.files.staging import refuse_place
+from exporter.package.manifest import GraphEntry
 from exporter.predict.fit import refuse_too_large
 from exporter.progress import Progress
 from exporter.quantize.formats import Scheme
@@ -26,7 +27,7 @@ from exporter.quantize.split import emitted
 from exporter.recipe.plan import Plan, is_plan, read_plan
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
-from exporter.runtime.verify import Report, check_files, verify
+from exporter.runtime.verify import Report, check_files, lines_to_verify, verify
 
 STATISTICS = "statistics"  # the folder beside packages
 KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them before they are emitted
@@ -72,55 +73,45 @@ def build(
     }
     loaded = {name: backends.load_to_build(name) for name in wanted}
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
+    pairs = [
+        _Asked(given, *found, loaded[name], out)
+        for given, found in chosen.items()
+        for name, names in wanted.items()
+        if given in names
+    ]
     refuse_place(out, 0)
     with locked(out, progress):
-        return _build_into(out, recipe, wanted, loaded, chosen, progress, statistics)
+        return _build(recipe, pairs, out, statistics or out / STATISTICS, progress)
 
 
-def _build_into(
-    out: Path,
-    recipe: Recipe,
-    wanted: Mapping[str, Sequence[str]],
-    loaded: Mapping[str, Backend],
-    chosen: Mapping[str, tuple[Scheme, Plan | None]],
-    progress: Progress,
-    statistics: Path | None,
+def _build(
+    recipe: Recipe, asked: Sequence[_Asked], out: Path, statistics: Path, progress: Progress
 ) -> list[Built]:
-    """``build`` in a folder that nobody else writes to.
-
-    Args:
-        wanted: names of schemes by backend.
-        chosen: each scheme by the name that it was asked for, and the plan that it is from.
-    """
+    """``build`` in a folder that nobody else writes to."""
     keep_bytes = KEEP_BYTES if recipe.prompts else 0
     model = trace_model(recipe, keep_bytes, progress)
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
-    jobs = []
-    for given, (scheme, plan) in chosen.items():
-        programs = quantize_all(model.programs, scheme)
-        parts = emitted(programs, recipe.t5_parts)
-        for name in (name for name, names in wanted.items() if given in names):
-            target = out / f"{name}-{scheme.name}"
-            jobs.append(_Job(given, loaded[name], target, scheme, plan, programs, parts))
+    jobs = _jobs(model, asked)
     for job in jobs:
         _refuse_unfit(job, model)
 
     # Resume: packages that are whole, and just what this build would make, are kept.
     graphs = [g for g in model.programs if any(job.programs[g].methods for job in jobs)]
-    place = statistics or out / STATISTICS
-    calibration = kept(place, model.provenance(graphs)) if graphs else None
+    calibration = kept(statistics, model.provenance(graphs)) if graphs else None
     built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
-    progress.expect(_lines(model, jobs, left))
+    measures = calibration is None and any(job.scheme.used_methods for job in left)
+    progress.expect(_lines(jobs, left, len(recipe.prompts)))
+    progress.expect(lines_to_calibrate(graphs) if measures else 0)
     for job in jobs:
         if job not in left:
             progress(f"{job.target.name} is whole already")
     refuse_place(out, sum(job.missing_bytes() for job in left))
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
-    if calibration is None and any(job.scheme.used_methods for job in left):
-        calibration = calibrate(model, graphs, place, progress)
+    if measures:
+        calibration = calibrate(model, graphs, statistics, progress)
     weights = Weights(model.checkpoint, keep_bytes=keep_bytes, calibration=calibration)
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
@@ -131,36 +122,39 @@ def _build_into(
 
     # Emit and verify, the packages of a scheme one after the other.
     for _, same in itertools.groupby(left, key=lambda job: job.given):
-        first, *others = same
-        # What layers read is rounded in the program too, in ranges chosen on the trajectories.
-        rounded = rounder(first.programs, weights.read, model.calls_as(first.programs, weights))
-        work = _Work(model, weights, calibration, rounded, plain=plain)
-        if recipe.prompts:
-            progress(f"{first.scheme.name}: golden pictures in torch")
-            programs = {name: rounded(name) for name in first.programs}
-            drawings = painter.draw(programs)
-            allowed = golden.allowances(programs, weights, drawings[0])
-            work = replace(work, drawings=drawings, allowed=allowed)
-        for job in (first, *others):
-            options = EmitOptions(recipe.backend(job.backend.name).choices)
-            built[job] = _build_package(job, options, work, progress)
+        together = list(same)
+        work = _work(together[0], model, painter, plain, calibration, progress)
+        for job in together:
+            built[job] = _build_package(job, work, progress)
     return [found for found in built.values() if found is not None]
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A package to build, in the folder ``target``.
+@dataclass(frozen=True)
+class _Asked:
+    """A package that was asked for.
 
     Attributes:
         given: the scheme as it was asked for: its name, or the file of a plan.
-        programs, parts: the quantized graphs, and those that are emitted for them.
+        plan: what the scheme was read from, or None.
+        out: the folder of the packages.
     """
 
     given: str
-    backend: Backend
-    target: Path
     scheme: Scheme
     plan: Plan | None
+    backend: Backend
+    out: Path
+
+    @property
+    def target(self) -> Path:
+        """The package's folder."""
+        return self.out / f"{self.backend.name}-{self.scheme.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Job(_Asked):
+    """The same with its programs: the quantized graphs, and the parts that are emitted for them."""
+
     programs: dict[str, QuantizedProgram]
     parts: Sequence[QuantizedProgram]
 
@@ -175,6 +169,21 @@ class _Job:
         """Of its graphs, what an interrupted build has not written."""
         whole = sum(program.stored_bytes() for program in self.programs.values())
         return whole - resume.unfinished_bytes(self.target)
+
+    def lines(self, pictures: int) -> int:
+        """Of progress: each part, and what ``verify`` shows after its name."""
+        checks = lines_to_verify(len(self.programs), pictures) if pictures else 1
+        return len(self.parts) + 1 + checks
+
+
+def _jobs(model: Model, asked: Sequence[_Asked]) -> list[_Job]:
+    """The jobs in the order asked for; those of one scheme share its programs."""
+    schemes = {one.given: one.scheme for one in asked}
+    programs = {given: quantize_all(model.programs, s) for given, s in schemes.items()}
+    parts = {given: emitted(found, model.recipe.t5_parts) for given, found in programs.items()}
+    return [
+        _Job(**vars(one), programs=programs[one.given], parts=parts[one.given]) for one in asked
+    ]
 
 
 def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Plan | None]]:
@@ -206,7 +215,7 @@ class _Work:
 
     Attributes:
         rounded: gives a graph's program with its rounded inputs.
-        drawings, plain: the golden pictures, by the quantized and by the unquantized program.
+        pictures: the golden pictures; none where the recipe has no prompts.
         allowed: relative errors that graphs may have; of others, what the backend says.
     """
 
@@ -214,42 +223,51 @@ class _Work:
     weights: Weights
     calibration: Calibration | None
     rounded: Callable[[str], QuantizedProgram]
-    drawings: Sequence[golden.Drawing] = ()
-    plain: Sequence[golden.Drawing] = ()
-    allowed: Mapping[str, float] = field(default_factory=dict)
+    pictures: golden.Pictures
+    allowed: Mapping[str, float]
 
 
-def _build_package(job: _Job, options: EmitOptions, work: _Work, progress: Progress) -> Built:
+def _work(
+    job: _Job,
+    model: Model,
+    painter: golden.Painter,
+    plain: Sequence[golden.Drawing],
+    calibration: Calibration | None,
+    progress: Progress,
+) -> _Work:
+    """The work of a job's scheme, with its pictures drawn."""
+    weights = painter.weights
+    # What layers read is rounded in the program too, in ranges chosen on the trajectories.
+    rounded = rounder(job.programs, weights.read, model.calls_as(job.programs, weights))
+    if not model.recipe.prompts:
+        return _Work(model, weights, calibration, rounded, golden.Pictures((), ()), {})
+    progress(f"{job.scheme.name}: golden pictures in torch")
+    programs = {name: rounded(name) for name in job.programs}
+    drawings = painter.draw(programs)
+    allowed = golden.allowances(programs, weights, drawings[0])
+    return _Work(model, weights, calibration, rounded, golden.Pictures(drawings, plain), allowed)
+
+
+def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
     """Emit what is not whole yet, write what stands beside it, verify."""
-    model, calibration = work.model, work.calibration
-    recipe, basis = model.recipe, job.basis(model, calibration)
+    model, basis = work.model, job.basis(work.model, work.calibration)
     with resume.resuming(job.target, basis, progress) as (folder, whole):
         # Emit: each backend translates the same programs, reading weights one at a time.
         for part in job.parts:
             if part.name in whole:
                 progress(f"{part.name} is whole already")
                 continue
-            program = work.rounded(part.name) if part.name in job.programs else part
-            progress(f"emit {program.name}")
-            whole[program.name] = write.emit_graph(
-                job.backend,
-                program,
-                work.weights.read,
-                folder,
-                options,
-                work.allowed.get(program.name, 0.0),
-            )
+            progress(f"emit {part.name}")
+            whole[part.name] = _emit(job, part, work, folder)
             resume.write_journal(job.target, basis, whole.values())
-        manifest = write.fill(
-            folder, recipe, model.checkpoint, job.backend,
-            [whole[part.name] for part in job.parts], job.origin(calibration), model.tokenizers,
-            work.drawings, work.plain,
-        )  # fmt: skip
+        graphs = [whole[part.name] for part in job.parts]
+        origin = job.origin(work.calibration)
+        manifest = write.fill(folder, model, job.backend, graphs, origin, work.pictures)
         # Verify: the files, every graph against torch, whole pictures. Without golden outputs no
         # graph is opened: a runtime may need more memory than the build.
         progress(f"verify {job.target.name}")
         written = open_package(folder)
-        if recipe.prompts:
+        if model.recipe.prompts:
             report = verify(written, progress)
         else:
             report = Report(job.target.name, check_files(written, progress), (), (), ())
@@ -257,6 +275,13 @@ def _build_package(job: _Job, options: EmitOptions, work: _Work, progress: Progr
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
         write.write_log(job.target, folder, manifest, basis, report.to_json())
     return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report)
+
+
+def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> GraphEntry:
+    program = work.rounded(part.name) if part.name in job.programs else part
+    options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
+    allowed = work.allowed.get(program.name, 0.0)
+    return write.emit_graph(job.backend, program, work.weights.read, folder, options, allowed)
 
 
 def _kept_package(job: _Job, basis: str) -> Built | None:
@@ -274,10 +299,7 @@ def _expressible(model: Model, backend: Backend) -> dict[str, dict[str, Quantize
     return {name: quantize_all(model.programs, model.recipe.scheme(name)) for name in able}
 
 
-def _lines(model: Model, jobs: Sequence[_Job], left: Sequence[_Job]) -> int:
-    """How many progress lines a build shows, a line for each package that it keeps among them."""
-    graphs, pictures = len(model.programs), len(model.recipe.prompts)
-    verified = 1 + (graphs + pictures if pictures else 0)
-    drawings = 1 + len({job.given for job in left}) if pictures and left else 0
-    written = sum(len(job.parts) + 1 + verified for job in left)
-    return graphs + len(jobs) - len(left) + drawings + written
+def _lines(jobs: Sequence[_Job], left: Sequence[_Job], pictures: int) -> int:
+    """How many lines of progress are to come: one for each package that is kept, and the work."""
+    drawn = 1 + len({job.given for job in left}) if left and pictures else 0
+    return len(jobs) - len(left) + drawn + sum(job.lines(pictures) for job in left)

@@ -14,9 +14,9 @@ from torch import Tensor
 from exporter import __version__, backends
 from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden
-from exporter.build.golden import Drawing
+from exporter.build.golden import Drawing, Pictures
+from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
-from exporter.checkpoint.folder import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest
 from exporter.files.staging import write_whole
@@ -30,7 +30,6 @@ from exporter.package.manifest import (
     NoiseEntry,
     OriginEntry,
     PreviewEntry,
-    Schedule,
     TextEntry,
 )
 from exporter.package.preview import fit, preview_of
@@ -40,7 +39,6 @@ from exporter.program.sizes import activation_bytes
 from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.plan import Plan
-from exporter.recipe.recipe import Recipe
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
@@ -107,47 +105,30 @@ def emit_graph(
 
 def fill(
     folder: Path,
-    recipe: Recipe,
-    checkpoint: Checkpoint,
+    model: Model,
     backend: Backend,
     graphs: Sequence[GraphEntry],
     origin: Origin,
-    tokenizers: Mapping[str, TokenizerFile],
-    drawings: Sequence[Drawing],
-    plain: Sequence[Drawing],
+    pictures: Pictures,
 ) -> Manifest:
-    """Write everything that stands beside the graphs, the manifest last.
-
-    Args:
-        drawings, plain: the golden pictures, by the quantized and by the unquantized program;
-            both may be empty.
-    """
+    """Write everything that stands beside the graphs, the manifest last."""
+    recipe, tokenizers = model.recipe, model.tokenizers
     described = {name: file.entry for name, file in tokenizers.items()}
-    picture = picture_of(graphs, _preview(plain))
+    picture = picture_of(graphs, _preview(pictures.plain))
     shown = preview_of(picture.preview, picture.pixels) if picture.preview else None
-    entry, files = golden.write(folder, drawings, plain, tokenizers, shown)
+    entry, files = golden.write(folder, pictures, tokenizers, shown)
     files += _write_tokenizers(folder, tokenizers)
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
-    licences = [
-        Path(shutil.copyfile(file, folder / file.name)) for file in licences_of(checkpoint.folder)
-    ]
+    licences = _copy_licences(model.checkpoint.folder, folder)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=recipe.name,
         backend=backend.name,
         scheme=origin.scheme.name,
         layout=recipe.layout,
-        origin=OriginEntry(
-            recipe_sha256=recipe.digest(backend.name),
-            checkpoint_sha256=checkpoint.digest,
-            statistics_sha256=origin.statistics_sha256,
-            plan_sha256=origin.plan_sha256,
-            methods=origin.scheme.used_methods,
-            tools=tools_of(backend),
-            licence=licences[0].name if licences else "",
-        ),
-        schedule=Schedule(recipe.mode, recipe.cut.sigmas),
+        origin=_origin_entry(model, backend, origin, licences),
+        schedule=model.schedule,
         picture=picture,
         noise=NoiseEntry(),
         text=TextEntry(recipe.cut.t5, described),
@@ -159,6 +140,20 @@ def fill(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _origin_entry(
+    model: Model, backend: Backend, origin: Origin, licences: Sequence[Path]
+) -> OriginEntry:
+    return OriginEntry(
+        recipe_sha256=model.recipe.digest(backend.name),
+        checkpoint_sha256=model.checkpoint.digest,
+        statistics_sha256=origin.statistics_sha256,
+        plan_sha256=origin.plan_sha256,
+        methods=origin.scheme.used_methods,
+        tools=tools_of(backend),
+        licence=licences[0].name if licences else "",
+    )
 
 
 def _peak_bytes(graphs: Sequence[GraphEntry]) -> int | None:
@@ -226,6 +221,10 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
 def licences_of(checkpoint: Path) -> list[Path]:
     """The files that travel with the weights."""
     return sorted({f for pattern in LICENCES for f in checkpoint.glob(pattern) if f.is_file()})
+
+
+def _copy_licences(checkpoint: Path, folder: Path) -> list[Path]:
+    return [Path(shutil.copyfile(f, folder / f.name)) for f in licences_of(checkpoint)]
 
 
 def tools_of(backend: Backend) -> dict[str, str]:

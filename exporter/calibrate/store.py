@@ -108,6 +108,11 @@ def provenance_of(
     )
 
 
+def lines_to_measure(graphs: Sequence[str]) -> int:
+    """How many lines of progress ``write_statistics`` shows."""
+    return len(graphs) + 1
+
+
 def write_statistics(
     folder: Path,
     provenance: Provenance,
@@ -126,18 +131,9 @@ def write_statistics(
     files: dict[Place, str] = {}
     digests: dict[str, str] = {}
 
-    def write(name: str, content: bytes) -> None:
-        (folder / name).write_bytes(content)
-        digests[name] = hashlib.sha256(content).hexdigest()
-
     def keep(weights: Sequence[Stored], inputs: LayerInputs) -> None:
         name = f"{len(digests):04}.safetensors"
-        tensors = {
-            "mean": inputs.mean.contiguous(),
-            "covariance": inputs.covariance.contiguous(),
-            "tokens": torch.tensor(inputs.tokens),
-        }
-        write(name, save(tensors))
+        digests[name] = _write_inputs(folder / name, inputs)
         files.update({(weight.component, weight.name): name for weight in weights})
 
     for graph in provenance.graphs:
@@ -145,8 +141,7 @@ def write_statistics(
         gather(programs[graph], read, calls[graph], keep)
     measured = Calibration(folder, provenance, files, {}, "")
     progress("equalize channels")
-    scalings = equalize(programs, read, measured.layer)
-    save_scalings(scalings, folder / SCALINGS)
+    save_scalings(equalize(programs, read, measured.layer), folder / SCALINGS)
     digests[SCALINGS] = file_digest(folder / SCALINGS)
     index = {
         "format_version": FORMAT_VERSION,
@@ -155,6 +150,18 @@ def write_statistics(
         "sha256": digests,
     }
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_inputs(file: Path, inputs: LayerInputs) -> str:
+    """Write what a layer met; returns the file's digest."""
+    tensors = {
+        "mean": inputs.mean.contiguous(),
+        "covariance": inputs.covariance.contiguous(),
+        "tokens": torch.tensor(inputs.tokens),
+    }
+    content = save(tensors)
+    file.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_statistics(folder: Path) -> Calibration:

@@ -21,12 +21,12 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 def command(package: Path, device: str | None, cache: Path | None, as_json: bool) -> None:
     """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
     from exporter.runtime.package import open_package
-    from exporter.runtime.verify import Report
+    from exporter.runtime.verify import Report, lines_to_verify
     from exporter.runtime.verify import verify as check
 
     opened = open_package(package)
-    graphs, images = len(opened.manifest.graphs), len(opened.manifest.golden.pictures)
-    progress = Progress(bar_on_terminal, expected=graphs + images + 1)
+    graphs, pictures = len(opened.manifest.names), len(opened.manifest.golden.pictures)
+    progress = Progress(bar_on_terminal, lines_to_verify(graphs, pictures))
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
     end_of_bar()
     if as_json:

@@ -107,6 +107,11 @@ def verify(
     return Report(package.folder.name, files, graphs, images, tuple(failures), len(vectors))
 
 
+def lines_to_verify(graphs: int, pictures: int) -> int:
+    """How many lines of progress ``verify`` shows: the files, each graph, each golden picture."""
+    return 1 + graphs + pictures
+
+
 def check_files(package: Package, progress: Progress = lambda line: None) -> int:
     """Check every file's digest; returns how many. Raises CheckFailed naming a damaged one."""
     manifest = package.manifest

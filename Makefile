@@ -47,4 +47,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.journal.json artifacts/demo-*.png
+	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.old artifacts/*/.*.part artifacts/*/.*.journal.json artifacts/*/.fourstep.* artifacts/demo-*.png

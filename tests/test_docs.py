@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from benchmarks import tables
 from exporter import backends
-from exporter.build.pipeline import Built
+from exporter.build.pipeline import STATISTICS, Built
 from exporter.cli import main
 from exporter.quantize.schemes import scheme_names
 from exporter.recipe.recipe import DEFAULT_BACKENDS
@@ -165,6 +165,7 @@ def test_the_readme_prints_what_is_printed(
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     built = shapes_packages["onnx-int8"].path
     shutil.copytree(built, place / built.name)
+    shutil.copytree(built.with_name(STATISTICS), place / STATISTICS)  # measured once
     shutil.copyfile(built.with_name(f"{built.name}.log.json"), place / f"{built.name}.log.json")
     monkeypatch.chdir(tmp_path)
     blocks = [block for page, block in fences("console") if page == "README.md"]

@@ -305,3 +305,34 @@ def test_no_page_is_a_diary() -> None:
     for page, text in PAGES.items():
         prose = tables.BLOCK.sub("", text)
         assert not re.search(r"\b20\d\d-\d\d-\d\d\b|older version|used to be", prose), page
+
+
+def test_docstrings_name_modules_and_files_that_exist() -> None:
+    """A module may be followed by a class or function of it, and that by a method."""
+    for folder in ("exporter", "benchmarks", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text("utf-8")
+            for name in re.findall(r"``((?:exporter|benchmarks|docs)[./][\w./]+)``", text):
+                assert (ROOT / name).exists() if "/" in name else _is_defined(name), (file, name)
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a dotted name starts with a module or folder of ours, and that names the rest."""
+    module, attributes = name, list[str]()
+    while module:
+        place = ROOT / module.replace(".", "/")
+        files = [f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+        if files or place.is_dir():
+            text = "".join(f.read_text("utf-8") for f in files)
+            return all(re.search(rf"\b{attribute}\b", text) for attribute in attributes)
+        module, _, attribute = module.rpartition(".")
+        attributes.append(attribute)
+    return False
+
+
+def test_a_name_that_is_gone_is_seen() -> None:
+    assert _is_defined("exporter.calibrate.weights.Weights.read") and _is_defined(
+        "exporter.network"
+    )
+    assert not _is_defined("exporter.codes.METHODS")
+    assert not _is_defined("exporter.calibrate.weights.Wait")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exporter.errors import CheckFailed, InputError
 from exporter.package.read import digest_line, read_manifest, write_manifest
 from exporter.runtime.package import open_package
-from tests.conftest import seal
+from tests.conftest import ROOT, seal
 
+KEPT = ROOT / "tests" / "packages" / "4.0" / "onnx-int8"
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -265,3 +269,50 @@ def test_every_flip_of_the_manifest_is_refused(package: Path) -> None:
             with pytest.raises(CheckFailed, match=r"manifest\.json: damaged"):
                 read_manifest(package)
         (package / name).write_bytes(content)
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 3), st.sampled_from([2**31, 2**63, 2**70, -(2**70)]),
+    st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=3),
+    st.sampled_from(["t5", "denoiser", "latent", "output", "../x", "LICENSE", "once"]),
+    st.builds(list), st.builds(dict), st.builds(lambda: [[]]), st.builds(lambda: {"": None}),
+)  # fmt: skip
+
+
+def places(value: object, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where every value below this one is."""
+    inner = dict(enumerate(value)) if isinstance(value, list) else value
+    for key, below in inner.items() if isinstance(inner, dict) else ():
+        yield (*above, key)
+        yield from places(below, (*above, key))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_only_our_own_errors(data: st.DataObject) -> None:
+    """Any few values of a manifest may be anything: it is read, or refused in one line."""
+    raw = json.loads((KEPT / "manifest.json").read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        *above, last = data.draw(st.sampled_from(list(places(raw))))
+        place = raw
+        for key in above:
+            place = place[key]
+        if data.draw(st.booleans()):
+            place[last] = data.draw(ODD)
+        else:
+            del place[last]
+    with tempfile.TemporaryDirectory() as folder:
+        seal(Path(folder), raw)
+        try:
+            read_manifest(Path(folder))
+        except CheckFailed as error:
+            assert "\n" not in str(error)
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes(text: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "manifest.json").write_bytes(text)
+        with pytest.raises(CheckFailed, match=r"manifest\.json: "):
+            read_manifest(Path(folder))

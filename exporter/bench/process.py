@@ -30,6 +30,7 @@ from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError
+from exporter.package.manifest import Runs
 from exporter.runtime.package import DEFAULT, open_package
 
 SAMPLE_S = 0.02
@@ -210,9 +211,15 @@ class Clock:
 
         return replace(player, open=open_session)
 
-    def once(self) -> list[str]:
-        """The graphs that ran and encode a prompt."""
-        return [name for name in self.runs_s if name not in ("denoiser", "vae_decoder")]
+    def median_s(self, names: Sequence[str]) -> float:
+        """Of a call of graphs that run one after the other."""
+        return sum(statistics.median(self.runs_s[name]) for name in names)
+
+
+def parts_of(player: Player, runs: Runs) -> list[str]:
+    """What is opened for a picture from a prompt, of the stages that run so."""
+    stages = [s for s in player.stages if s.runs == runs and not s.image_to_image_only]
+    return [part for stage in stages for part in stage.parts]
 
 
 def _timed(seconds: list[float], work: Callable[[], T]) -> T:
@@ -237,12 +244,11 @@ def draw(
     with _timed(seconds, first) as player:
         if asked[1:]:
             _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
-    runs_s = clock.runs_s
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
-        encode_s=sum(runs_s[name][0] for name in clock.once()),
-        step_s=statistics.median(runs_s["denoiser"]),
-        decode_s=statistics.median(runs_s["vae_decoder"]),
+        encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
+        step_s=clock.median_s(parts_of(player, "each step")),
+        decode_s=clock.median_s(parts_of(player, "once")),
         first_s=seconds[0],
         next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,53 +109,84 @@ def _products(
     progress: Callable[[str], None],
 ) -> Products:
     """<v, J dW> of each weight and candidate, float64 by prompt."""
-    products: Products = {}
-
-    def back(graph: str, calls: Sequence[Inputs], given: Sequence[Mapping[str, Tensor]]) -> Back:
-        def visit(start: int, source: object, gradients: Sequence[Tensor | None]) -> None:
-            weight, by_format = changes.of(graph, source)
-            sums = products.setdefault((graph, weight), {})
-            for name, change in by_format.items():
-                row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
-                for index, gradient in enumerate(gradients, start):
-                    if gradient is not None:
-                        row[index] += torch.sum(gradient * change, dtype=torch.float64)
-
-        def meet(
-            start: int, index: int, layer: fx.Node, arguments: Sequence[Any], gradient: Tensor
-        ) -> None:
-            weight, by_format = changes.output(graph, layers[layer], layer, arguments)
-            sums = products.setdefault((graph, weight), {})
-            for name, change in by_format.items():
-                row = sums.setdefault(name, torch.zeros(len(cotangents), dtype=torch.float64))
-                row[start + index] += torch.sum(gradient * change, dtype=torch.float64)
-
-        layers = {
-            node: source
-            for node, source in _weights(programs[graph]).items()
-            if changes.rounds(graph, source)
-        }
-        samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
-        asked = {s for s in programs[graph].tensors.values() if changes.asks(graph, s)}
-        side_by_side = max(1, KEPT_BYTES // max(1, kept_bytes(programs[graph])))
-        found: Back = []
-        for start in range(0, len(samples), side_by_side):
-            progress(f"{graph}, prompt {start + 1} of {len(samples)}")
-            some = slice(start, start + side_by_side)
-            found += pull_back(
-                programs[graph], read, samples[some], given[some], asked.__contains__,
-                functools.partial(visit, start), layers=layers, meet=functools.partial(meet, start),
-            )  # fmt: skip
-        return found
-
-    conditions = _through_steps(trajectories, schedule, cotangents, back)
-    below = back("conditioner", trajectories.calls["conditioner"], conditions)
+    measuring = _Measuring(programs, read, changes, len(cotangents), progress, {})
+    conditions = _through_steps(trajectories, schedule, cotangents, measuring.back)
+    below = measuring.back("conditioner", trajectories.calls["conditioner"], conditions)
     for graph in (g for g in ENCODERS if g in trajectories.calls):
         suffix = graph.removeprefix("clip_")
         ports = {p.name: f"{p.name}_{suffix}" for p in programs[graph].outputs}
         given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
-        back(graph, trajectories.calls[graph], given)
-    return products
+        measuring.back(graph, trajectories.calls[graph], given)
+    return measuring.products
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Pulls gradients back through graphs, and adds up in ``products`` what changes make of them.
+
+    Attributes:
+        prompts: how many there are.
+    """
+
+    programs: Mapping[str, Program]
+    read: Read
+    changes: Changes
+    prompts: int
+    progress: Callable[[str], None]
+    products: Products
+
+    def back(
+        self, graph: str, calls: Sequence[Inputs], given: Sequence[Mapping[str, Tensor]]
+    ) -> Back:
+        """The gradients by a graph's inputs, of one call for each prompt."""
+        program = self.programs[graph]
+        layers = {n: s for n, s in _weights(program).items() if self.changes.rounds(graph, s)}
+        asked = {s for s in program.tensors.values() if self.changes.asks(graph, s)}
+        samples = [{k: torch.from_numpy(np.asarray(v)) for k, v in c.items()} for c in calls]
+        side_by_side = max(1, KEPT_BYTES // max(1, kept_bytes(program)))
+        found: Back = []
+        for start in range(0, len(samples), side_by_side):
+            self.progress(f"{graph}, prompt {start + 1} of {len(samples)}")
+            some = slice(start, start + side_by_side)
+            found += pull_back(
+                program, self.read, samples[some], given[some], asked.__contains__,
+                functools.partial(self._visit, graph, start),
+                layers=layers, meet=functools.partial(self._meet, graph, layers, start),
+            )  # fmt: skip
+        return found
+
+    def _visit(
+        self, graph: str, start: int, source: object, gradients: Sequence[Tensor | None]
+    ) -> None:
+        weight, by_format = self.changes.of(graph, source)
+        for prompt, gradient in enumerate(gradients, start):
+            self._add((graph, weight), prompt, by_format, gradient)
+
+    def _meet(
+        self,
+        graph: str,
+        layers: Mapping[fx.Node, object],
+        start: int,
+        index: int,
+        layer: fx.Node,
+        arguments: Sequence[Any],
+        gradient: Tensor,
+    ) -> None:
+        weight, by_format = self.changes.output(graph, layers[layer], layer, arguments)
+        self._add((graph, weight), start + index, by_format, gradient)
+
+    def _add(
+        self,
+        key: tuple[str, str],
+        prompt: int,
+        by_format: Mapping[str, Tensor],
+        gradient: Tensor | None,
+    ) -> None:
+        sums = self.products.setdefault(key, {})
+        for name, change in by_format.items():
+            row = sums.setdefault(name, torch.zeros(self.prompts, dtype=torch.float64))
+            if gradient is not None:
+                row[prompt] += torch.sum(gradient * change, dtype=torch.float64)
 
 
 def _weights(program: Program) -> dict[fx.Node, object]:

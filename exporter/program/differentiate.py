@@ -103,28 +103,10 @@ def pull_back(
         For each sample the gradient by every float input, by port name.
     """
     parts = segments(program, most_bytes)
-    feeds = {port.name: node for node, port in zip(program.feeds(), program.inputs, strict=True)}
-    # Forward: what each segment takes from before it is kept, for every sample.
-    env: list[dict[fx.Node, Any]] = [{n: s[name] for name, n in feeds.items()} for s in samples]
-    kept: list[list[dict[fx.Node, Any]]] = []
-    order = last_uses(program.graph)
-    for part in parts:
-        kept.append([{n: values[n] for n in _taken(part, program)} for values in env])
-        tensors = _tensors(part, program, read)
-        with torch.no_grad():
-            for values in env:
-                for node in part.nodes:
-                    values[node] = apply(node, values, tensors)
-                    for argument in node.all_input_nodes:
-                        if order[argument] is node:
-                            values.pop(argument, None)
-    # Backward.
+    kept = _forward(program, parts, read, samples)
+    ends = list(zip(program.results(), program.outputs, strict=True))
     found: list[dict[fx.Node, Tensor]] = [
-        {
-            node: given[port.name]
-            for node, port in zip(program.results(), program.outputs, strict=True)
-            if port.name in given
-        }
+        {node: given[port.name] for node, port in ends if port.name in given}
         for given in cotangents
     ]
     for part, before in zip(reversed(parts), reversed(kept), strict=True):
@@ -145,10 +127,34 @@ def pull_back(
         for node, source in stored.items():
             visit(source, [g.pop(node, None) for g in gradients])
         release()
+    feeds = list(zip(program.feeds(), program.inputs, strict=True))
     return [
-        {name: gradients[node] for name, node in feeds.items() if node in gradients}
+        {port.name: gradients[node] for node, port in feeds if node in gradients}
         for gradients in found
     ]
+
+
+def _forward(
+    program: Program,
+    parts: Sequence[Segment],
+    read: Read,
+    samples: Sequence[Mapping[str, Tensor]],
+) -> list[list[dict[fx.Node, Any]]]:
+    """Of each segment and sample, the values from before it that it uses."""
+    feeds = list(zip(program.feeds(), program.inputs, strict=True))
+    env: list[dict[fx.Node, Any]] = [{node: s[port.name] for node, port in feeds} for s in samples]
+    kept, order = [], last_uses(program.graph)
+    for part in parts:
+        kept.append([{n: values[n] for n in _taken(part, program)} for values in env])
+        tensors = _tensors(part, program, read)
+        with torch.no_grad():
+            for values in env:
+                for node in part.nodes:
+                    values[node] = apply(node, values, tensors)
+                    for argument in node.all_input_nodes:
+                        if order[argument] is node:
+                            values.pop(argument, None)
+    return kept
 
 
 def _taken(part: Segment, program: Program) -> list[fx.Node]:

@@ -140,47 +140,76 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
         methods: how codes are chosen (``calibrate.codes``); they need a calibration when
             weights are read.
     """
-    graph, env = fx.Graph(), {}
-    tensors, formats, adjusted = dict[str, object](), dict[str, Format](), []
-    joins: dict[fx.Node, tuple[dict[str, fx.Node], Format, int]] = {}
-    kinds, biases = roles(program), _biases(program, format_of) if "bias" in methods else {}
+    biases = _biases(program, format_of) if "bias" in methods else {}
+    formats, adjusted = _formats(program, format_of)
     held = {bias.weight for bias in biases.values()}
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            break
+    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    tensors, joins = dict[str, object](), dict[fx.Node, _Join]()
+    for node in (n for n in program.graph.nodes if n.op == "placeholder"):
         source = program.tensors.get(node.name)
         if not isinstance(source, Stored):
             env[node] = _place(graph, node, node.name, node.meta["val"])
             if source is not None:
                 tensors[node.name] = source
             continue
-        asked = format_of(program.name, source.name, kinds[node.name])
-        used = fitting_format(asked, source.shape)
-        formats[source.name] = used
+        form = formats[source.name]
         own = methods if source in held else methods - {"bias"}  # else nothing takes the mean out
-        if used != asked:
-            adjusted.append(Adjusted(source.name, str(asked), str(used)))
-        if used.name == "fp32":
+        if form.name == "fp32":
             bias = biases.get(node)
             shape = source.shape if bias is None or bias.rows == 1 else (bias.rows, *source.shape)
-            value = node.meta["val"].new_empty(shape)
-            env[node] = _place(graph, node, node.name, value)
+            env[node] = _place(graph, node, node.name, node.meta["val"].new_empty(shape))
             tensors[node.name] = Unrounded(source, own) if own else source
-            continue
-        parts = {}
-        for part, shape, dtype in _parts(source.shape, used):
-            name = f"{node.name}_{part}"
-            parts[part] = _place(graph, node, name, torch.empty(shape, dtype=dtype, device="meta"))
-            tensors[name] = Part(source, used, part, own)
-        joins[node] = parts, used, used.group_size or source.shape[1]
+        else:
+            parts = _place_parts(graph, node, source, form)
+            tensors |= {place.name: Part(source, form, part, own) for part, place in parts.items()}
+            joins[node] = _Join(parts, form, form.group_size or source.shape[1])
     for node, bias in biases.items():
         form = formats[bias.weight.name]
         tensors[node.name] = Unrounded(bias.of, methods, bias.weight, form, bias.rows)
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        for weight in (a for a in node.all_input_nodes if a in joins):  # where it is first used
-            env[weight] = _join(graph, *joins.pop(weight))
+    _copy_operators(program, graph, env, joins, biases)
+    return QuantizedProgram(
+        program.name, program.inputs, program.outputs, graph, tensors, formats, adjusted, methods
+    )
+
+
+def _formats(
+    program: Program, format_of: FormatOf
+) -> tuple[dict[str, Format], tuple[Adjusted, ...]]:
+    """The format that each stored weight gets, and those that are not what was asked for."""
+    formats, adjusted = dict[str, Format](), list[Adjusted]()
+    for place, role in roles(program).items():
+        source = program.tensors[place]
+        assert isinstance(source, Stored)
+        asked = format_of(program.name, source.name, role)
+        used = formats[source.name] = fitting_format(asked, source.shape)
+        if used != asked:
+            adjusted.append(Adjusted(source.name, str(asked), str(used)))
+    return formats, tuple(adjusted)
+
+
+@dataclass(frozen=True)
+class _Join:
+    """A weight's parts, by name, and how they become the weight again."""
+
+    parts: Mapping[str, fx.Node]
+    format: Format
+    block: int
+
+
+def _copy_operators(
+    program: Program,
+    graph: fx.Graph,
+    env: dict[fx.Node, fx.Node],
+    joins: dict[fx.Node, _Join],
+    biases: Mapping[fx.Node, _Bias],
+) -> None:
+    """Copy what comes behind the placeholders; a weight's parts are joined where it is first used.
+
+    A bias with a row for each that its layer meets is added by an operator of its own.
+    """
+    for node in (n for n in program.graph.nodes if n.op != "placeholder"):
+        for weight in (a for a in node.all_input_nodes if a in joins):
+            env[weight] = _join(graph, joins.pop(weight))
             env[weight].meta["val"] = weight.meta["val"]
         bias = next((biases[n] for n in node.all_input_nodes if n in biases), None)
         if bias is None or bias.rows == 1:
@@ -190,10 +219,6 @@ def quantize(program: Program, format_of: FormatOf, methods: Methods = NEAREST) 
         bare = graph.call_function(ATEN.linear.default, (x, weight))
         env[node] = graph.call_function(ATEN.add.Tensor, (bare, rows))
         bare.meta["val"] = env[node].meta["val"] = node.meta["val"]
-    return QuantizedProgram(
-        program.name, program.inputs, program.outputs, graph, tensors, formats, tuple(adjusted),
-        methods,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -287,13 +312,26 @@ def _parts(shape: tuple[int, ...], form: Format) -> list[tuple[str, tuple[int, .
     return parts if form.symmetric else [*parts, ("zero_point", blocks, torch.uint8)]
 
 
-def _join(graph: fx.Graph, parts: dict[str, fx.Node], form: Format, block: int) -> fx.Node:
+def _place_parts(
+    graph: fx.Graph, node: fx.Node, source: Stored, form: Format
+) -> dict[str, fx.Node]:
+    """Placeholders for the parts of a weight, by part."""
+    return {
+        part: _place(
+            graph, node, f"{node.name}_{part}", torch.empty(shape, dtype=dtype, device="meta")
+        )
+        for part, shape, dtype in _parts(source.shape, form)
+    }
+
+
+def _join(graph: fx.Graph, join: _Join) -> fx.Node:
+    parts, form = join.parts, join.format
     if form.name == "fp16":
         return graph.call_function(ATEN.to.dtype, (parts["values"], torch.float32))
     if form.is_palette:
         table = (parts["values"], parts["palette"])
         return graph.call_function(torch.ops.fourstep.look_up.default, table)
-    arguments = (parts["values"], parts["scale"], parts.get("zero_point"), block)
+    arguments = (parts["values"], parts["scale"], parts.get("zero_point"), join.block)
     return graph.call_function(torch.ops.fourstep.dequantize.default, arguments)
 
 

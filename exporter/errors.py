@@ -28,14 +28,25 @@ class FourstepError(Exception):
     """A failure whose message is complete: what is wrong, where, and what to do next.
 
     The message is made printable, and shortened where a file made it long.
+
+    Args:
+        field: which argument or option of the library it is about; the command line puts its own
+            flag there.
+        given: what the field was given, where that helps.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
-        line = printable(" ".join(message.splitlines()))
-        shortened = len(line) > MOST_CHARACTERS
-        super().__init__(f"{line[:MOST_CHARACTERS]}..." if shortened else line)
+    def __init__(self, message: str, *, field: str = "", given: object = "") -> None:
+        self.field, self.given, self.problem = field, str(given), message
+        super().__init__(self.worded(field))
+
+    def worded(self, name: str) -> str:
+        """The message with another name for the field."""
+        place = " ".join(part for part in (name, self.given) if part)
+        whole = f"{place}: {self.problem}" if place else self.problem
+        line = printable(" ".join(whole.splitlines()))
+        return f"{line[:MOST_CHARACTERS]}..." if len(line) > MOST_CHARACTERS else line
 
 
 class InputError(FourstepError):

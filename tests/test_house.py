@@ -150,3 +150,47 @@ def test_a_name_is_one_thing() -> None:
             if isinstance(statement, ast.ClassDef) and not statement.name.startswith("_"):
                 places.setdefault(statement.name, []).append(module)
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+# What reads files that others wrote, and the rooms of the one place that may call it.
+RAW = {
+    "json.load", "json.loads", "tomllib.load", "tomllib.loads", "safe_open", "load_file",
+    "Picture.open", "Tokens.from_file", "Tokens.from_str", "Tokens.from_pretrained",
+}  # fmt: skip
+READERS = "exporter.files."
+ALONE = ("exporter.backends.coreml.on_mac",)  # a script of its own, copied into packages
+OWN = {  # files of its own
+    "exporter.report.page",
+    "exporter.backends.coreml",
+    "exporter.bench.process",
+    "exporter.package.describe",
+}
+
+
+def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
+    """Every call of a module by what is called, as ``json.loads`` or ``file.read_text``."""
+    for node in ast.walk(ast.parse(modules()[module].read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_files_of_others_are_read_in_one_place() -> None:
+    raw = [
+        f"{module}: {name}"
+        for module in modules()
+        if not module.startswith(READERS) and module not in ALONE
+        for name, _ in calls(module)
+        if name in RAW or (name.endswith((".read_text", ".read_bytes")) and module not in OWN)
+    ]
+    left = {"exporter.backends.coreml.lint", "exporter.backends.coreml.evaluator.program"}
+    assert {entry for entry in raw if entry.partition(":")[0] not in left} == set()
+
+
+def test_written_text_has_the_same_newlines_on_every_system() -> None:
+    without = [
+        module
+        for module in modules()
+        for name, call in calls(module)
+        if name.endswith(".write_text") and not any(k.arg == "newline" for k in call.keywords)
+    ]
+    assert without == []

@@ -114,8 +114,9 @@ def costs_of(backend: Backend, asked: str) -> MeasuredCosts:
     """What graphs take on a backend; raises InputError naming what ``asked`` for a prediction."""
     if backend.costs is None:
         raise InputError(
-            f"{asked}: what {backend.name} takes has not been measured and cannot be predicted; "
-            f"leave it out, or {backend.name} out of the backends"
+            f"what {backend.name} takes has not been measured and cannot be predicted; "
+            f"leave it out, or {backend.name} out of the backends",
+            field=asked,
         )
     return backend.costs
 
@@ -152,20 +153,23 @@ def check_session(name: str, options: SessionOptions) -> None:
     backend = load(name)
     device = options.device or backend.devices[0]
     if device not in backend.devices:
-        raise InputError(f"--device: {name} has no {device}; it has {', '.join(backend.devices)}")
+        has = ", ".join(backend.devices)
+        raise InputError(f"{name} has no {device}; it has {has}", field="device")
     if options.precision == "half" and device not in backend.half_devices:
         able = ", ".join(n for n in working_names() if load(n).half_devices)
         raise InputError(
-            f"--half: {name} computes on {device} as the package says; leave --half out "
-            f"(backends that take it here: {able})"
+            f"{name} computes on {device} as the package says; leave it out "
+            f"(backends that take it here: {able})",
+            field="half",
         )
     if options.cache is None:
         return
     if device not in backend.caching_devices:
         able = ", ".join(n for n in working_names() if load(n).caching_devices)
         raise InputError(
-            f"--cache: {name} keeps no compiled graphs on {device}; leave --cache out "
-            f"(backends that take it here: {able})"
+            f"{name} keeps no compiled graphs on {device}; leave it out "
+            f"(backends that take it here: {able})",
+            field="cache",
         )
     _check_cache(options.cache)
 
@@ -174,11 +178,12 @@ def _check_cache(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--cache {folder}: not a folder; choose another") from None
+        raise InputError("not a folder; choose another", field="cache", given=folder) from None
     except OSError as error:
-        raise InputError(f"--cache {folder}: {error.strerror}; choose another folder") from None
+        reason = f"{error.strerror}; choose another folder"
+        raise InputError(reason, field="cache", given=folder) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--cache {folder}: cannot be written; choose another folder")
+        raise InputError("cannot be written; choose another folder", field="cache", given=folder)
 
 
 def missing(modules: Mapping[str, str]) -> list[str]:

@@ -54,7 +54,7 @@ def bench(
             yield Row(name, size, _draw(package, asked, progress, options, keep))
             continue
         # A runtime that cannot write its cache says nothing and does without.
-        refuse_place(options.cache, size, "choose another --cache")
+        refuse_place(options.cache, size, "choose another cache")
         with tempfile.TemporaryDirectory(dir=options.cache) as own:
             for what in (FILLING, FILLED):
                 within = replace(options, cache=Path(own))

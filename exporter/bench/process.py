@@ -30,6 +30,7 @@ from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError
+from exporter.files.read import parse_json, read_json, read_text
 from exporter.package.manifest import Runs
 from exporter.runtime.package import DEFAULT, open_package
 
@@ -115,7 +116,7 @@ def draw_apart(
         keep: whether graphs stay open, as of ``Package.player``.
     """
     order = place / "order.json"
-    order.write_text(order_text(asked, options, keep), encoding="utf-8")
+    order.write_text(order_text(asked, options, keep), encoding="utf-8", newline="\n")
     arguments = [str(package), str(order), str(place)]
     command = [sys.executable, "-m", "exporter.bench.process", *arguments]
     with (
@@ -133,7 +134,7 @@ def draw_apart(
         said.seek(0)
         if code:
             raise CheckFailed(_ending(code, said.read()))
-    found = json.loads((place / "took.json").read_text(encoding="utf-8"))
+    found = read_json(place / "took.json", CheckFailed)
     memory = Memory(peaks["VmHWM"], peaks["RssAnon"]) if all(peaks.values()) else None
     return Drawn(place, Times(**found["times"]), memory, tuple(found["remarks"]))
 
@@ -148,7 +149,7 @@ def order_text(asked: Sequence[Asked], options: SessionOptions, keep: bool) -> s
 
 def read_order(text: str) -> tuple[list[Asked], SessionOptions, bool]:
     """The pictures, how graphs are opened, and whether they stay open."""
-    raw = json.loads(text)
+    raw = parse_json(text, "what is to be drawn")
     session = SessionOptions(**raw["session"])
     cache = Path(session.cache) if session.cache else None
     return [Asked(**a) for a in raw["asked"]], replace(session, cache=cache), raw["keep"]
@@ -268,7 +269,7 @@ def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> No
 
 def main() -> None:
     package, order, place = (Path(a) for a in sys.argv[1:])
-    asked, options, keep = read_order(order.read_text(encoding="utf-8"))
+    asked, options, keep = read_order(read_text(order))
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("ignore")
@@ -278,7 +279,7 @@ def main() -> None:
         sys.exit(str(error))
     remarks = list(dict.fromkeys(str(w.message) for w in said))
     took = {"times": asdict(times), "remarks": remarks}
-    (place / "took.json").write_text(json.dumps(took), encoding="utf-8")
+    (place / "took.json").write_text(json.dumps(took), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

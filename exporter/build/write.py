@@ -18,7 +18,7 @@ from exporter.build.golden import Drawing, Pictures
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
 from exporter.checkpoint.tokenizers import TokenizerFile
-from exporter.files.read import file_digest
+from exporter.files.read import file_digest, parse_json
 from exporter.files.staging import write_whole
 from exporter.network.wiring import picture_of, stages
 from exporter.package.manifest import (
@@ -182,7 +182,7 @@ def write_log(target: Path, folder: Path, manifest: Manifest, basis: str, report
         "manifest_sha256": file_digest(folder / "manifest.json"),
         "bytes": manifest.bytes,
         "graphs": {g.name: g.bytes for g in manifest.graphs},
-        "verify": json.loads(report),
+        "verify": parse_json(report, "what was verified"),
     }
     write_whole(log_of(target), json.dumps(log, indent=1) + "\n")
 
@@ -197,7 +197,7 @@ def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
 def _write_tokenizers(folder: Path, tokenizers: Mapping[str, TokenizerFile]) -> list[Path]:
     (folder / "tokenizer").mkdir()
     for file in tokenizers.values():
-        (folder / file.entry.path).write_text(file.text, encoding="utf-8")
+        (folder / file.entry.path).write_text(file.text, encoding="utf-8", newline="\n")
     return [folder / file.entry.path for file in tokenizers.values()]
 
 
@@ -205,16 +205,16 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
     """The plan as it was given, and its sensitivities with the formats that weights really got."""
     if origin.plan is None:
         return []
-    (folder / "plan.toml").write_text(origin.plan.text, encoding="utf-8")
+    (folder / "plan.toml").write_text(origin.plan.text, encoding="utf-8", newline="\n")
     if origin.plan.details is None:
         return [folder / "plan.toml"]
-    details = json.loads(origin.plan.details)
+    details = parse_json(origin.plan.details, "the plan's sensitivities")
     for weight in details["weights"]:
         program = origin.programs.get(weight["graph"])
         if program is not None and weight["weight"] in program.formats:
             weight["chosen"] = str(program.formats[weight["weight"]])
     text = json.dumps(details | {"scheme": origin.scheme.name}, indent=1) + "\n"
-    (folder / "plan.json").write_text(text, encoding="utf-8")
+    (folder / "plan.json").write_text(text, encoding="utf-8", newline="\n")
     return [folder / "plan.toml", folder / "plan.json"]
 
 

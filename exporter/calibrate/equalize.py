@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, fx
 
 from exporter.calibrate.codes import damped, plain_grid
 from exporter.calibrate.layer_inputs import LayerInputs
+from exporter.files.tensors import opened
 from exporter.network import operators as _registers_operators  # noqa: F401
 from exporter.program import aten
 from exporter.program.program import Constant, Program, Stored
@@ -390,9 +391,10 @@ def save_scalings(scalings: Mapping[Stored, Scaling], file: Path) -> None:
 
 
 def load_scalings(file: Path) -> dict[tuple[str, str], Scaling]:
-    """The scalings in a file, by component and tensor."""
+    """The scalings in a file, by component and tensor; raises InputError."""
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, value in load_file(file).items():
-        component, name, part = key.split("/")
-        parts.setdefault((component, name), {})[part] = value
-    return {place: Scaling(**found) for place, found in parts.items()}
+    with opened(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            component, name, part = key.split("/")
+            parts.setdefault((component, name), {})[part] = tensors.get_tensor(key)
+        return {place: Scaling(**found) for place, found in parts.items()}

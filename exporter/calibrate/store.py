@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from exporter.calibrate.equalize import Scaling, equalize, load_scalings, save_scalings
@@ -24,15 +24,17 @@ from exporter.calibrate.trajectories import Inputs
 from exporter.checkpoint.folder import Checkpoint
 from exporter.errors import InputError
 from exporter.files.lock import locked
-from exporter.files.read import convert, file_digest, read_json
+from exporter.files.read import convert, file_digest, parse_json, read_json, read_text
 from exporter.files.staging import remove, staging
+from exporter.files.tensors import opened
 from exporter.network.cut import Cut
 from exporter.program.program import Program, Stored
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
 SCALINGS = "scalings.safetensors"
-REMEDY = "choose another --statistics"
+REMEDY = "choose another folder for statistics"
+REMEASURE = "delete the folder, and the next build measures anew"
 Place = tuple[str, str]  # component and name of a stored tensor
 
 
@@ -60,6 +62,16 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class _Index:
+    """The file ``INDEX``; layers are component, weight and file."""
+
+    format_version: int
+    provenance: Provenance
+    layers: tuple[tuple[str, str, str], ...]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A folder of layer inputs, read as they are asked for, and the scalings chosen from them.
 
@@ -80,8 +92,9 @@ class Calibration:
         name = self.files.get((source.component, source.name))
         if name is None:
             return None
-        found = load_file(self.folder / name)
-        return LayerInputs(found["mean"], found["covariance"], int(found["tokens"]))
+        with opened(self.folder / name, "pt", remedy=REMEASURE) as found:
+            mean, covariance, tokens = map(found.get_tensor, ("mean", "covariance", "tokens"))
+            return LayerInputs(mean, covariance, int(tokens))
 
     def scaling(self, source: Stored) -> Scaling | None:
         """How a tensor is scaled against its neighbours, or None when it is left as it is."""
@@ -149,7 +162,7 @@ def write_statistics(
         "layers": [[component, weight, name] for (component, weight), name in files.items()],
         "sha256": digests,
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_inputs(file: Path, inputs: LayerInputs) -> str:
@@ -166,28 +179,31 @@ def _write_inputs(file: Path, inputs: LayerInputs) -> str:
 
 def open_statistics(folder: Path) -> Calibration:
     """Open a folder of statistics; raises InputError when it is not one, or is damaged."""
-    remedy = "delete the folder, and the next build measures anew"
-    try:
-        text = (folder / INDEX).read_text(encoding="utf-8")
-        raw = json.loads(text)
-        if raw["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{folder}: statistics of format {raw['format_version']}, this fourstep reads "
-                f"{FORMAT_VERSION}; {remedy}"
-            )
-        for name, digest in raw["sha256"].items():
-            if file_digest(folder / name) != digest:
-                raise InputError(f"{folder / name}: is damaged; {remedy}")
-        provenance = raw["provenance"] | {"graphs": tuple(raw["provenance"]["graphs"])}
-        return Calibration(
-            folder,
-            Provenance(**provenance),
-            {(component, weight): name for component, weight, name in raw["layers"]},
-            load_scalings(folder / SCALINGS),
-            hashlib.sha256(text.encode()).hexdigest(),
+
+    def damaged(said: str) -> InputError:
+        return InputError(f"{said}; {REMEASURE}")
+
+    text = read_text(folder / INDEX, damaged)
+    index = convert(parse_json(text, folder / INDEX, damaged), _Index, folder / INDEX, damaged)
+    if index.format_version != FORMAT_VERSION:
+        raise damaged(
+            f"{folder}: statistics of format {index.format_version}, this fourstep reads "
+            f"{FORMAT_VERSION}"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: not a folder of statistics ({error}); {remedy}") from None
+    for name in (SCALINGS, *(file for _, _, file in index.layers)):
+        if name not in index.sha256:
+            raise damaged(f"{folder / INDEX}: '{name}' has no digest")
+    for name, digest in index.sha256.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file() or file_digest(file) != digest:
+            raise damaged(f"{file}: is missing or damaged")
+    return Calibration(
+        folder,
+        index.provenance,
+        {(component, weight): name for component, weight, name in index.layers},
+        load_scalings(folder / SCALINGS),
+        hashlib.sha256(text.encode()).hexdigest(),
+    )
 
 
 def kept(folder: Path, provenance: Provenance) -> Calibration | None:

@@ -1,52 +1,94 @@
 """The command line: a thin shell over the library.
 
 Progress goes to stderr, the result to stdout. Exit codes: 0 done, 1 a check failed, 2 the input
-is at fault. A mistake gets one line and no traceback.
+is at fault, 130 and 143 stopped by Ctrl-C or SIGTERM. A mistake gets one line and no traceback.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from exporter import __version__
 from exporter.cli import bench, build, doctor, inspect, plan, report, run, synth, verify
+from exporter.cli.output import FLAGS, complain
 from exporter.errors import FourstepError
-from exporter.progress import end_of_bar
+from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (build, plan, run, verify, bench, inspect, report, synth, doctor)
+TERMINATED = 143  # exit code after SIGTERM, as shells count it
+INTERRUPTED = 130  # after Ctrl-C
 
 
 class Commands(click.Group):
     """Turns what a user can mend into one line on stderr and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run a command line and exit, as click does, but with errors of one line."""
+        _steady_streams()
         try:
-            return super().invoke(ctx)
+            code = super().main(*arguments, **options | {"standalone_mode": False})
         except FourstepError as error:
-            end_of_bar()
-            click.echo(f"fourstep: {error}", err=True)
-            ctx.exit(error.exit_code)
+            _end(error.worded(FLAGS.get(error.field, error.field)), error.exit_code)
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            known = f"; see: {context.command_path} --help" if context else ""
+            _end(f"{error.format_message()}{known}", 2)
         except OSError as error:
-            end_of_bar()
+            if error.errno == errno.EPIPE:  # whoever read stdout has enough
+                sys.stdout = nowhere()
+                sys.exit(1)
             place = f"{error.filename}: " if error.filename else ""
-            click.echo(f"fourstep: {place}{error.strerror or error}", err=True)
-            ctx.exit(2)
+            _end(f"{place}{error.strerror or error}", 2)
+        except (KeyboardInterrupt, click.Abort):
+            _end("stopped", INTERRUPTED)
+        except SystemExit as ended:
+            if ended.code == TERMINATED:
+                _end("told to stop", TERMINATED)
+            raise
         except (MemoryError, RuntimeError) as error:
             # torch raises RuntimeError for memory it cannot get; any other one is a defect.
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
-            end_of_bar()
-            click.echo(
-                "fourstep: out of memory; nothing was left half-written: close other programs, or "
-                "choose a smaller size or scheme",
-                err=True,
+            _end(
+                "out of memory; nothing was left half-written: close other programs, or choose a "
+                "smaller size or scheme",
+                2,
             )
-            ctx.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    end_of_bar()
+    complain(line)
+    sys.exit(code)
+
+
+def _steady_streams() -> None:
+    """Standard streams that can be written to, whatever they were started as.
+
+    A closed one would be given to the next file that is opened, and a library that writes to
+    stderr would write into it. What cannot be encoded is escaped.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = sys.stdout or nowhere()
+    sys.stderr = sys.stderr or nowhere()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _terminate(*_: object) -> NoReturn:
+    sys.exit(TERMINATED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +97,7 @@ def main() -> None:
     """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Whoever is told to stop cleans up as for Ctrl-C; a build keeps the graphs that are whole.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 for module in COMMANDS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +10,23 @@ import click
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.cli.options import (
+    PLACE,
+    SEED,
     at_once_option,
     cache_option,
     device_option,
     half_option,
     json_option,
 )
+from exporter.cli.output import complain, show, show_json
 from exporter.errors import InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
 @click.command("bench")
-@click.argument("packages", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("packages", type=PLACE, nargs=-1, required=True)
 @click.option("--prompt", default="two red circles left of a blue square", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @device_option
 @half_option
 @at_once_option
@@ -47,10 +49,12 @@ def command(
     from exporter.bench.bench import bench as measure
     from exporter.bench.bench import table
     from exporter.bench.process import Asked
+    from exporter.drawing.text import check_prompt
     from exporter.runtime.package import open_package
 
     if not prompt.strip():
         raise InputError("the prompt is empty; say what to draw")
+    check_prompt(prompt)
     options = SessionOptions("half" if half else "packaged", device, cache)
     opened = [open_package(folder) for folder in packages]
     for package in opened:
@@ -62,8 +66,8 @@ def command(
     rows = list(measure(opened, Asked(prompt, seed), progress, options, at_once))
     end_of_bar()
     for remark in dict.fromkeys(remark for row in rows for remark in row.drawn.remarks):
-        click.echo(f"fourstep: warning: {remark}", err=True)
+        complain(f"warning: {remark}")
     if as_json:
-        click.echo(json.dumps([row.to_json() for row in rows], indent=1))
+        show_json([row.to_json() for row in rows])
     else:
-        click.echo(table(rows))
+        show(table(rows))

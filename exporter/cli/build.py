@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,15 @@ from pathlib import Path
 import click
 
 from exporter import backends
-from exporter.cli.options import json_option, statistics_option
-from exporter.cli.output import megabytes, require_build
+from exporter.cli.options import PLACE, json_option, statistics_option
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
 @click.command("build")
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the packages.")
+@click.argument("recipe", type=PLACE)
+@click.option("--out", type=PLACE, help="Folder of the packages.")
 @click.option("--backend", "backend_names", multiple=True, help="Only this backend (repeatable).")
 @click.option("--scheme", "scheme_names", multiple=True, help="Only this scheme (repeatable).")
 @click.option(
@@ -69,9 +68,9 @@ def command(
         for b in built
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        show_json(rows)
         return
     for b in built:
         losses = [i.loss_db for i in b.report.images]
         quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
-        click.echo(f"{b.path}  {megabytes(b.bytes)}  {quality}")
+        show(f"{b.path}  {megabytes(b.bytes)}  {quality}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 
 from exporter import backends
 from exporter.cli.options import json_option
+from exporter.cli.output import show, show_json
 from exporter.errors import InputError
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
@@ -37,12 +37,12 @@ def command(as_json: bool) -> None:
     report = backends.Requirement("fourstep[report]", {"skimage": "scikit-image"})
     rows.append(_row("report", report))
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        show_json(rows)
         return
     for row in rows:
         absent = f"missing {', '.join(row['missing'])}" if row["missing"] else "broken"
         state = row["version"] or absent
-        click.echo(f"{row['name']:<14} {state:<24} {row['get']}".rstrip())
+        show(f"{row['name']:<14} {state:<24} {row['get']}".rstrip())
 
 
 def _row(name: str, requirement: backends.Requirement) -> dict[str, Any]:

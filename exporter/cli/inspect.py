@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import click
 
 from exporter import backends
-from exporter.cli.options import json_option
-from exporter.cli.output import megabytes, require_build
+from exporter.cli.options import PLACE, json_option
+from exporter.cli.output import megabytes, require_build, show, show_json
 
 
 @click.command("inspect")
 @click.argument("place", metavar="CHECKPOINT|PACKAGE")
-@click.option("--recipe", type=click.Path(path_type=Path), help="Cut a checkpoint as this recipe.")
+@click.option("--recipe", type=PLACE, help="Cut a checkpoint as this recipe.")
 @json_option
 def command(place: str, recipe: Path | None, as_json: bool) -> None:
     """Show a package's contents, or what a checkpoint would become in each scheme."""
+    place = str(PLACE.convert(place, None, None)) if place.startswith("~") else place
     if (Path(place) / "manifest.json").is_file():
         _inspect_package(Path(place), as_json)
     else:
@@ -32,10 +32,10 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
 
     manifest = open_package(folder).manifest
     if as_json:
-        click.echo(json.dumps(asdict(manifest), indent=1))
+        show_json(asdict(manifest))
         return
     schedule = manifest.schedule
-    click.echo(
+    show(
         f"{manifest.name}  {manifest.backend}-{manifest.scheme}  {megabytes(manifest.bytes)}  "
         f"{manifest.picture.width_px} x {manifest.picture.height_px} px\n"
         f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
@@ -44,11 +44,11 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
     )
     for graph in manifest.graphs:
         formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())
-        click.echo(f"  {graph.name:<12} {megabytes(graph.bytes):>10}  {formats}")
+        show(f"  {graph.name:<12} {megabytes(graph.bytes):>10}  {formats}")
         for weight in graph.adjusted:
-            click.echo(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
+            show(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
         for remark in graph.remarks:
-            click.echo(f"    {remark}")
+            show(f"    {remark}")
 
 
 def _predicted(size_bytes: int | None) -> str:
@@ -86,13 +86,13 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     )
     if as_json:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
-        click.echo(json.dumps({**shape, "graphs": [asdict(size) for size in found]}, indent=1))
+        show_json({**shape, "graphs": [asdict(size) for size in found]})
         return
-    click.echo(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
+    show(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
     for backend in dict.fromkeys(size.backend for size in found):
         own = [size for size in found if size.backend == backend]
         if backends.load(backend).costs is None:
-            click.echo(f"\n{backend}: not measured")
+            show(f"\n{backend}: not measured")
             continue
         for title, what, total in (
             ("files", "bytes", sum),
@@ -108,12 +108,12 @@ def _table(
 ) -> None:
     """Megabytes by row and column, and a last row with the total of each column."""
     rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
-    click.echo(f"\n{title}, MB")
+    show(f"\n{title}, MB")
     width = max(10, *(len(name) for name in columns))
-    click.echo(f"{'':<14} " + " ".join(f"{name:>{width}}" for name in columns))
+    show(f"{'':<14} " + " ".join(f"{name:>{width}}" for name in columns))
     lines = {row: [cells[row, column] for column in columns] for row in rows}
     lines["all" if total is sum else "at most"] = [
         total(cells[row, column] for row in rows) for column in columns
     ]
     for name, values in lines.items():
-        click.echo(f"{name:<14} " + " ".join(f"{v / 1e6:>{width},.1f}" for v in values))
+        show(f"{name:<14} " + " ".join(f"{v / 1e6:>{width},.1f}" for v in values))

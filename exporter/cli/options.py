@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
+
+
+class Place(click.Path):
+    """A path; ``~`` is the home folder also where a shell leaves it (``--out=~/x``)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = os.fspath(value)
+        if "\0" in text:
+            self.fail("a path cannot hold a zero character", param, ctx)
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:
+            self.fail(f"{text}: {error}", param, ctx)
+
+
+PLACE = Place()
+SEED = click.IntRange(0, 2**63 - 1)
 
 device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")
 half_option = click.option(
@@ -17,12 +39,12 @@ at_once_option = click.option(
 )
 cache_option = click.option(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Folder where the runtime keeps compiled graphs.",
 )
 statistics_option = click.option(
     "--statistics",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Folder of calibration statistics: used again if they fit, else measured into it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

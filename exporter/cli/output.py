@@ -1,13 +1,50 @@
-"""What commands say alike: warnings, sizes, and what is not installed."""
+"""What commands say alike: results, warnings, mistakes, sizes, and what is not installed."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
 from exporter import backends
-from exporter.errors import needs_extra
+from exporter.errors import needs_extra, printable
+from exporter.progress import say
+
+# The flag of each field that the library's errors speak of.
+FLAGS = {
+    "bits_per_weight": "--bits",
+    "budget_bytes": "--budget",
+    "cache": "--cache",
+    "device": "--device",
+    "earlier": "--from",
+    "floor_db": "--floor",
+    "formats": "--format",
+    "graphs": "--graph",
+    "half": "--half",
+    "image": "--image",
+    "memory_bytes": "--memory",
+    "metric": "--metric",
+    "prompts": "--prompts",
+    "seed": "--seed",
+    "strength": "--strength",
+}
+
+
+def show(text: str) -> None:
+    """Print a result on stdout; what files say in it is made printable, line by line."""
+    click.echo("\n".join(printable(line) for line in text.split("\n")))
+
+
+def show_json(value: object) -> None:
+    """Print a result as JSON, in ASCII alone."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=1)
+    click.echo(text.replace("\x7f", "\\u007f"))
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    say(f"fourstep: {printable(' '.join(line.splitlines()))}\n")
 
 
 def show_warning(
@@ -18,7 +55,7 @@ def show_warning(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    click.echo(f"fourstep: warning: {message}", err=True)
+    complain(f"warning: {message}")
 
 
 def require_build() -> None:

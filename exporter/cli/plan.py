@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from exporter.cli.options import json_option, statistics_option
-from exporter.cli.output import megabytes, require_build
+from exporter.cli.options import PLACE, json_option, statistics_option
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -19,8 +18,8 @@ MOST_DB = 200  # that a floor may ask for; float32 itself keeps less
 
 
 @click.command("plan")
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "file", type=click.Path(path_type=Path), help="The plan's file.")
+@click.argument("recipe", type=PLACE)
+@click.option("-o", "--out", "file", type=PLACE, help="The plan's file.")
 @click.option("--budget", help="Bytes that all weights may take, such as 1.2GB or 900MB.")
 @click.option("--memory", help="Memory that drawing may take, such as 2GB (predicted).")
 @click.option("--bits", type=float, help="Bits per weight of the MMDiT on average, such as 4.5.")
@@ -29,7 +28,7 @@ MOST_DB = 200  # that a floor may ask for; float32 itself keeps less
 @click.option("--graph", "graphs", multiple=True, help="Plan only this graph (repeatable).")
 @click.option(
     "--probes",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 64),
     default=1,
     show_default=True,
     help="Random directions per prompt that sensitivities are measured along.",
@@ -38,7 +37,7 @@ MOST_DB = 200  # that a floor may ask for; float32 itself keeps less
 @click.option(
     "--from",
     "earlier",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="An earlier plan of the same model, whose sensitivities are used again.",
 )
 @statistics_option
@@ -86,10 +85,10 @@ def command(
     end_of_bar()
     if as_json:
         row = {key: value for key, value in vars(done).items() if key != "path"}
-        click.echo(json.dumps({"path": str(done.path), **row}, indent=1))
+        show_json({"path": str(done.path), **row})
         return
     drawn = "" if done.measured_snr_db is None else f", drawn {done.measured_snr_db:.1f} dB"
-    click.echo(
+    show(
         f"{done.path}  {megabytes(done.weight_bytes)} of weights, MMDiT "
         f"{done.bits_per_weight:.2f} bits a weight; final latent predicted "
         f"{done.predicted_snr_db:.1f} dB{drawn}"
@@ -100,7 +99,7 @@ def _size(flag: str, text: str | None) -> int | None:
     """Bytes of a size such as 1.2GB, 900 MB, 1GiB or 123456; raises InputError."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kKMGT]?)(i?)B?\s*", text)
     if found is None:
         raise InputError(f"{flag} {text!r}: a size is expected, such as 1.2GB or 900MB")
     number, prefix, binary = found.groups()

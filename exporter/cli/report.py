@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from exporter.cli.options import json_option
-from exporter.cli.output import megabytes
+from exporter.cli.options import PLACE, json_option
+from exporter.cli.output import megabytes, show, show_json
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
 @click.command("report")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PLACE)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Folder of the page and its data; DIR/report unless given.",
 )
 @click.option(
     "--prompts",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Draw these, one per line, in place of the golden ones.",
 )
 @click.option(
     "--metric",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="A Python file with measure(prompts, pictures, references) -> numbers by name.",
 )
 @json_option
@@ -49,10 +48,10 @@ def command(
     rows = [summary(entry) for entry in made.packages]
     if as_json:
         found = {"path": str(place / "index.html"), "packages": finite(rows)}
-        click.echo(json.dumps(found, indent=1))
+        show_json(found)
         return
     for entry in made.packages:
         quality = f"final latent {decibels(entry.latent_snr_db)} dB"
         state = quality if entry.drawn else "; ".join(entry.remarks[:1])
-        click.echo(f"{entry.name}  {megabytes(entry.manifest.bytes)}  {state}")
-    click.echo(place / "index.html")
+        show(f"{entry.name}  {megabytes(entry.manifest.bytes)}  {state}")
+    show(str(place / "index.html"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -14,13 +13,15 @@ import click
 
 from exporter.backends.contract import Precision, SessionOptions
 from exporter.cli.options import (
+    PLACE,
+    SEED,
     at_once_option,
     cache_option,
     device_option,
     half_option,
     json_option,
 )
-from exporter.cli.output import show_warning
+from exporter.cli.output import show, show_json, show_warning
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -31,12 +32,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @click.command("run")
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=PLACE)
 @click.argument("prompts", nargs=-1, required=True)
 @click.option(
     "--seed",
     "seeds",
-    type=click.IntRange(0),
+    type=SEED,
     multiple=True,
     default=(0,),
     show_default=True,
@@ -44,12 +45,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     default=Path("fourstep.png"),
     show_default=True,
     help="Picture to write; several get -0, -1, ... before the suffix.",
 )
-@click.option("--image", type=click.Path(path_type=Path), help="Start from this picture.")
+@click.option("--image", type=PLACE, help="Start from this picture.")
 @click.option(
     "--strength",
     type=float,
@@ -57,7 +58,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     show_default=True,
     help="With --image: how much of it is drawn anew, above 0 up to 1.",
 )
-@click.option("--previews", type=click.Path(path_type=Path), help="Folder for a preview per step.")
+@click.option("--previews", type=PLACE, help="Folder for a preview per step.")
 @click.option(
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
@@ -96,10 +97,10 @@ def command(
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        show_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
+            show(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
 
 
 def _run(
@@ -114,17 +115,21 @@ def _run(
     at_once: bool,
 ) -> list[dict[str, Any]]:
     from exporter import runtime
+    from exporter.drawing.text import check_prompt
+    from exporter.files.pictures import read_picture
 
     if any(not p.strip() for p in prompts):
         raise InputError("the prompt is empty; say what to draw")
+    for prompt in prompts:
+        check_prompt(prompt)
     if strength != 1.0 and image is None:
         raise InputError("--strength applies to --image only")
-    source = None if image is None else _read_image(image)
+    source = None if image is None else read_picture(image)
     requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
     places = _places(out, len(requests))
     package = runtime.open_package(folder)
     if previews is not None:
-        previews.mkdir(parents=True, exist_ok=True)
+        _make_folder(previews)
     with package.player(options, keep=at_once) as player:
         return _draw(player, requests, places, previews)
 
@@ -134,6 +139,7 @@ def _draw(
 ) -> list[dict[str, Any]]:
     """Draw and save; a row of facts for each picture."""
     from exporter.drawing.loop import Conditioned, Step, generate
+    from exporter.files.pictures import write_picture
 
     progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
     rows, started = [], time.perf_counter()
@@ -143,9 +149,9 @@ def _draw(
         elif isinstance(event, Step):
             progress(f"picture {event.index + 1}: step {event.step} of {event.steps}")
             if previews is not None and event.preview is not None:
-                _save(event.preview(), previews / f"{event.index}-{event.step}.png")
+                write_picture(event.preview(), previews / f"{event.index}-{event.step}.png")
         else:
-            _save(event.pixels, places[event.index])
+            write_picture(event.pixels, places[event.index])
             progress(f"picture {event.index + 1}: {places[event.index]}")
             rows.append(
                 {
@@ -167,30 +173,17 @@ def _places(out: Path, count: int) -> list[Path]:
         raise InputError(f"--out {out}: folder '{out.parent}' does not exist")
     if not os.access(out.parent, os.W_OK):
         raise InputError(f"--out {out}: folder '{out.parent}' cannot be written")
-    if count == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+    places = [out]
+    if count > 1:
+        places = [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+    for place in places:
+        if place.is_dir():
+            raise InputError(f"--out {place}: is a folder; name a file")
+    return places
 
 
-def _save(pixels: Any, place: Path) -> None:
-    from PIL import Image as Picture
-
-    partial = place.with_name(f".{place.stem}.partial{place.suffix}")
+def _make_folder(previews: Path) -> None:
     try:
-        Picture.fromarray(pixels).save(partial)
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read_image(place: Path) -> Any:
-    import numpy as np
-    from PIL import Image as Picture
-
-    try:
-        with Picture.open(place) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise InputError(f"--image {place}: no such file") from None
+        previews.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--image {place}: not a picture: {error}") from None
+        raise InputError(f"--previews {previews}: {error.strerror}; name a folder") from None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from exporter.cli.options import json_option
-from exporter.cli.output import megabytes, require_build
+from exporter.cli.options import PLACE, SEED, json_option
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
 @click.command("synth")
 @click.argument("preset")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PLACE)
 @click.option("--no-t5", is_flag=True, help="Leave T5-XXL out: 9.5 GB less.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @json_option
 def command(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) -> None:
     """Write a full-size checkpoint of random weights to DIR, to measure memory and speed with.
@@ -32,6 +31,6 @@ def command(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) ->
     end_of_bar()
     row = {"path": str(folder), "parameters": made.parameters, "bytes": made.bytes}
     if as_json:
-        click.echo(json.dumps(row, indent=1))
+        show_json(row)
     else:
-        click.echo(f"{folder}  {made.parameters:,} parameters  {megabytes(made.bytes)}")
+        show(f"{folder}  {made.parameters:,} parameters  {megabytes(made.bytes)}")

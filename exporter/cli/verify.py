@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from exporter.backends.contract import SessionOptions
-from exporter.cli.options import cache_option, device_option, json_option
+from exporter.cli.options import PLACE, cache_option, device_option, json_option
+from exporter.cli.output import show, show_json
 from exporter.errors import CheckFailed
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
 @click.command("verify")
-@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("package", type=PLACE)
 @device_option
 @cache_option
 @json_option
@@ -30,9 +31,9 @@ def command(package: Path, device: str | None, cache: Path | None, as_json: bool
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
     end_of_bar()
     if as_json:
-        click.echo(report.to_json())
+        show_json(report.to_json())
     else:
-        click.echo(_verify_table(report))
+        show(_verify_table(report))
     if not report.ok:
         raise CheckFailed(f"{package}: {'; '.join(report.failures)}")
 

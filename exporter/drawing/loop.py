@@ -329,7 +329,7 @@ def _decode(
 def first_step(strength: float, player: Player) -> int:
     """The step at which image to image enters the schedule (diffusers' get_timesteps)."""
     if not 0 < strength <= 1:
-        raise InputError(f"--strength {strength}: must be above 0 and at most 1")
+        raise InputError("must be above 0 and at most 1", field="strength", given=strength)
     steps = player.schedule.steps
     start = int(steps - min(steps * strength, steps))
     return min(start, steps - 1)
@@ -340,13 +340,18 @@ def _check_image(player: Player, request: Request) -> None:
         return
     if player.giving("start") is None:
         raise InputError(
-            "--image: this package has no graph to start from a picture with; build "
-            "with image_to_image = true in [image]"
+            "this package has no graph to start from a picture with; build "
+            "with image_to_image = true in [image]",
+            field="image",
         )
     height, width = player.picture.height_px, player.picture.width_px
     if request.image.shape != (height, width, 3):
         found = " x ".join(str(s) for s in request.image.shape[1::-1])
-        raise InputError(f"--image is {found} px; this package draws {width} x {height} px")
+        raise InputError(
+            f"is {found} px; this package draws {width} x {height} px: scale the picture, or build "
+            "a package of its size (width_px and height_px in [image] of a recipe)",
+            field="image",
+        )
 
 
 def _encode_images(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from exporter.errors import InputError
-from exporter.files.read import Failure, panics_as
+from exporter.files.read import Failure, panics_as, reason_of
+from exporter.files.staging import write_whole
 
 FORMATS = (
     "PNG",
@@ -54,23 +54,13 @@ def write_picture(pixels: np.ndarray, file: Path) -> None:
     """Write (H, W, 3) uint8 in the format of the file's suffix, whole or not at all.
 
     It is encoded before the disk is touched, and moved to its name once it is on the disk. Raises
-    OSError.
+    InputError when it cannot be written.
     """
     from PIL import Image as Picture
 
     encoded = io.BytesIO()
     Picture.fromarray(pixels).save(encoded, Picture.registered_extensions()[file.suffix.lower()])
-    write_whole(file, encoded.getvalue())
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file beside its name and move it there; raises OSError and leaves nothing then."""
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())  # a full disk may tell only now
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_whole(file, encoded.getvalue())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {reason_of(error)}") from None

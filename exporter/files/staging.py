@@ -14,7 +14,7 @@ from pathlib import Path
 
 from exporter.errors import InputError
 
-REMEDY = "choose another --out"  # what to do about a place that cannot be written
+REMEDY = "choose another place"  # what to do about a place that cannot be written
 TRIAL_BYTES = 8 << 20  # what ``writing`` appends at a time; more than an .xml of OpenVINO has
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2); 2 is also RENAME_SWAP of macOS's renamex_np(2)
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -145,11 +145,14 @@ def remove(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Write a file beside its place and move it there, so that it is never half of it."""
     beside = file.with_name(f".{file.name.lstrip('.')}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())  # a full disk may tell only now
         beside.replace(file)
     except BaseException:
         beside.unlink(missing_ok=True)

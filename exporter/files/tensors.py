@@ -17,6 +17,7 @@ from exporter.files.read import Failure, panics_as
 
 Framework = Literal["numpy", "pt"]
 REMEDY = "copy it again"
+DAMAGED = "not a whole safetensors file"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ def opened(
         framework: ``numpy`` or ``pt``, which imports torch.
         remedy: what to do about a damaged file.
     """
-    with (
-        panics_as(lambda said: failure(f"{file}: not a whole safetensors file ({said}); {remedy}")),
-        safe_open(file, framework=framework) as stream,
-    ):
-        yield stream
+    with panics_as(lambda said: failure(f"{file}: {DAMAGED} ({said}); {remedy}")):
+        yield safe_open(file, framework=framework)
+
+
+def open_tensors(file: Path, framework: Framework, failure: Failure = InputError) -> Any:
+    """A safetensors file that stays mapped for as long as what is returned is kept."""
+    with opened(file, framework, failure) as stream:
+        return stream
 
 
 def read_header(file: Path, failure: Failure = InputError) -> dict[str, TensorInfo]:

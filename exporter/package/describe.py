@@ -152,7 +152,7 @@ def _default(part: Mapping[str, Any]) -> str:
 
 def main() -> None:
     place, page = (Path(argument) for argument in sys.argv[1:])
-    place.write_text(schema_text(), encoding="utf-8")
+    place.write_text(schema_text(), encoding="utf-8", newline="\n")
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from exporter.build.pipeline import STATISTICS
 from exporter.calibrate.store import Calibration
 from exporter.calibrate.weights import Weights
 from exporter.errors import InputError, known
+from exporter.files.read import convert, parse_json
 from exporter.files.staging import refuse_place
 from exporter.package.names import MMDIT, UPSTREAM
 from exporter.plan.allocate import Choice, Options, total_bytes, total_noise
@@ -82,15 +83,16 @@ def plan(
     """
     progress = progress or Progress()
     if file.is_dir():
-        raise InputError(f"{file}: is a folder; choose another -o")
-    refuse_place(file.parent, 1 << 20, "choose another -o")
+        raise InputError(f"{file}: is a folder; choose another file")
+    refuse_place(file.parent, 1 << 20, "choose another place")
     able = expressible_formats(recipe, parse_formats(formats or DEFAULT_FORMATS))
     model = trace_model(recipe, KEEP_BYTES, progress)
     for graph in graphs:
         if graph not in model.programs:
-            raise InputError(f"--graph: {known('graph', graph, model.programs)}")
+            raise InputError(known("graph", graph, model.programs), field="graphs")
         if aim.bits_per_weight is not None and graph not in MMDIT:
-            raise InputError(f"--graph {graph}: --bits is about {' and '.join(MMDIT)} alone")
+            own = " and ".join(MMDIT)
+            raise InputError(f"bits per weight are about {own} alone", field="graphs", given=graph)
     default = UPSTREAM if aim.bits_per_weight is None else MMDIT
     names = [g for g in model.programs if g in (graphs or default)]
     problem = problem_of(model, names, able)
@@ -160,32 +162,57 @@ OTHER = {
 }
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    format: str
+    noise: float
+
+
+@dataclass(frozen=True)
+class _Weight:
+    graph: str
+    weight: str
+    candidates: tuple[_Candidate, ...]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a plan takes from an earlier plan's sensitivities."""
+
+    probes: int
+    weights: tuple[_Weight, ...]
+
+
 def _known(problem: Problem, file: Path, origin: Mapping[str, Any]) -> tuple[Noise, int]:
     """The sensitivities beside an earlier plan, and how many probes they were measured along.
 
     Raises InputError if they were measured on anything else.
     """
     details = read_plan(file).details
-    remedy = "leave --from out, and they are measured anew"
+    remedy = "without an earlier plan they are measured anew"
     if details is None:
-        raise InputError(f"--from {file}: no {file.with_suffix('.json').name} beside it; {remedy}")
-    try:
-        raw = json.loads(details)
-        other = [words for key, words in OTHER.items() if raw[key] != origin[key]]
-        probes = int(raw["probes"])
-        noise = {
-            (w["graph"], w["weight"]): {c["format"]: float(c["noise"]) for c in w["candidates"]}
-            for w in raw["weights"]
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--from {file}: its .json is damaged ({error!r}); {remedy}") from None
+        raise InputError(
+            f"no {file.with_suffix('.json').name} beside it; {remedy}", field="earlier", given=file
+        )
+    beside = file.with_suffix(".json")
+
+    def damaged(said: str) -> InputError:
+        return InputError(f"{said}; {remedy}")
+
+    raw = parse_json(details, beside, damaged)
+    found = convert(raw, _Measured, beside, damaged)
+    other = [words for key, words in OTHER.items() if raw.get(key) != origin[key]]
+    probes = found.probes
+    noise = {(w.graph, w.weight): {c.format: c.noise for c in w.candidates} for w in found.weights}
     if other:
-        raise InputError(f"--from {file}: measured on {other[0]}; {remedy}")
+        raise InputError(f"measured on {other[0]}; {remedy}", field="earlier", given=file)
     for key, weight in problem.asked.items():
         lacking = [str(f) for f in weight.formats if str(f) not in noise.get(key, {})]
         if lacking:
             raise InputError(
-                f"--from {file}: {key[0]} {key[1]} was not measured as {lacking[0]}; {remedy}"
+                f"{key[0]} {key[1]} was not measured as {lacking[0]}; {remedy}",
+                field="earlier",
+                given=file,
             )
     return noise, probes
 

@@ -57,15 +57,15 @@ class Aim:
     floor_db: float | None = None
 
     @property
-    def flag(self) -> str:
-        """How a user gave it."""
+    def given(self) -> tuple[str, str]:
+        """The field that is given, and its value."""
         if self.budget_bytes is not None:
-            return f"--budget {self.budget_bytes:,} bytes"
+            return "budget_bytes", f"{self.budget_bytes:,} bytes"
         if self.memory_bytes is not None:
-            return f"--memory {self.memory_bytes:,} bytes"
+            return "memory_bytes", f"{self.memory_bytes:,} bytes"
         if self.bits_per_weight is not None:
-            return f"--bits {self.bits_per_weight:g}"
-        return f"--floor {self.floor_db:g} dB"
+            return "bits_per_weight", f"{self.bits_per_weight:g}"
+        return "floor_db", f"{self.floor_db:g} dB"
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def expressible_formats(recipe: Recipe, formats: Sequence[Format]) -> list[Forma
     if not able:
         (name, reason) = next((n, r) for n, r in refused[formats[0]] if r)
         raise InputError(
-            f"--format: no format is left that every backend of the recipe can express; {name}, "
-            f"{formats[0]}: {reason}"
+            f"no format is left that every backend of the recipe can express; {name}, "
+            f"{formats[0]}: {reason}",
+            field="formats",
         )
     return able
 
@@ -147,16 +148,19 @@ def budgets_of(problem: Problem, aim: Aim) -> dict[tuple[str, ...], int]:
 def _costs(problem: Problem) -> list[MeasuredCosts]:
     """Of the recipe's backends; raises InputError for one whose costs were not measured."""
     chosen = map(backends.load, problem.model.recipe.backends)
-    return [backends.costs_of(backend, "--memory") for backend in chosen]
+    return [backends.costs_of(backend, "memory_bytes") for backend in chosen]
 
 
 def _refuse_too_little(problem: Problem, aim: Aim, budgets: Mapping[tuple[str, ...], int]) -> None:
     for graphs, budget_bytes in budgets.items():
         least = _least_bytes(problem, graphs)
         if budget_bytes < least:
+            field, given = aim.given
             raise InputError(
-                f"{aim.flag}: {least - budget_bytes:,} bytes too few for {' and '.join(graphs)}, "
-                "with every weight in its smallest format; give more, or allow a smaller --format"
+                f"{least - budget_bytes:,} bytes too few for {' and '.join(graphs)}, with every "
+                "weight in its smallest format; give more, or allow a smaller format",
+                field=field,
+                given=given,
             )
 
 
@@ -237,8 +241,10 @@ def _above(
 
 def _too_high(floor_db: float, reached_db: float) -> InputError:
     return InputError(
-        f"--floor {floor_db:g} dB: not met by any choice of these formats: the best reach "
-        f"{reached_db:.1f} dB; give a lower floor, or a better --format"
+        f"not met by any choice of these formats: the best reach {reached_db:.1f} dB; give a lower "
+        "floor, or allow a better format",
+        field="floor_db",
+        given=f"{floor_db:g} dB",
     )
 
 

@@ -186,7 +186,7 @@ def write_plan(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for place, text in contents.items():
-            partials[place].write_text(text, encoding="utf-8")
+            partials[place].write_text(text, encoding="utf-8", newline="\n")
         for place, partial in partials.items():
             partial.replace(place)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -13,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from exporter import __version__, backends
 from exporter.bench.process import Asked, Drawn, draw_apart
 from exporter.errors import CheckFailed, FourstepError, InputError
+from exporter.files.read import convert, read_json, read_text
 from exporter.files.staging import refuse_place, staging
+from exporter.files.tensors import opened
 from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
@@ -53,6 +53,26 @@ class Compared:
     pictures: Mapping[Asked, np.ndarray]
 
 
+@dataclass(frozen=True)
+class _LoggedImage:
+    prompt: str
+    seed: int
+    loss_db: float | None
+    latent_snr_db: float | None
+
+
+@dataclass(frozen=True)
+class _Verified:
+    images: tuple[_LoggedImage, ...]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """What a report reads of a build's log."""
+
+    verify: _Verified
+
+
 Refer = Callable[[Package, Asked], Reference]
 
 
@@ -82,21 +102,17 @@ def make(
     with tempfile.TemporaryDirectory() as place:
         report, shown = _compare_all(packages, asked, measure, Path(place), progress)
     with staging(out) as fresh:
-        (fresh / DATA).write_text(report.to_json(), encoding="utf-8")
-        (fresh / PAGE).write_text(page(report, shown), encoding="utf-8")
+        (fresh / DATA).write_text(report.to_json(), encoding="utf-8", newline="\n")
+        (fresh / PAGE).write_text(page(report, shown), encoding="utf-8", newline="\n")
     return report
 
 
 def read_prompts(file: Path) -> tuple[Asked, ...]:
     """A prompt per line, the line's number from 0 as its seed; raises InputError."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"--prompts {file}: cannot be read: {reason}") from None
+    lines = read_text(file).splitlines()
     found = tuple(Asked(line.strip(), i) for i, line in enumerate(lines) if line.strip())
     if not found:
-        raise InputError(f"--prompts {file}: holds no prompt; write one per line")
+        raise InputError(f"{file}: holds no prompt; write one per line")
     return found
 
 
@@ -149,7 +165,7 @@ def _model(manifest: Manifest) -> dict[str, object]:
 
 def _refuse_other_files(out: Path) -> None:
     if out.exists() and (not out.is_dir() or {f.name for f in out.iterdir()} - {PAGE, DATA}):
-        raise InputError(f"{out}: holds something other than a report; choose another --out")
+        raise InputError(f"{out}: holds something other than a report; choose another folder")
 
 
 def _lines(package: Package, asked: Sequence[Asked]) -> int:
@@ -171,7 +187,7 @@ def _compare_all(
         first = _draw(yardstick, given, place, progress)
         if isinstance(first, FourstepError):
             raise InputError(
-                f"{yardstick.folder}: is to be the yardstick of --prompts and did not run: {first}"
+                f"{yardstick.folder}: is to be the prompts' yardstick and did not run: {first}"
             )
         drawn[yardstick.folder.name] = first
         refer = _drawn_by(first, given)
@@ -286,7 +302,7 @@ def _draw(
     """What a package drew, or why it did not."""
     reason = _why_not(package)
     if reason is None and not asked:
-        reason = InputError("built without golden pictures: draw others with --prompts FILE")
+        reason = InputError("built without golden pictures: give prompts to draw others")
     if reason is not None:
         return reason
     own = place / package.folder.name
@@ -363,7 +379,8 @@ def _figures(
 def _stored(package: Package, asked: Asked) -> Reference:
     """The unquantized program's picture and latents, from a package's golden outputs."""
     golden = _golden(package, asked)
-    with safe_open(package.folder / golden.tensors, framework="numpy") as tensors:
+    file = package.folder / golden.tensors
+    with opened(file, "numpy", CheckFailed) as tensors:
         keys = [k for k in tensors.keys() if k.startswith("unquantized/")]  # noqa: SIM118
         steps = {int(k.rpartition("/")[2]): tensors.get_tensor(k) for k in keys}
         latent = tensors.get_tensor("unquantized_latent")
@@ -391,11 +408,11 @@ def _from_log(package: Package, entry: Entry, stored: bool) -> Compared:
         return Compared(entry, {})
     file = package.folder.with_name(f"{package.folder.name}.log.json")
     try:
-        images = json.loads(file.read_text(encoding="utf-8"))["verify"]["images"]
-        found = {Asked(i["prompt"], i["seed"]): i for i in images}
+        log = convert(read_json(file), _Log, file)
+        found = {Asked(i.prompt, i.seed): i for i in log.verify.images}
         figures = tuple(_stored_figures(package, a, found[a]) for a in golden_of(package))
         remark = "figures are those that verify measured when it was built"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError):
         figures, remark = (), f"no figures of its build: {file.name} is not there or not whole"
     pictures = {
         a: golden_pixels(package, _golden(package, a).image)
@@ -405,10 +422,10 @@ def _from_log(package: Package, entry: Entry, stored: bool) -> Compared:
     return Compared(replace(entry, figures=figures, remarks=remarks), pictures)
 
 
-def _stored_figures(package: Package, asked: Asked, image: Mapping[str, float | None]) -> Figures:
+def _stored_figures(package: Package, asked: Asked, image: _LoggedImage) -> Figures:
     pixels = golden_pixels(package, _golden(package, asked).image)
     similar = ssim(pixels, _stored(package, asked).pixels) if has_ssim() else None
-    return Figures(asked, _db(image["loss_db"]), similar, _db(image["latent_snr_db"]), {})
+    return Figures(asked, _db(image.loss_db), similar, _db(image.latent_snr_db), {})
 
 
 def _db(value: float | None) -> float:
@@ -423,5 +440,5 @@ def _entry(package: Package) -> Entry:
         manifest=package.manifest,
         drawn=False,
         plan=read_sensitivities(package.folder),
-        plan_text=text.read_text(encoding="utf-8") if text.is_file() else "",
+        plan_text=read_text(text, CheckFailed) if text.is_file() else "",
     )

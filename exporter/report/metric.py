@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.errors import InputError
+from exporter.files.read import read_text
 
 SIGNATURE = "measure(prompts, pictures, references)"
 Measure = Callable[[list[str], list[np.ndarray], list[np.ndarray]], object]
@@ -58,13 +59,9 @@ class Metric:
 
 def read_metric(file: Path) -> Metric:
     """Run a user's file and take its ``measure``; raises InputError naming file and line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"--metric {file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"--metric {file}: cannot be read: {reason}") from None
+    if not file.exists():
+        raise InputError(f"{file}: no such file")
+    text = read_text(file)
     names: dict[str, object] = {"__name__": "fourstep_metric", "__file__": str(file)}
     try:
         exec(compile(text, str(file), "exec"), names)
@@ -72,7 +69,7 @@ def read_metric(file: Path) -> Metric:
         raise _mistake(file, error) from error
     measure = names.get("measure")
     if not callable(measure):
-        raise InputError(f"--metric {file}: defines no function {SIGNATURE}")
+        raise InputError(f"{file}: defines no function {SIGNATURE}")
     return Metric(file, measure)
 
 
@@ -81,4 +78,4 @@ def _mistake(file: Path, error: Exception) -> InputError:
     line = error.lineno if isinstance(error, SyntaxError) and not lines else lines[-1]
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     first = said.splitlines()[0] if said else "no message"
-    return InputError(f"--metric {file}, line {line}: {type(error).__name__}: {first}")
+    return InputError(f"{file}, line {line}: {type(error).__name__}: {first}")

@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from exporter.errors import CheckFailed
+from exporter.files.read import convert, read_json
 
 FORMAT_VERSION = 1
-T = TypeVar("T")
 BLOCK = re.compile(r"(?:^|\.)transformer_blocks\.(\d+)\.(.+)$")
 
 
@@ -101,50 +98,17 @@ def read_sensitivities(folder: Path) -> Sensitivities | None:
     file = folder / "plan.json"
     if not file.is_file():
         return None
-    try:
-        return _plan(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CheckFailed(f"{file}: cannot be read as a plan: {reason}") from None
+    raw = read_json(file, CheckFailed)
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise CheckFailed(f"{file}: this fourstep reads format version {FORMAT_VERSION}")
+    missing = dict.fromkeys(("budget_bytes", "memory_bytes", "floor_db"))  # not asked for
+    found = convert(missing | raw, Sensitivities, file, CheckFailed)
+    for weight in found.weights:
+        if not weight.candidates:
+            raise CheckFailed(f"{file}: {weight.weight} has no candidates")
+    return found
 
 
 def snr_db(noise: float) -> float:
     """A share of noise power as a signal-to-noise ratio in dB; infinite without noise."""
     return math.inf if noise <= 0 else -10 * math.log10(noise)
-
-
-def _plan(raw: Mapping[str, Any]) -> Sensitivities:
-    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"this fourstep reads format version {FORMAT_VERSION}")
-    return Sensitivities(
-        scheme=str(raw["scheme"]),
-        budget_bytes=_optional(int, raw.get("budget_bytes")),
-        memory_bytes=_optional(int, raw.get("memory_bytes")),
-        floor_db=_optional(float, raw.get("floor_db")),
-        weight_bytes=int(raw["weight_bytes"]),
-        bits_per_weight=float(raw["bits_per_weight"]),
-        predicted_snr_db=float(raw["predicted_snr_db"]),
-        measured_snr_db=_optional(float, raw["measured_snr_db"]),
-        checkpoint_sha256=str(raw["checkpoint_sha256"]),
-        statistics_sha256=str(raw["statistics_sha256"]),
-        prompts=int(raw["prompts"]),
-        seed=int(raw["seed"]),
-        methods=tuple(str(m) for m in raw["methods"]),
-        weights=tuple(_weight(w) for w in raw["weights"]),
-    )
-
-
-def _weight(raw: Mapping[str, Any]) -> Sensitivity:
-    candidates = tuple(
-        MeasuredFormat(str(c["format"]), int(c["bytes"]), float(c["noise"]))
-        for c in raw["candidates"]
-    )
-    if not candidates:
-        raise ValueError(f"{raw['weight']} has no candidates")
-    return Sensitivity(
-        str(raw["graph"]), str(raw["weight"]), int(raw["values"]), str(raw["chosen"]), candidates
-    )
-
-
-def _optional(kind: type[T], value: Any) -> T | None:
-    return None if value is None else kind(value)  # type: ignore[call-arg]

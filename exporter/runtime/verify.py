@@ -26,6 +26,8 @@ from exporter.runtime.vectors import compare
 
 Progress = Callable[[str], None]
 READ_AT_ONCE = 2  # files
+REMEDY = "copy or build the package again"
+CALL = re.compile(r"(\d{1,6})/(in|out)/(\w+)")  # of a golden tensor's name, after its graph
 
 
 @dataclass(frozen=True)

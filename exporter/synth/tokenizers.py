@@ -24,7 +24,9 @@ SPACE = "\u2581"  # in a T5 piece
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
+    )
 
 
 # Tokenizers: of the true sizes, with letters in place of learned words.
@@ -56,7 +58,7 @@ def write_clip_tokenizer(folder: Path, pad: str) -> None:
     vocabulary, merges = clip_vocabulary()
     write_json(folder / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     config = {
         "bos_token": CLIP_START,
         "eos_token": CLIP_END,
@@ -98,7 +100,7 @@ def write_t5_tokenizer(folder: Path) -> None:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, "always")]
     )
     tokens.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
-    (folder / "tokenizer.json").write_text(tokens.to_str() + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokens.to_str() + "\n", encoding="utf-8", newline="\n")
     config = {
         "eos_token": "</s>",
         "extra_ids": T5_EXTRA_PIECES,

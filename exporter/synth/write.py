@@ -233,7 +233,7 @@ def _write_beside(folder: Path, preset: Preset, with_t5: bool) -> None:
         write_clip_tokenizer(folder / name, pad)
     if with_t5:
         write_t5_tokenizer(folder / "tokenizer_3")
-    (folder / "LICENSE").write_text(LICENCE, encoding="utf-8")
+    (folder / "LICENSE").write_text(LICENCE, encoding="utf-8", newline="\n")
 
 
 # Configurations.

@@ -95,7 +95,9 @@ class CoreMl:
         from exporter.backends.coreml import on_mac
 
         script = folder / "check_on_mac.py"
-        script.write_text(Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+        script.write_text(
+            Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
+        )
         return (script,)
 
     def open_graph(

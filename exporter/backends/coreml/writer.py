@@ -55,4 +55,6 @@ def _write_contents(package: Path, name: str) -> None:
         "itemInfoEntries": items,
         "rootModelIdentifier": root,
     }
-    (package / "Manifest.json").write_text(json.dumps(contents, indent=4) + "\n", encoding="utf-8")
+    (package / "Manifest.json").write_text(
+        json.dumps(contents, indent=4) + "\n", encoding="utf-8", newline="\n"
+    )

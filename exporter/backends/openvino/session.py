@@ -16,7 +16,9 @@ from exporter.files.cache import checked
 from exporter.files.read import file_digest
 
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
-HALVED = "half"  # of a graph's settings: what --half halves on the CPU; without it, everything
+HALVED = (
+    "half"  # of a graph's settings: what half precision halves on the CPU; without it, everything
+)
 GROUP_PROPERTY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 # The NPU's own compilation path, which cuts a graph into functions, with the processor behind it:
@@ -39,7 +41,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     if device != "NPUW" and device not in core.available_devices:
         found = ", ".join(core.available_devices)
         raise CheckFailed(
-            f"{entry}: this machine has no {device} for OpenVINO; choose --device from: {found}"
+            f"{entry}: this machine has no {device} for OpenVINO; choose a device from: {found}"
         )
     try:
         with _caching(entry, options) as options:
@@ -93,7 +95,9 @@ def _half(core: Any, device: str) -> str:
     for capability, kind in kinds.items():
         if capability in able:
             return kind
-    raise CheckFailed(f"--half: this machine's {device} computes in float32 alone; leave it out")
+    raise CheckFailed(
+        f"this machine's {device} computes in float32 alone; leave it out", field="half"
+    )
 
 
 def _config(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, fx
 
 from exporter.backends.reference.ops import BY_NAME
+from exporter.errors import CheckFailed
+from exporter.files.read import read_json
+from exporter.files.tensors import open_tensors
 from exporter.package.manifest import Port
 from exporter.program.program import Program
 
@@ -20,7 +21,7 @@ DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 def read_graph(file: Path) -> tuple[Program, Callable[[object], Tensor]]:
     """A program, and what reads its tensors; raises whatever damaged files lead to."""
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw = read_json(file, CheckFailed)
     graph, env = fx.Graph(), dict[str, fx.Node]()
     for name in [*raw["feeds"], *raw["tensors"]]:
         env[name] = graph.placeholder(name)
@@ -35,7 +36,7 @@ def read_graph(file: Path) -> tuple[Program, Callable[[object], Tensor]]:
         tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in raw[side])
         for side in ("inputs", "outputs")
     )
-    tensors: Any = safe_open(file.with_suffix(".safetensors"), "pt")
+    tensors = open_tensors(file.with_suffix(".safetensors"), "pt", CheckFailed)
     if {*raw["tensors"]} - {*tensors.keys()}:
         raise ValueError("a tensor of the graph is not in its file")
     names = {name: name for name in raw["tensors"]}

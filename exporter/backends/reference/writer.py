@@ -38,7 +38,7 @@ def write_graph(
         ],
         "results": [node.name for node in program.results()],
     }
-    file.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8", newline="\n")
     _write_tensors(program, read, values)
     return file, values
 

@@ -11,7 +11,6 @@ their last use.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,8 @@ from exporter.backends.coreml import library
 from exporter.backends.coreml.evaluator import operators
 from exporter.backends.coreml.evaluator.operators import TORCH, Parameters
 from exporter.backends.coreml.library import BLOB_ALIGN_BYTES, BLOB_SENTINEL, ELEMENTS
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, InputError
+from exporter.files.read import parse_json, read_text
 from exporter.package.paths import is_relative
 
 BLOB_HEADER = Struct("<IIQQQ")  # sentinel, element type, bytes, offset of the data, padding bits
@@ -281,11 +281,12 @@ def _first_line(error: Exception) -> str:
 
 def _root(package: Path) -> tuple[Path, list[Path]]:
     """The model file that the manifest names as root, and all that the manifest lists."""
+    file = package / "Manifest.json"
+    if not file.exists():
+        raise _Damaged("no Manifest.json (No such file or directory)")
     try:
-        manifest = json.loads((package / "Manifest.json").read_text())
-    except OSError as error:
-        raise _Damaged(f"no Manifest.json ({error.strerror})") from None
-    except (ValueError, RecursionError):
+        manifest = parse_json(read_text(file), file)
+    except InputError:
         raise _Damaged("Manifest.json is not JSON") from None
     try:
         items = manifest["itemInfoEntries"]

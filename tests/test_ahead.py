@@ -140,7 +140,7 @@ def test_requests_are_checked_before_anything_is_opened(
     picture = np.zeros((8, 8, 3), np.uint8)
     with open_package(tiny_package).player(keep=True) as player:
         for request in (Request("x", image=picture), Request("x", image=picture, strength=0.0)):
-            with pytest.raises(InputError, match="--image|--strength"):
+            with pytest.raises(InputError, match="image|strength"):
                 list(generate(player, [request]))
     assert opened == []
 

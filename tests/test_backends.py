@@ -286,12 +286,12 @@ def test_a_cache_that_cannot_be_kept_is_one_line(
     file = tmp_path / "file"
     file.touch()
     for place in (file, file / "deeper"):
-        assert refused(place) == f"--cache {place}: not a folder; choose another"
+        assert refused(place) == f"cache {place}: not a folder; choose another"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert refused(tmp_path) == f"--cache {tmp_path}: cannot be written; choose another folder"
+    assert refused(tmp_path) == f"cache {tmp_path}: cannot be written; choose another folder"
     monkeypatch.setattr(Path, "mkdir", refuse_to_make)
     place = tmp_path / "new"
-    assert refused(place) == f"--cache {place}: Permission denied; choose another folder"
+    assert refused(place) == f"cache {place}: Permission denied; choose another folder"
 
 
 def refuse_to_make(*_: object, **__: object) -> None:

@@ -98,7 +98,7 @@ def test_a_cache_without_room_is_refused(
     monkeypatch.setattr("exporter.files.staging.shutil.disk_usage", lambda place: usage)
     options = backends.SessionOptions(cache=tmp_path)
     with pytest.raises(
-        InputError, match="needs .* MB are free; free space or choose another --cac"
+        InputError, match="needs .* MB are free; free space or choose another cac"
     ):
         list(bench([open_package(tiny_package)], Asked("x", 0), lambda line: None, options))
     assert list(tmp_path.iterdir()) == []

@@ -1029,7 +1029,7 @@ def test_the_evaluator_keeps_nothing_in_a_cache(
 ) -> None:
     cache = tmp_path / "cache"
     options = SessionOptions(device=session_module.EVALUATOR, cache=cache)
-    with pytest.raises(InputError, match="--cache: coreml keeps no compiled graphs on EVALUATOR"):
+    with pytest.raises(InputError, match="cache: coreml keeps no compiled graphs on EVALUATOR"):
         open_package(package).session("clip_l", options)
     assert not cache.exists()
     open_package(package).session("clip_l", SessionOptions(cache=cache))

@@ -344,7 +344,7 @@ def test_16_bits_are_those_that_a_device_computes_in(
         found = session._config(Machine(), device, settings, SessionOptions("half"))
         assert found == {"INFERENCE_PRECISION_HINT": kind}
     else:
-        with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
+        with pytest.raises(CheckFailed, match="half: this machine's CPU computes in float32"):
             session._config(Machine(), device, settings, SessionOptions("half"))
 
 
@@ -354,7 +354,7 @@ def test_16_bits_are_close_to_32(cases: dict[tuple[str, str], Case]) -> None:
         ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
     )
     if "BF16" not in able:
-        with pytest.raises(CheckFailed, match="--half: this machine's CPU computes in float32"):
+        with pytest.raises(CheckFailed, match="half: this machine's CPU computes in float32"):
             case.run("half")
         return
     whole, half = case.run()["velocity"], case.run("half")["velocity"]

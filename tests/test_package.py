@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(type(backend), "emit", fail(full))
-    with pytest.raises(InputError, match="the disk is full; free space or choose another --out"):
+    with pytest.raises(InputError, match="the disk is full; free space or choose another place"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
     assert list(tmp_path.iterdir()) == []
 
@@ -233,14 +233,14 @@ def test_a_read_only_folder_is_refused(
     """Before anything is traced."""
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(pipeline, "trace_model", lambda *_: pytest.fail("traced"))
-    with pytest.raises(InputError, match="cannot be written; choose another --out"):
+    with pytest.raises(InputError, match="cannot be written; choose another place"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file(tiny_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="choose another --out"):
+    with pytest.raises(InputError, match="choose another place"):
         build(tiny_recipe, tmp_path / "file", ["onnx"], ["int4"])
 
 

@@ -422,7 +422,7 @@ def test_bits_of_the_mmdit(small: Path, traced: Model, tmp_path: Path) -> None:
         result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--bits", bits, *GIVEN)
         mistake(result, f"--bits {bits}: ", words)
     result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--bits", 6, "--graph", "t5")
-    mistake(result, "--graph t5: --bits is about conditioner and denoiser alone")
+    mistake(result, "--graph t5: bits per weight are about conditioner and denoiser alone")
 
 
 @pytest.mark.usefixtures("once")
@@ -459,7 +459,7 @@ def test_sensitivities_are_used_again(
     found = planned(small, again, *aim, "--graph", "t5", "--from", first)
     assert found == row | {"path": str(again)}
     assert read_text(again.with_suffix(".json")) == read_text(first.with_suffix(".json"))
-    remedy = "leave --from out, and they are measured anew"
+    remedy = "without an earlier plan they are measured anew"
 
     def refused(*arguments: object, words: str, given: Path = first) -> None:
         result = fourstep("plan", small, "-o", again, *aim, *GIVEN, "--from", given, *arguments)
@@ -480,7 +480,8 @@ def test_sensitivities_are_used_again(
         refused(words=words, given=damaged)
     del details["probes"]
     damaged.with_suffix(".json").write_text(json.dumps(details))
-    refused(words="its .json is damaged (KeyError('probes'))", given=damaged)
+    result = fourstep("plan", small, "-o", again, *aim, *GIVEN, "--from", damaged)
+    mistake(result, "c.json: ", "missing required field `probes`", remedy)
 
 
 @pytest.mark.usefixtures("once")
@@ -500,7 +501,7 @@ def test_what_cannot_be_met(small: Path, traced: Model, tmp_path: Path) -> None:
     assert "sensitivity" not in result.stderr
     result = fourstep("plan", small, "-o", file, "--floor", 150, "--format", "int8", "--no-draw")
     words = "--floor 150 dB: not met by any choice of these formats: the best reach "
-    mistake(result, words, " dB; give a lower floor, or a better --format")
+    mistake(result, words, " dB; give a lower floor, or allow a better format")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -499,7 +499,7 @@ def test_packages_without_golden_pictures_are_listed(tiny_recipe: Recipe, tmp_pa
     build(replace(tiny_recipe, prompts=()), tmp_path, ["onnx"], ["int8"])
     assert report(tmp_path).exit_code == 0
     found = entry_of(tmp_path / "report", "onnx-int8")
-    assert "draw others with --prompts FILE" in found["remarks"][0]
+    assert "give prompts to draw others" in found["remarks"][0]
     assert "built without golden ones" in (tmp_path / "report" / "index.html").read_text()
 
 

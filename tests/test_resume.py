@@ -159,7 +159,7 @@ def test_what_is_written_counts_as_free(
     )
     free = shutil._ntuple_diskusage(10**9, 0, needed - lacking // 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(InputError, match="free space or choose another --out"):
+    with pytest.raises(InputError, match="free space or choose another place"):
         build(tiny_recipe, stopped / "other")
     build(tiny_recipe, stopped)
 

@@ -286,7 +286,7 @@ def test_without_locks_another_machine_cannot_be_asked(tmp_path: Path, locks: bo
 def test_a_place_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(InputError, match="cannot be written .*; choose another --out"),
+        pytest.raises(InputError, match="cannot be written .*; choose another place"),
         locked(tmp_path / "file", print),
     ):
         pytest.fail("entered")

@@ -60,7 +60,7 @@ class Metric:
 def read_metric(file: Path) -> Metric:
     """Run a user's file and take its ``measure``; raises InputError naming file and line."""
     if not file.exists():
-        raise InputError(f"{file}: no such file")
+        raise InputError("no such file", field="metric", given=file)
     text = read_text(file)
     names: dict[str, object] = {"__name__": "fourstep_metric", "__file__": str(file)}
     try:
@@ -69,7 +69,7 @@ def read_metric(file: Path) -> Metric:
         raise _mistake(file, error) from error
     measure = names.get("measure")
     if not callable(measure):
-        raise InputError(f"{file}: defines no function {SIGNATURE}")
+        raise InputError(f"defines no function {SIGNATURE}", field="metric", given=file)
     return Metric(file, measure)
 
 
@@ -78,4 +78,6 @@ def _mistake(file: Path, error: Exception) -> InputError:
     line = error.lineno if isinstance(error, SyntaxError) and not lines else lines[-1]
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     first = said.splitlines()[0] if said else "no message"
-    return InputError(f"{file}, line {line}: {type(error).__name__}: {first}")
+    return InputError(
+        f"{type(error).__name__}: {first}", field="metric", given=f"{file}, line {line}"
+    )

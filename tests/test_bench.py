@@ -97,9 +97,7 @@ def test_a_cache_without_room_is_refused(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("exporter.files.staging.shutil.disk_usage", lambda place: usage)
     options = backends.SessionOptions(cache=tmp_path)
-    with pytest.raises(
-        InputError, match="needs .* MB are free; free space or choose another cac"
-    ):
+    with pytest.raises(InputError, match="needs .* MB are free; free space or choose another cac"):
         list(bench([open_package(tiny_package)], Asked("x", 0), lambda line: None, options))
     assert list(tmp_path.iterdir()) == []
 

@@ -153,7 +153,8 @@ def _default(part: Mapping[str, Any]) -> str:
 def main() -> None:
     place, page = (Path(argument) for argument in sys.argv[1:])
     place.write_text(schema_text(), encoding="utf-8", newline="\n")
-    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    text = with_tables(page.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,11 @@ def forked(recipe: Recipe, out: Path, moment: int | None, log: Path | None = Non
         lines: list[str] = []
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            if event not in EVENTS or not str(arguments[0]).startswith(str(out)):
+            if event not in EVENTS or (event == "open" and not arguments[2] & WRITES):
                 return
-            if event == "open" and not arguments[2] & WRITES:
+            # A folder's files are removed by their names alone, relative to it.
+            is_name = event in ("os.remove", "os.rmdir") and "/" not in str(arguments[0])
+            if not is_name and not str(arguments[0]).startswith(str(out)):
                 return
             lines.append(f"{event} {arguments[0]}")
             if next(count) == moment:
@@ -62,10 +64,10 @@ def forked(recipe: Recipe, out: Path, moment: int | None, log: Path | None = Non
 
 
 def moments(writes: list[str], count: int) -> list[int]:
-    """Half of them spread over the build, half from where the new package takes its place."""
+    """Half of them ahead of where the new package takes its place, half from there on."""
     placed = max(i for i, line in enumerate(writes) if line.endswith(".log.json.part"))
-    spread = [len(writes) * i // (count // 2) for i in range(count // 2)]
-    return sorted({*spread, *range(placed, min(placed + count - len(spread), len(writes)))})
+    bounds = ((0, placed, count // 2), (placed, len(writes), count - count // 2))
+    return [start + (end - start) * i // n for start, end, n in bounds for i in range(n)]
 
 
 def is_whole(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from exporter.files.lock import locked
 from exporter.files.staging import refuse_place
 from exporter.package.manifest import GraphEntry
 from exporter.predict.fit import refuse_too_large
+from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
 from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram, quantize_all
@@ -44,6 +45,7 @@ class Built:
     report: Report
 
 
+@fixed_threads()
 def build(
     recipe: Recipe,
     out: Path,

@@ -32,6 +32,7 @@ from exporter.plan.search import (
     problem_of,
 )
 from exporter.plan.sensitivity import Noise, measure
+from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
 from exporter.quantize.formats import FORMATS
 from exporter.quantize.program import Methods, methods_of, quantize_all
@@ -57,6 +58,7 @@ class Planned:
     measured_snr_db: float | None
 
 
+@fixed_threads()
 def plan(
     recipe: Recipe,
     file: Path,

@@ -141,6 +141,7 @@ def _strings() -> dict[str, str]:
         record["FileEntry"]["properties"]["path"]["pattern"]: "path",
         record["FileEntry"]["properties"]["sha256"]["pattern"]: "SHA-256",
         record["OriginEntry"]["properties"]["plan_sha256"]["pattern"]: 'SHA-256 or `""`',
+        record["OriginEntry"]["properties"]["licence"]["pattern"]: 'path or `""`',
         record["GraphEntry"]["properties"]["name"]["pattern"]: "name",
         record["Manifest"]["properties"]["format_version"]["pattern"]: "`4.x`",
     }

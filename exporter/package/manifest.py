@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from exporter.package.paths import RelativePath
+from exporter.package.paths import OptionalPath, RelativePath
 
 FORMAT_VERSION = "4.0"
 MOST = 2**53 - 1  # what every language's numbers hold
@@ -338,8 +338,8 @@ class GoldenEntry:
     """
 
     pictures: tuple[Golden, ...] = ()
-    tokens: RelativePath | Literal[""] = ""
-    noise: RelativePath | Literal[""] = ""
+    tokens: OptionalPath = ""
+    noise: OptionalPath = ""
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ class OriginEntry:
     plan_sha256: OptionalDigest = ""
     methods: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
-    licence: RelativePath | Literal[""] = ""
+    licence: OptionalPath = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from exporter.errors import CheckFailed
 NAME = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f]+"
 RELATIVE = rf"^{NAME}(?:/{NAME})*$(?!\n)"
 RelativePath = Annotated[str, Meta(pattern=RELATIVE, max_length=400)]
+OptionalPath = Annotated[str, Meta(pattern=rf"^(?:{NAME}(?:/{NAME})*)?$(?!\n)", max_length=400)]
 
 
 def is_relative(path: str) -> bool:

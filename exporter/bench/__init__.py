@@ -1,0 +1,1 @@
+"""How fast packages draw, and in how much memory."""

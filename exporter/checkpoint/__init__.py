@@ -1,0 +1,1 @@
+"""Stop 1, checkpoint: whatever weights people have, opened by memory map, tensor by tensor."""

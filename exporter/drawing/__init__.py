@@ -1,0 +1,1 @@
+"""The loop that draws: prompts to ids, noise, steps, pixels. No torch."""

@@ -1,0 +1,1 @@
+"""A format for every weight: the road to a plan."""

@@ -1,0 +1,1 @@
+"""Stop 4, quantize: weights become codes and scales inside the program, before any backend."""

@@ -1,0 +1,1 @@
+"""What to build: recipes and plans, files of TOML as frozen data."""

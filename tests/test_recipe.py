@@ -135,7 +135,7 @@ MISTAKES = {
         r"unknown key in \[schedule\] 'steps'; known: mode, sigmas",
     ),
     "wrong type": (GOOD.replace("128", '"128"'), "width_px = '128': must be a whole number"),
-    "too many tokens": (GOOD + "[text]\nt5_tokens = 1000", "must be from 1 to 512"),
+    "too many tokens": (GOOD + "[text]\nt5_tokens = 1000", "must be from 2 to 512"),
     "no prompt": (GOOD + "[calibration]\nprompts = []", "at least one string"),
     "override format": (
         GOOD + '[[weights.override]]\nformat = "int3"',

@@ -37,6 +37,7 @@ class T5Config:
 def read_config(component: Component) -> T5Config:
     """Read and check ``config.json``; raises InputError for what the graph cannot express."""
     component.require("feed_forward_proj", ("gated-gelu",), "relu")
+    buckets = component.integer("relative_attention_num_buckets", 32, low=4, high=4096)
     return T5Config(
         width=component.integer("d_model", high=MOST_WIDTH),
         feed_forward=component.integer("d_ff", high=MOST_WIDTH),
@@ -44,8 +45,10 @@ def read_config(component: Component) -> T5Config:
         heads=component.integer("num_heads", high=MOST_WIDTH),
         layers=component.integer("num_layers", high=MOST_LAYERS),
         vocabulary=component.integer("vocab_size"),
-        buckets=component.integer("relative_attention_num_buckets", 32, low=4, high=4096),
-        max_distance=component.integer("relative_attention_max_distance", 128, low=2),
+        buckets=buckets,
+        max_distance=component.integer(
+            "relative_attention_max_distance", 128, low=buckets // 4 + 1
+        ),
         eps=component.number("layer_norm_epsilon", 1e-6, high=1.0),
     )
 
@@ -59,8 +62,12 @@ def position_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
     half, exact = buckets // 2, buckets // 4
     distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
     table = list(range(exact))
+    # Each operation is rounded to float32 as transformers rounds it: where a logarithm falls on a
+    # bucket's edge, that decides which of two it is.
+    single, whole = np.float32, np.float32(math.log(max_distance / exact))
     for d in range(exact, tokens):
-        far = math.log(d / exact) / math.log(max_distance / exact) * (half - exact)
+        near = single(math.log(single(d) / single(exact)))
+        far = near / whole * single(half - exact)
         table.append(min(exact + int(far), half - 1))
     near_or_far = np.array(table[:tokens], dtype=np.int32)[np.abs(distance)]
     result: np.ndarray = (near_or_far + (distance > 0) * half).astype(np.int32)

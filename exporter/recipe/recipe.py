@@ -35,7 +35,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 LAYOUTS = ("native",)
 # Of a recipe that names none: the same wherever other distributions bring more.
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
-MOST_T5_TOKENS = 512
+FEWEST_T5_TOKENS, MOST_T5_TOKENS = 2, 512  # one word, and the closing token
 DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
@@ -178,7 +178,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             width_px=get.integer("image", "width_px", 16, 8192),
             height_px=get.integer("image", "height_px", 16, 8192),
             t5=get.value("text", "t5", bool, True),
-            t5_tokens=get.integer("text", "t5_tokens", 1, MOST_T5_TOKENS, 77),
+            t5_tokens=get.integer("text", "t5_tokens", FEWEST_T5_TOKENS, MOST_T5_TOKENS, 77),
             image_to_image=get.value("image", "image_to_image", bool, True),
         ),
         group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),

@@ -255,7 +255,7 @@ def test_a_measurement_that_fails_leaves_the_old_statistics(copied: Path) -> Non
         (folder / "0000.safetensors").write_bytes(b"x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    message = "the disk is full; free space or choose another --statistics$"
+    message = "the disk is full; free space or choose another folder for statistics$"
     with pytest.raises(InputError, match=message):
         obtain(copied, provenance(), measure, print)
     assert content(copied) == before
@@ -270,7 +270,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     precious.mkdir()
     (precious / "thesis.txt").write_text("all of it")
     for place in (precious, precious / "thesis.txt"):
-        message = "is there and holds no statistics; choose another --statistics$"
+        message = "is there and holds no statistics; choose another folder for statistics$"
         with pytest.raises(InputError, match=message):
             obtain(place, provenance(), measure, print)
     assert content(tmp_path) == {"precious/thesis.txt": b"all of it"}

@@ -181,22 +181,24 @@ def open_statistics(folder: Path) -> Calibration:
     """Open a folder of statistics; raises InputError when it is not one, or is damaged."""
 
     def damaged(said: str) -> InputError:
-        return InputError(f"{said}; {REMEASURE}")
+        return InputError(f"{folder}: not a folder of statistics ({said}); {REMEASURE}")
 
     text = read_text(folder / INDEX, damaged)
     index = convert(parse_json(text, folder / INDEX, damaged), _Index, folder / INDEX, damaged)
     if index.format_version != FORMAT_VERSION:
-        raise damaged(
+        raise InputError(
             f"{folder}: statistics of format {index.format_version}, this fourstep reads "
-            f"{FORMAT_VERSION}"
+            f"{FORMAT_VERSION}; {REMEASURE}"
         )
     for name in (SCALINGS, *(file for _, _, file in index.layers)):
         if name not in index.sha256:
             raise damaged(f"{folder / INDEX}: '{name}' has no digest")
     for name, digest in index.sha256.items():
         file = folder / name
-        if Path(name).name != name or not file.is_file() or file_digest(file) != digest:
-            raise damaged(f"{file}: is missing or damaged")
+        if Path(name).name != name or not file.is_file():
+            raise damaged(f"{name}: No such file")
+        if file_digest(file) != digest:
+            raise InputError(f"{file}: is damaged; {REMEASURE}")
     return Calibration(
         folder,
         index.provenance,

@@ -174,7 +174,7 @@ MISTAKES = {
         '[plan]\nmethods = ["magic"]',
         r"\[plan\] methods: unknown method 'magic'; known: b",
     ),
-    "methods": ('[plan]\nmethods = "bias"', r"\[plan\] methods: a list is expected"),
+    "methods": ('[plan]\nmethods = "bias"', r"\[plan\] base and methods: a scheme and a list are"),
     "base": ('[plan]\nbase = "int5"', r"\[plan\] base: unknown scheme 'int5'; known: fp16"),
     "section": (HEAD + "[weights]", "unknown section 'weights'; known: formats, plan"),
     "no head": ('[formats.denoiser]\n"*" = "int8"', r"a table \[plan\] and tables \[formats.<g"),
@@ -219,7 +219,7 @@ def test_a_misspelt_weight_does_not_pass_for_a_wish(
 def test_sensitivities_that_are_damaged(tmp_path: Path, text: str) -> None:
     file = written(tmp_path, HEAD)
     file.with_suffix(".json").write_text(text)
-    with pytest.raises(InputError, match="plan.json: not a plan's sensitivities .*; delete the"):
+    with pytest.raises(InputError, match="plan.json: .*: not a plan's sensitivities; delete the"):
         read_plan(file)
 
 
@@ -535,10 +535,10 @@ def test_places_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
         assert "trace" not in result.stderr
 
     refused(tmp_path / "plan.json", "plan.json: must end in .toml")
-    refused(Path("/proc/none/plan.toml"), "/proc/none", "choose another -o")
-    refused(small / "plan.toml", "is not a folder; choose another -o")
+    refused(Path("/proc/none/plan.toml"), "/proc/none", "choose another place")
+    refused(small / "plan.toml", "is not a folder; choose another place")
     (tmp_path / "folder.toml").mkdir()
-    refused(tmp_path / "folder.toml", "folder.toml: is a folder; choose another -o")
+    refused(tmp_path / "folder.toml", "folder.toml: is a folder; choose another file")
     mistake(fourstep("plan", tmp_path / "no.toml", "--floor", 30), "no.toml: no such recipe")
 
 

@@ -410,11 +410,11 @@ def test_the_plan_is_shown(page: Path) -> None:
 def test_damaged_plans_are_refused(copy: Path) -> None:
     file = copy / "onnx-int4" / "plan.json"
     edit_json(file, format_version=2)
-    mistake(report(copy), "plan.json: cannot be read as a plan", "reads format version 1")
+    mistake(report(copy), "plan.json: this fourstep reads format version 1")
     raw = made_up_plan()
     del raw["weights"]
     file.write_text(json.dumps(raw))
-    mistake(report(copy), "plan.json", "'weights' is missing")
+    mistake(report(copy), "plan.json", "missing required field `weights`")
     raw = made_up_plan()
     weights: Any = raw["weights"]
     weights[0]["candidates"] = []

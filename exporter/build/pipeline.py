@@ -131,7 +131,7 @@ def _build(
     return [found for found in built.values() if found is not None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Asked:
     """A package that was asked for.
 

@@ -106,4 +106,5 @@ def _product(
 def _zero(e: Emitter, rounding: RoundingNode) -> str:
     """The level of 0, of the levels' type."""
     code = torch.tensor(rounding.zero_point, dtype=LEVEL_TYPES[rounding.bits])
-    return e.tensor(f"code_{rounding.zero_point}_of_{rounding.bits}", code)
+    fine = "" if rounding.bits == 8 else f"_of_{rounding.bits}_bits"
+    return e.tensor(f"code_{rounding.zero_point}{fine}", code)

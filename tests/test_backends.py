@@ -217,7 +217,7 @@ def test_a_file_that_grows_too_large_is_one_line_and_nothing_is_left(
     program, read = unquantized(programs[0]), Weights(tiny).read
     emitted = backend.emit(program, read, tmp_path, emit_options(backend))
     largest = max(f.stat().st_size for f in emitted.files)
-    message = "package: a file is larger than the place allows; choose another --out$"
+    message = "package: a file is larger than the place allows; choose another place$"
     with files_up_to(int(share * largest)), pytest.raises(InputError, match=message):  # noqa: SIM117
         with staging(tmp_path / "out" / "package") as folder:
             emit_graph(backend, program, read, folder, emit_options(backend))
@@ -231,7 +231,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
     program, read = unquantized(programs[0]), Weights(tiny).read
     emitted = backend.emit(program, read, tmp_path, emit_options(backend))
     size = sum(f.stat().st_size for f in emitted.files)
-    message = "package: the disk is full; free space or choose another --out$"
+    message = "package: the disk is full; free space or choose another place$"
     with small_disk(tmp_path / "disk", int(share * size)) as disk:
         with pytest.raises(InputError, match=message), staging(disk / "package") as folder:
             emit_graph(backend, program, read, folder, emit_options(backend))
@@ -267,7 +267,7 @@ def test_a_cache_is_refused_where_nothing_is_compiled(tmp_path: Path) -> None:
                 cache.rmdir()
                 continue
             message = (
-                f"^--cache: {name} keeps no compiled graphs on {device}; leave --cache out "
+                f"^cache: {name} keeps no compiled graphs on {device}; leave it out "
                 r"\(backends that take it here: .*openvino\)$"
             )
             with pytest.raises(InputError, match=message):

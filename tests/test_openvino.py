@@ -636,7 +636,7 @@ def fourstep(*arguments: object) -> tuple[int, str]:
 
 
 def test_unknown_devices_are_refused(packages: Path, tmp_path: Path) -> None:
-    message = "--device: openvino has no TPU; it has CPU, GPU, NPU, NPUW"
+    message = "device: openvino has no TPU; it has CPU, GPU, NPU, NPUW"
     with pytest.raises(InputError, match=message):
         backends.check_session("openvino", SessionOptions(device="TPU"))
     place = tmp_path / "p.png"

@@ -641,7 +641,7 @@ def test_unknown_devices_are_refused(packages: Path, tmp_path: Path) -> None:
         backends.check_session("openvino", SessionOptions(device="TPU"))
     place = tmp_path / "p.png"
     found = fourstep("run", packages / "openvino-int4", "x", "--device", "TPU", "--out", place)
-    assert found == (2, f"fourstep: {message}")
+    assert found == (2, f"fourstep: --{message}")
 
 
 def cut_in_half(data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from exporter import backends
 from exporter.bench.bench import bench
-from exporter.bench.process import Asked, draw, order_text, read_order
+from exporter.bench.process import Asked, draw, draw_apart, order_text, read_order
 from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.errors import InputError
@@ -122,3 +122,15 @@ def test_a_damaged_package_is_named(tiny_package: Path, tmp_path: Path) -> None:
     shown = invoke(package)
     assert shown.exit_code == 1 and "damaged: SHA-256 differs" in shown.stderr
     assert "Traceback" not in shown.stderr and shown.stdout == ""
+
+
+def test_the_working_folder_is_no_place_for_modules(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages are timed wherever one stands, beside a statistics.py too."""
+    (tmp_path / "statistics.py").write_text("raise SystemExit('a file of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "drawn"
+    place.mkdir()
+    drawn = draw_apart(tiny_package, [Asked("a red circle", 1)], place, lambda line: None)
+    assert drawn.picture(0).ndim == 3

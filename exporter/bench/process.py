@@ -10,6 +10,7 @@ once, unless the first call left it open.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -118,10 +119,19 @@ def draw_apart(
     order = place / "order.json"
     order.write_text(order_text(asked, options, keep), encoding="utf-8", newline="\n")
     arguments = [str(package), str(order), str(place)]
-    command = [sys.executable, "-m", "exporter.bench.process", *arguments]
+    # First on its path is this package, not the working folder, where a file may be called json.py.
+    command = [sys.executable, "-P", "-m", "exporter.bench.process", *arguments]
+    home = str(Path(__file__).parents[2])
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        ) as process,
     ):
         try:
             with _peaks(process.pid) as peaks:

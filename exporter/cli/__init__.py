@@ -95,7 +95,6 @@ def _terminate(*_: object) -> NoReturn:
 @click.version_option(__version__, prog_name="fourstep")
 def main() -> None:
     """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Whoever is told to stop cleans up as for Ctrl-C; a build keeps the graphs that are whole.
     signal.signal(signal.SIGTERM, _terminate)
 

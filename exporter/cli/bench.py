@@ -12,6 +12,7 @@ from exporter.backends.contract import SessionOptions
 from exporter.cli.options import (
     PLACE,
     SEED,
+    as_typed,
     at_once_option,
     cache_option,
     device_option,
@@ -25,7 +26,12 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 @click.command("bench")
 @click.argument("packages", type=PLACE, nargs=-1, required=True)
-@click.option("--prompt", default="two red circles left of a blue square", show_default=True)
+@click.option(
+    "--prompt",
+    default="two red circles left of a blue square",
+    show_default=True,
+    callback=as_typed,
+)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @device_option
 @half_option

@@ -28,6 +28,14 @@ class Place(click.Path):
 PLACE = Place()
 SEED = click.IntRange(0, 2**63 - 1)
 
+
+def as_typed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Text as UTF-8, in which terminals type it, whatever Python took the locale for."""
+    if isinstance(value, tuple):
+        return tuple(as_typed(context, parameter, part) for part in value)
+    return os.fsencode(value).decode("utf-8", "surrogateescape")
+
+
 device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")
 half_option = click.option(
     "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."

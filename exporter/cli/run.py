@@ -15,6 +15,7 @@ from exporter.backends.contract import Precision, SessionOptions
 from exporter.cli.options import (
     PLACE,
     SEED,
+    as_typed,
     at_once_option,
     cache_option,
     device_option,
@@ -33,7 +34,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @click.command("run")
 @click.argument("package", type=PLACE)
-@click.argument("prompts", nargs=-1, required=True)
+@click.argument("prompts", nargs=-1, required=True, callback=as_typed)
 @click.option(
     "--seed",
     "seeds",

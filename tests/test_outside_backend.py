@@ -50,7 +50,11 @@ from exporter.cli import main
 
 for line in json.loads(sys.argv[1]):
     print("$", *line, flush=True)
-    main(line, standalone_mode=False)
+    try:
+        main(line)
+    except SystemExit as ended:
+        if ended.code:
+            raise
 """
 
 

@@ -40,7 +40,7 @@ from exporter.quantize.formats import METHODS, Format, Scheme, parse_format
 from exporter.quantize.program import NEAREST, QuantizedProgram, quantize, quantize_all
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.plan import is_plan, read_plan, scheme_of, write_plan
-from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.recipe.recipe import DEFAULT_BACKENDS, Recipe, read_recipe
 from exporter.runtime.package import open_package
 from tests.conftest import SHAPES, SMALL, needs
 from tests.test_cli import fourstep, mistake
@@ -201,7 +201,7 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_plan(tmp_path)
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="none.toml: not valid TOML"):
+    with pytest.raises(InputError, match="none.toml: not UTF-8 text"):
         read_plan(file)
     assert is_plan("a.toml") and is_plan("b/c.toml") and not is_plan("int8")
 
@@ -380,7 +380,7 @@ def test_a_floor_below_all_formats() -> None:
 
 def test_a_floor_that_nothing_reaches() -> None:
     message = (
-        "--floor 106 dB: not met by any choice of these formats: the best reach 105.0 dB; give"
+        "floor_db 106 dB: not met by any choice of these formats: the best reach 105.0 dB; give"
     )
     with pytest.raises(InputError, match=message):
         search._above(CANDIDATE, 106, lambda choice: 5 + 100 * choice[0] / 12)
@@ -657,9 +657,12 @@ def test_weights_are_stored_as_planned(plant: Plant, model: Model, name: str) ->
     assert plant.row["weight_bytes"] == sum(p.stored_bytes() for p in planned.values())
 
 
-@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("name", DEFAULT_BACKENDS)
 def test_the_files_hold_as_many_bits_as_planned(plant: Plant, name: str) -> None:
-    """All constants of the emitted MMDiT; Core ML stores in fp16 what the others do in float32."""
+    """All constants of the emitted MMDiT; Core ML stores in fp16 what the others do in float32.
+
+    The reference, which stores a code to a byte, is none of these.
+    """
     if name not in installed():
         pytest.skip(f"{name}: pip install '{backends.load(name).to_build.install}'")
     found, folder = manifest(plant, name), plant.built[f"{name}-quiet"].path

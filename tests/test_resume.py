@@ -21,6 +21,8 @@ from exporter.build import pipeline, resume, write
 from exporter.build.pipeline import Built
 from exporter.errors import InputError
 from exporter.files import staging
+from exporter.files.read import panics_as
+from exporter.files.stop import forget, stop
 from exporter.progress import Progress
 from exporter.recipe.recipe import Recipe
 from tests.conftest import needs
@@ -260,6 +262,33 @@ group_size = 32
 [golden]
 prompts = []
 """
+
+
+def test_a_signal_that_a_library_swallows_is_told(tmp_path: Path) -> None:
+    """As safetensors does, which takes the exception for a damaged file: what is whole is kept."""
+    target, journal = tmp_path / "package", tmp_path / "journal"
+
+    def swallowing() -> None:
+        try:
+            stop(KeyboardInterrupt())
+        except KeyboardInterrupt:
+            raise TypeError("could not determine the shape") from None
+
+    forget()
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            staging.staging(target, journal=journal) as folder,
+            panics_as(lambda said: InputError(f"a damaged file: {said}")),
+        ):
+            (folder / "graph").write_text("whole")
+            journal.write_text("graph")
+            swallowing()
+        with pytest.raises(KeyboardInterrupt), staging.staging(target, journal=journal):
+            swallowing()
+    finally:
+        forget()
+    assert journal.exists() and (staging.partial_of(target) / "graph").read_text() == "whole"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -19,6 +19,7 @@ from exporter import __version__
 from exporter.cli import bench, build, doctor, inspect, plan, report, run, synth, verify
 from exporter.cli.output import FLAGS, complain
 from exporter.errors import FourstepError
+from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (build, plan, run, verify, bench, inspect, report, synth, doctor)
@@ -88,7 +89,11 @@ def _steady_streams() -> None:
 
 
 def _terminate(*_: object) -> NoReturn:
-    sys.exit(TERMINATED)
+    stop(SystemExit(TERMINATED))
+
+
+def _interrupt(*_: object) -> NoReturn:
+    stop(KeyboardInterrupt())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,7 +101,10 @@ def _terminate(*_: object) -> NoReturn:
 def main() -> None:
     """Turn a Stable Diffusion 3.5 Flash checkpoint into packages that draw in four steps."""
     # Whoever is told to stop cleans up as for Ctrl-C; a build keeps the graphs that are whole.
+    forget()
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored by a shell
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 for module in COMMANDS:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from exporter.errors import FourstepError, InputError
+from exporter.files.stop import tell_wish
 
 MOST_TEXT_BYTES = 64 << 20  # tokenizers are the largest texts: 2 to 20 MB
 MOST_DEPTH = 64  # of objects and arrays in each other; a tokenizer's are 6 deep
@@ -115,10 +116,12 @@ def panics_as(failure: Callable[[str], Exception]) -> Iterator[None]:
     except (FourstepError, MemoryError):
         raise
     except Exception as error:
+        tell_wish()
         raise failure(reason_of(error)) from None
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
+        tell_wish()
         raise failure(f"the library gave up: {reason_of(error)}") from None
 
 

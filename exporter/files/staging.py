@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from exporter.errors import InputError
+from exporter.files.stop import tell_wish
 
 REMEDY = "choose another place"  # what to do about a place that cannot be written
 TRIAL_BYTES = 8 << 20  # what ``writing`` appends at a time; more than an .xml of OpenVINO has
@@ -63,13 +64,17 @@ def staging(target: Path, remedy: str = REMEDY, journal: Path | None = None) -> 
     partial = partial_of(target)
     is_put = keeps = False
     try:
-        settle(target)
-        if journal is None or not journal.exists():
-            remove(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _put(partial, target)
-        is_put = True
+        try:
+            settle(target)
+            if journal is None or not journal.exists():
+                remove(partial)
+            partial.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _put(partial, target)
+            is_put = True
+        except Exception:
+            tell_wish()
+            raise
     except OSError as error:
         raise unwritable(target, error, remedy) from error
     except (KeyboardInterrupt, SystemExit):

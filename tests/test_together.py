@@ -192,18 +192,19 @@ def test_drawing_while_the_package_is_replaced(recipes: tuple[Path, Path], tmp_p
         return (tmp_path / "picture.png").read_bytes()
 
     for recipe in recipes:
-        assert started(recipe, out).wait(300) == 0
+        with started(recipe, out) as child:
+            assert child.wait(300) == 0
         assert draw().returncode == 0
         pictures.add(picture())
-    child = started(recipes[0], out)
-    while child.poll() is None:
-        done = draw()
-        if done.returncode == 0:
-            assert picture() in pictures
-        else:
-            last = done.stderr.splitlines()[-1]
-            assert done.returncode == 2 and last.startswith("fourstep: ")
-    assert child.returncode == 0 and digests(out / "onnx-int4")
+    with started(recipes[0], out) as child:
+        while child.poll() is None:
+            done = draw()
+            if done.returncode == 0:
+                assert picture() in pictures
+            else:
+                last = done.stderr.splitlines()[-1]
+                assert done.returncode == 2 and last.startswith("fourstep: ")
+        assert child.returncode == 0 and digests(out / "onnx-int4")
 
 
 @pytest.fixture(params=[True, False], ids=["locks", "no locks"])

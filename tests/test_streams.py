@@ -103,3 +103,21 @@ def test_names_from_files_cannot_steer_a_terminal(tmp_path: Path) -> None:
     process = started("inspect", place)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2 and b"\x1b" not in said and b"\\x1b" in said
+
+
+def test_a_full_disk_costs_a_picture_and_nothing_else(tiny_package: Path, tmp_path: Path) -> None:
+    """The older picture stays whole, and the line says what to do."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        (disk / "drawn.png").write_bytes(b"older")
+        process = started("run", tiny_package, PROMPT, "--out", disk / "drawn.png")
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "the disk is full; free space or choose" in one_line(said)
+        assert [(f.name, f.read_bytes()) for f in disk.iterdir()] == [("drawn.png", b"older")]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from exporter.errors import InputError
-from exporter.files.read import Failure, panics_as, reason_of
-from exporter.files.staging import write_whole
+from exporter.files.read import Failure, panics_as
+from exporter.files.staging import unwritable, write_whole
 
 FORMATS = (
     "PNG",
@@ -63,4 +63,4 @@ def write_picture(pixels: np.ndarray, file: Path) -> None:
     try:
         write_whole(file, encoded.getvalue())
     except OSError as error:
-        raise InputError(f"{file}: cannot be written: {reason_of(error)}") from None
+        raise unwritable(file, error) from None

@@ -167,6 +167,12 @@ def replace(folder: Path, other: Path) -> None:
 OPENINGS = ("the manifest", "a tokenizer", "a digest", "an engine")
 
 
+def remove(folder: Path, other: Path) -> None:
+    """Between the two renames of ``replace``, where another thread may be at any opening."""
+    folder.rename(folder.with_name(".old"))
+
+
+@pytest.mark.parametrize("happens", [replace, remove])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("what", OPENINGS)
 @pytest.mark.parametrize("count", [1, 7])
@@ -174,6 +180,7 @@ def test_a_package_replaced_at_any_moment(
     package: Path,
     other: Path,
     monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Path, Path], None],
     when: str,
     what: str,
     count: int,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,45 +62,30 @@ class Package:
         graph = self.graph(name)
         backends.check_session(self.manifest.backend, options)
         backend = backends.load_to_run(self.manifest.backend)
-        entry = confined(self.folder, graph.entry)
-        read = [(f, self.check(f)) for f in graph.files if not _is_weights(f)]
         weights = [f for f in graph.files if _is_weights(f)]
-        for file in weights:
-            check_size(self.folder, file)
-        with ThreadPoolExecutor(1) as beside:
-            checks = [beside.submit(self.check, file) for file in weights]
+        with unreplaced(self.folder, self.inode), ThreadPoolExecutor(1) as beside:
+            entry = confined(self.folder, graph.entry)
+            read = [(f, check_file(self.folder, f)) for f in graph.files if not _is_weights(f)]
+            for file in weights:
+                check_size(self.folder, file)
+            checks = [beside.submit(check_file, self.folder, file) for file in weights]
             try:
                 session = backend.open_graph(entry, graph.session, options)
-            except CheckFailed:
-                self.refuse_replaced()  # explains it
-                raise
             finally:
                 for file, check in zip(weights, checks, strict=True):
                     read.append((file, check.result()))  # damage explains it: raised first
-        self.refuse_replaced()
         return Watched(session, [(self.folder / f.path, identity) for f, identity in read])
-
-    def refuse_replaced(self) -> None:
-        """Raise CheckFailed if another folder has taken the package's place."""
-        if _inode(identity_of(self.folder)) != self.inode:
-            raise changed(self.folder)
 
     def read(self, path: str) -> bytes:
         """What is in a file beside the graphs, as its digest says; raises CheckFailed."""
         entry = next(f for f in self.manifest.files if f.path == path)
-        try:
+        with unreplaced(self.folder, self.inode):
             return read_file(self.folder, entry)
-        except CheckFailed:
-            self.refuse_replaced()
-            raise
 
     def check(self, entry: FileEntry) -> Identity:
-        """``check_file``, or what explains that it failed."""
-        try:
+        """Compare a file with its size and digest; raises CheckFailed naming it."""
+        with unreplaced(self.folder, self.inode):
             return check_file(self.folder, entry)
-        except CheckFailed:
-            self.refuse_replaced()
-            raise
 
     def player(self, options: SessionOptions = DEFAULT, keep: bool = False) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
@@ -115,7 +102,6 @@ class Package:
         for file in entry.files:
             if file.path not in tokenizers:
                 self.check(file)
-        self.refuse_replaced()
         opened = functools.partial(self.session, options=options)
         turns = [stage for stage in entry.stages if not stage.image_to_image_only]
         names = [part for stage in turns for part in stage.parts]
@@ -141,18 +127,41 @@ def open_package(folder: Path) -> Package:
         nested = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; packages in it: {', '.join(nested)}" if nested else ""
         raise InputError(f"{folder}: not a package (no {MANIFEST}){hint}")
-    inode = _inode(identity_of(folder))
-    manifest = read_manifest(folder)
-    package = Package(folder, manifest, inode)
-    package.refuse_replaced()
-    for file in manifest.all_files:
-        confined(folder, file.path)
-    return package
+    inode = _inode(folder)
+    with unreplaced(folder, inode):
+        manifest = read_manifest(folder)
+        for file in manifest.all_files:
+            confined(folder, file.path)
+    return Package(folder, manifest, inode)
+
+
+@contextmanager
+def unreplaced(folder: Path, inode: tuple[int, int]) -> Iterator[None]:
+    """Raise CheckFailed if, after what is done inside, another folder is in a package's place.
+
+    That explains whatever failed inside. A folder that is gone is between two renames.
+    """
+    try:
+        yield
+    except CheckFailed:
+        _refuse_replaced(folder, inode)
+        raise
+    _refuse_replaced(folder, inode)
+
+
+def _refuse_replaced(folder: Path, inode: tuple[int, int]) -> None:
+    try:
+        found = _inode(folder)
+    except CheckFailed:
+        raise changed(folder) from None
+    if found != inode:
+        raise changed(folder)
 
 
 def _is_weights(file: FileEntry) -> bool:
     return Path(file.path).suffix in WEIGHTS
 
 
-def _inode(identity: Identity) -> tuple[int, int]:
+def _inode(folder: Path) -> tuple[int, int]:
+    identity = identity_of(folder)
     return identity.device, identity.inode

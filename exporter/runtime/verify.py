@@ -121,7 +121,6 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
     with ThreadPoolExecutor(READ_AT_ONCE) as readers:
         for _ in readers.map(package.check, files):
             pass
-    package.refuse_replaced()
     progress(f"{len(files)} files whole")
     return len(files)
 

@@ -116,7 +116,7 @@ def measured(recipe: Path, backend: str, scheme: str, graph: str) -> Row:
 def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     """The same figures as ``fourstep inspect`` predicts them, by backend, scheme and graph."""
     from exporter.build.model import traced
-    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.checkpoint.open import open_checkpoint
     from exporter.predict.checkpoint import sizes
     from exporter.quantize.schemes import scheme_names
     from exporter.recipe.recipe import read_recipe

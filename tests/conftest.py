@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exporter import backends
 from exporter.build.pipeline import Built, build
-from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.network.cut import Cut
 from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.program.program import Program

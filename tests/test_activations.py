@@ -16,7 +16,7 @@ from exporter.backends.contract import Backend, EmitOptions, SessionOptions
 from exporter.calibrate import activations
 from exporter.calibrate.activations import choose, rounder
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph

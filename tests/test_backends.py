@@ -19,7 +19,7 @@ from exporter.backends.contract import Backend
 from exporter.build.write import emit_graph
 from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.files.staging import TRIAL_BYTES, staging, writing
 from exporter.network.assemble import cut_graphs

@@ -18,7 +18,7 @@ from exporter.calibrate.inputs import gather
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.trajectories import Trajectories, call_counts, travel
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import tokenizer_files
 from exporter.drawing.loop import Image, Player, Request, generate
 from exporter.errors import InputError

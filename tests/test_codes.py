@@ -19,7 +19,7 @@ from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.store import Calibration, Provenance
 from exporter.calibrate.trajectories import travel
 from exporter.calibrate.weights import Weights, calibrated
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import tokenizer_files
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs

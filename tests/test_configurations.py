@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from exporter import backends
 from exporter.build.pipeline import build
-from exporter.checkpoint.folder import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
@@ -179,7 +179,6 @@ def test_positions_fall_into_the_buckets_of_transformers(buckets: int, distance:
         ("vae", "block_out_channels", [16, 16, 32, 32, 32], "four entries"),
         ("vae", "block_out_channels", [16, 16, 36, 32], "36 is no multiple"),
         ("vae", "latent_channels", 4, "latent_channels = 4"),
-        ("vae", "shift_factor", None, "'shift_factor' is null"),
         ("vae", "scaling_factor", 0, "scaling_factor = 0"),
         ("vae", "use_quant_conv", True, "use_quant_conv = True is not supported"),
         ("vae", "act_fn", "gelu", "act_fn = 'gelu' is not supported"),

@@ -38,7 +38,7 @@ from exporter.backends.coreml.evaluator.program import BLOB_HEADER, open_program
 from exporter.backends.coreml.predictor import open_model
 from exporter.build.pipeline import build
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.files.cache import DamagedCache
 from exporter.network.assemble import cut_graphs

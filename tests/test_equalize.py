@@ -16,7 +16,7 @@ from exporter.calibrate.codes import damped
 from exporter.calibrate.equalize import best_factors, find_sites, fold
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.network import conditioner, denoiser
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exporter.build.reference import reference_player
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.drawing.loop import Image, Request, generate
 from exporter.network.assemble import cut_graphs
 from exporter.network.conditioner import timestep_sinusoids

@@ -30,7 +30,7 @@ from safetensors.numpy import save
 from exporter.build.resume import journal_of, resuming, whole_package
 from exporter.build.write import log_of
 from exporter.calibrate.store import INDEX, SCALINGS, open_statistics
-from exporter.checkpoint.folder import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.checkpoint.tokenizers import clip_tokenizer, tokenizer_files
 from exporter.cli import main
 from exporter.drawing.text import PromptCut, load_tokenizer, prompt_encoder

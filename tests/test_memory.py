@@ -11,7 +11,7 @@ import pytest
 
 from exporter.calibrate import weights
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.files import heap
 from exporter.program.program import Stored
 from exporter.runtime.package import open_package

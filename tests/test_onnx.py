@@ -17,7 +17,7 @@ from exporter.backends.onnx import ROUNDED_TOLERANCE
 from exporter.backends.onnx.session import open_graph
 from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.network.assemble import cut_graphs
 from exporter.program.program import Program
 from exporter.program.trace import trace

@@ -33,7 +33,7 @@ from exporter.build.model import token_counts
 from exporter.build.pipeline import build
 from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.cli import main
 from exporter.drawing.text import PromptCut

@@ -14,7 +14,7 @@ import torch
 from exporter import backends
 from exporter.build.pipeline import build
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.drawing.loop import Image, Request, Session, generate
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs

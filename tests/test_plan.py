@@ -23,7 +23,7 @@ from exporter.build.pipeline import Built, build
 from exporter.calibrate.store import Calibration as Statistics
 from exporter.calibrate.store import open_statistics
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.package.manifest import Manifest

@@ -17,7 +17,7 @@ from exporter import backends
 from exporter.build.model import traced
 from exporter.build.pipeline import Built, build
 from exporter.calibrate.activations import RUNNING, bytes_to_choose
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.cli import main
 from exporter.errors import InputError
 from exporter.network.cut import Cut

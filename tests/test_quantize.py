@@ -14,7 +14,7 @@ from onnxruntime.quantization import matmul_nbits_quantizer
 from onnxruntime.quantization.quant_utils import quantize_data
 
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut

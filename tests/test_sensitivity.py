@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from exporter.build.model import Model, trace_model
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph
 from exporter.package.manifest import Port

@@ -18,7 +18,7 @@ from exporter.calibrate.inputs import gather
 from exporter.calibrate.store import INDEX, Provenance, obtain, open_statistics
 from exporter.calibrate.trajectories import Trajectories, travel
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import open_checkpoint
+from exporter.checkpoint.open import open_checkpoint
 from exporter.drawing.loop import Player
 from exporter.errors import InputError
 from exporter.package.names import MMDIT

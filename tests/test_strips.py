@@ -14,7 +14,7 @@ import torch
 from exporter import backends
 from exporter.backends.contract import EmitOptions, SessionOptions
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.network import strips
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut
@@ -119,7 +119,7 @@ def test_every_backend_computes_strips(
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The full-size VAE."""
-    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.checkpoint.open import open_checkpoint
 
     folder = tmp_path_factory.mktemp("synth") / "mini"
     synthesize(find_preset("sd3.5-flash-mini"), folder, with_t5=False)

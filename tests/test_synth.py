@@ -22,7 +22,7 @@ from torch import fx
 from exporter.build.model import token_counts
 from exporter.build.pipeline import build
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.cli import main
 from exporter.drawing.text import PromptCut

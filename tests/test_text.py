@@ -12,7 +12,7 @@ from torch import fx
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from exporter.build.model import token_counts
-from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, clip_tokenizer, tokenizer_files
 from exporter.drawing.text import Encode, PromptCut, load_tokenizer
 from exporter.errors import CheckFailed, InputError

@@ -18,7 +18,7 @@ from exporter.calibrate.store import (
 )
 from exporter.calibrate.trajectories import Inputs, Trajectories, travel
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.folder import Checkpoint, open_checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.network.assemble import components_of, cut_graphs
 from exporter.network.cut import Cut

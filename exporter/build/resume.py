@@ -22,7 +22,7 @@ from typing import Any
 
 from exporter.backends.contract import Backend
 from exporter.build.write import Origin, licences_of, log_of, tools_of
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
 from exporter.files.staging import partial_of, remove, settle, staging, write_whole
@@ -41,6 +41,7 @@ def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: O
         "backend": backend.name,
         "scheme": asdict(origin.scheme),
         "checkpoint": checkpoint.digest,
+        "descriptions": {n: file_digest(f) for n, f in checkpoint.descriptions.items()},
         "statistics": origin.statistics_sha256,
         "plan": origin.plan_sha256,
         "sensitivities": origin.plan.details if origin.plan else None,

@@ -21,7 +21,7 @@ from exporter.calibrate.equalize import Scaling, equalize, load_scalings, save_s
 from exporter.calibrate.inputs import gather
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.trajectories import Inputs
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.files.lock import locked
 from exporter.files.read import convert, file_digest, parse_json, read_json, read_text

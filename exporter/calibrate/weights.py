@@ -11,7 +11,7 @@ from torch import Tensor
 from exporter.calibrate.codes import best_codes
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.calibrate.store import Calibration
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.files.heap import release
 from exporter.program.program import Constant, Stored

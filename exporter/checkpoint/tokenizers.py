@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Tokens
 
-from exporter.checkpoint.folder import PAD_TOKENS, Checkpoint
+from exporter.checkpoint.open import PAD_TOKENS, Checkpoint
 from exporter.drawing.text import Encode, describe, prompt_encoder
 from exporter.errors import InputError
 from exporter.files.read import panics_as, read_json, read_text
@@ -70,11 +70,12 @@ def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> Tokenizer
     if pad_id is None:
         raise InputError(f"{folder}: pad token {pad!r} is not in the vocabulary")
     described = describe(parsed, f"tokenizer/{name}.json", tokens, pad_id)
-    rows = checkpoint.component(encoder).integer("vocab_size")
+    embedding = checkpoint.component(encoder)
+    rows = embedding.integer("vocab_size")
     if described.vocabulary_size > rows:
         raise InputError(
             f"{folder}: has ids up to {described.vocabulary_size - 1}, and the embedding of "
-            f"{checkpoint.folder / encoder} has {rows} rows; copy the tokenizer that belongs to it"
+            f"{embedding.place} has {rows} rows; copy the tokenizer that belongs to it"
         )
     return TokenizerFile(text, described)
 

@@ -61,7 +61,7 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
 
     from exporter.build.model import traced
     from exporter.calibrate.trajectories import call_counts
-    from exporter.checkpoint.folder import open_checkpoint
+    from exporter.checkpoint.open import open_checkpoint
     from exporter.network.assemble import components_of
     from exporter.predict.checkpoint import default_cut, sizes
     from exporter.quantize.schemes import load_scheme, scheme_names

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
-
-# Tensors that no graph reads and that change no picture: tables of positions, CLIP's temperature,
-# copies of T5's embedding, the decoder of a whole T5.
-UNUSED = {
-    "text_encoder": ("*position_ids", "logit_scale"),
-    "text_encoder_2": ("*position_ids", "logit_scale"),
-    "text_encoder_3": ("encoder.embed_tokens.weight", "decoder.*", "lm_head.weight"),
-}
 
 
 def components_of(cut: Cut) -> tuple[str, ...]:
@@ -76,7 +68,7 @@ def _check_shapes(checkpoint: Checkpoint, graphs: Iterable[Graph]) -> None:
                 expected = graph.derived[name].stored_shape(expected)
             if found != expected:
                 raise InputError(
-                    f"{component.folder}: tensor '{name}' has shape {list(found)}; "
+                    f"{component.place}: tensor '{name}' has shape {list(found)}; "
                     f"config.json implies {list(expected)}"
                 )
 
@@ -88,9 +80,8 @@ def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) ->
         parameters = graph.module.named_parameters()
         read.setdefault(graph.component, set()).update(name for name, _ in parameters)
     for component, names in read.items():
-        unused = UNUSED.get(component, ())
-        if component == "vae" and not cut.image_to_image:
-            unused = ("encoder.*",)
+        is_vae = component == "vae" and not cut.image_to_image
+        unused = ("encoder.*",) if is_vae else ()
         left = [
             name
             for name in checkpoint.component(component).tensors
@@ -99,7 +90,7 @@ def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) ->
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise InputError(
-                f"{checkpoint.component(component).folder}: the weights hold tensors that "
+                f"{checkpoint.component(component).place}: the weights hold tensors that "
                 f"config.json does not speak of: '{min(left)}'{more}; the picture would be wrong "
                 "without them: copy config.json again from where the weights are from"
             )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.checkpoint.folder import Component
+from exporter.checkpoint.component import Component
 from exporter.network.graph import Graph
 from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, attend, constant, constants_of
 from exporter.package.manifest import Port
@@ -43,12 +43,12 @@ def read_config(component: Component) -> ClipConfig:
         intermediate=component.integer("intermediate_size", high=MOST_WIDTH),
         layers=component.integer("num_hidden_layers", high=MOST_LAYERS),
         heads=component.integer("num_attention_heads"),
-        activation=component.require("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
-        projection=component.integer("projection_dim", 512, high=MOST_WIDTH),
-        tokens=component.require("max_position_embeddings", (77,), 77),
+        activation=component.require("hidden_act", ("quick_gelu", "gelu")),
+        projection=component.integer("projection_dim", high=MOST_WIDTH),
+        tokens=component.require("max_position_embeddings", (77,)),
         vocabulary=component.integer("vocab_size"),
-        eos_id=component.integer("eos_token_id", 49407, low=0),
-        eps=component.number("layer_norm_eps", 1e-5, high=1.0),
+        eos_id=component.integer("eos_token_id", low=0),
+        eps=component.number("layer_norm_eps", high=1.0),
     )
     component.require_divisible("hidden_size", config.hidden, "num_attention_heads", config.heads)
     return config

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.checkpoint.folder import Component
+from exporter.checkpoint.component import Component
 from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.network.graph import Crop, Graph
@@ -98,7 +98,7 @@ def read_config(component: Component) -> TransformerConfig:
         dual_layers=component.integers("dual_attention_layers", 0, MOST_LAYERS),
         qk_norm=component.require("qk_norm", ("rms_norm", None)) == "rms_norm",
     )
-    component.require("out_channels", (config.channels, None))
+    component.require("out_channels", (config.channels,))
     component.require("caption_projection_dim", (config.width,))
     return config
 

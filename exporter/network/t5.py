@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.checkpoint.folder import Component
+from exporter.checkpoint.component import Component
 from exporter.network.graph import Graph
 from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, RMSNorm, attend, constant, constants_of
 from exporter.package.manifest import Port
@@ -36,8 +36,8 @@ class T5Config:
 
 def read_config(component: Component) -> T5Config:
     """Read and check ``config.json``; raises InputError for what the graph cannot express."""
-    component.require("feed_forward_proj", ("gated-gelu",), "relu")
-    buckets = component.integer("relative_attention_num_buckets", 32, low=4, high=4096)
+    component.require("feed_forward_proj", ("gated-gelu",))
+    buckets = component.integer("relative_attention_num_buckets", low=4, high=4096)
     return T5Config(
         width=component.integer("d_model", high=MOST_WIDTH),
         feed_forward=component.integer("d_ff", high=MOST_WIDTH),
@@ -46,10 +46,8 @@ def read_config(component: Component) -> T5Config:
         layers=component.integer("num_layers", high=MOST_LAYERS),
         vocabulary=component.integer("vocab_size"),
         buckets=buckets,
-        max_distance=component.integer(
-            "relative_attention_max_distance", 128, low=buckets // 4 + 1
-        ),
-        eps=component.number("layer_norm_epsilon", 1e-6, high=1.0),
+        max_distance=component.integer("relative_attention_max_distance", low=buckets // 4 + 1),
+        eps=component.number("layer_norm_epsilon", high=1.0),
     )
 
 

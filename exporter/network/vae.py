@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exporter.checkpoint.folder import Component
+from exporter.checkpoint.component import Component
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
 from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, VAE_SCALE, attend, constants_of
@@ -39,20 +39,20 @@ class VaeConfig:
 
 def read_config(component: Component) -> VaeConfig:
     """Read and check ``config.json``; raises InputError for what the graphs cannot express."""
-    component.require("act_fn", ("silu", "swish"), "silu")
-    component.require("use_quant_conv", (False,), True)
-    component.require("use_post_quant_conv", (False,), True)
+    component.require("act_fn", ("silu", "swish"))
+    component.require("use_quant_conv", (False,))
+    component.require("use_post_quant_conv", (False,))
     channels = component.integers("block_out_channels", 1, MOST_WIDTH)
-    component.require("in_channels", (3,), 3)
-    component.require("out_channels", (3,), 3)
+    component.require("in_channels", (3,))
+    component.require("out_channels", (3,))
     config = VaeConfig(
         channels=channels,
         latent_channels=component.integer("latent_channels", high=MOST_WIDTH),
-        layers=component.integer("layers_per_block", 1, high=MOST_LAYERS),
-        groups=component.integer("norm_num_groups", 32),
+        layers=component.integer("layers_per_block", high=MOST_LAYERS),
+        groups=component.integer("norm_num_groups"),
         scaling=component.number("scaling_factor", low=1e-6),
         shift=component.number("shift_factor", low=-1e6),
-        mid_attention=component.flag("mid_block_add_attention", True),
+        mid_attention=component.flag("mid_block_add_attention"),
     )
     if 2 ** (len(channels) - 1) != VAE_SCALE:
         component.require("block_out_channels", (f"{VAE_SCALE} times smaller, four entries",))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter import backends
-from exporter.checkpoint.folder import Checkpoint
+from exporter.checkpoint.open import Checkpoint
 from exporter.network.cut import Cut
 from exporter.network.layers import VAE_SCALE
 from exporter.predict.graph import build_bytes, file_bytes, run_bytes

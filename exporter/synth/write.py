@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.folder import COMPONENTS
+from exporter.checkpoint.component import COMPONENTS
 from exporter.checkpoint.tokenizers import CLIP_END
 from exporter.errors import InputError
 from exporter.files.staging import refuse_place, staging

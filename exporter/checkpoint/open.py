@@ -1,0 +1,153 @@
+"""Stop 1, checkpoint: opened by memory map, whatever its layout, one tensor at a time.
+
+Only safetensors and GGUF are read. A pickle can run code when it is loaded, so ``.bin``, ``.pt``,
+``.pth``, ``.ckpt`` and ``.pkl`` files are refused by name and never opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from exporter.checkpoint import folder as diffusers_folder
+from exporter.checkpoint.component import COMPONENTS, Component
+from exporter.checkpoint.hub import TOKENIZERS, from_hub
+from exporter.checkpoint.sources import TensorSource, digest_of
+from exporter.errors import InputError
+from exporter.files.read import file_digest
+
+READ_AT_ONCE = 2  # tensors, for the digest
+TOKENIZER_PARTS = ("vocab.json", "merges.txt")  # where there is no tokenizer.json
+PAD_TOKENS = ("tokenizer_config.json", "special_tokens_map.json")  # the first that names one counts
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Stable Diffusion 3 or 3.5 checkpoint on disk; the components that are used.
+
+    Attributes:
+        folder: the licences of the weights lie in it, and the tokenizers' folders.
+        components: by name.
+        descriptions: files that say what the components are, by a name that is the same wherever
+            the checkpoint lies.
+    """
+
+    folder: Path
+    components: Mapping[str, Component] = field(repr=False)
+    descriptions: Mapping[str, Path] = field(default_factory=dict, repr=False)
+
+    def component(self, name: str) -> Component:
+        """A component by its name; raises InputError when the checkpoint lacks it."""
+        try:
+            return self.components[name]
+        except KeyError:
+            hint = "; set t5 = false in [text] to go without" if name == "text_encoder_3" else ""
+            raise InputError(
+                f"{self.folder}: component '{name}' ({COMPONENTS[name]}) is missing{hint}"
+            ) from None
+
+    @property
+    def has_t5(self) -> bool:
+        return "text_encoder_3" in self.components
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """``tokenizer``, ``tokenizer_2`` or ``tokenizer_3``; raises InputError when absent."""
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise InputError(f"{self.folder}: folder '{name}' is missing")
+        return folder
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what is read: tensors, the keys of configurations that decide, tokenizers.
+
+        The same for every layout of the same weights, wherever they lie.
+        """
+        configs = {name: dict(c.config) for name, c in sorted(self.components.items())}
+        total = hashlib.sha256(json.dumps(configs, sort_keys=True).encode())
+        for name, found in self._digests:
+            total.update(f"{name}\0{found.result()}\n".encode())
+        return total.hexdigest()
+
+    def begin_digest(self) -> None:
+        """Start to read the tensors for ``digest`` in threads, beside what else is to be done."""
+        _ = self._digests
+
+    @cached_property
+    def _digests(self) -> list[tuple[str, Future[str]]]:
+        work: list[tuple[str, Callable[[], str]]] = [
+            (f"{name}/{key}", functools.partial(tensor_digest, source))
+            for name, component in sorted(self.components.items())
+            for key, source in sorted(component.tensors.items())
+        ]
+        for name, folder in TOKENIZERS.items():
+            if name in self.components:
+                files = tokenizer_sources(self.folder / folder)
+                work += [(f"{folder}/{f.name}", functools.partial(file_digest, f)) for f in files]
+        found = [(name, Future[str]()) for name, _ in work]
+        _begin([(task, result) for (_, task), (_, result) in zip(work, found, strict=True)])
+        return found
+
+
+def tensor_digest(source: TensorSource) -> str:
+    """SHA-256 of what a tensor's values are made of."""
+    return digest_of(source.raw())
+
+
+def tokenizer_sources(folder: Path) -> list[Path]:
+    """The files that a tokenizer is read from: its text, or what that is made of, and its words."""
+    text = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else TOKENIZER_PARTS
+    return [folder / name for name in (*text, *PAD_TOKENS) if (folder / name).is_file()]
+
+
+def _begin(work: Sequence[tuple[Callable[[], str], Future[str]]]) -> None:
+    """Do it in threads that do not keep the process from ending.
+
+    Few, as what they run beside needs the processor too: with one for each file of a full-size
+    checkpoint, tracing began 11 s later.
+    """
+    left = iter(work)  # two threads may ask for the next, as the interpreter runs one at a time
+
+    def run() -> None:
+        for task, result in left:
+            try:
+                result.set_result(task())
+            except BaseException as error:
+                result.set_exception(error)
+
+    for _ in range(READ_AT_ONCE):
+        threading.Thread(target=run, daemon=True).start()
+
+
+def open_checkpoint(
+    place: str, components: Sequence[str] = (), revision: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint folder, or a hub id whose files are fetched into the hub's cache.
+
+    Reads headers and configurations only. Raises InputError for whatever a user can mend.
+
+    Args:
+        components: those that are used, which must be there; others are neither opened nor part of
+            the digest. Without any: all that are there, and all but T5 must be.
+        revision: of a hub id.
+    """
+    folder = Path(place)
+    if not folder.exists():
+        folder = from_hub(place, components or tuple(COMPONENTS), revision)
+    elif revision is not None:
+        raise InputError(f"checkpoint {place}: is a folder; a revision applies to hub ids")
+    if not folder.is_dir():
+        raise InputError(f"checkpoint {place}: not a folder; name a diffusers layout folder")
+    found = diffusers_folder.open_components(folder, components or tuple(COMPONENTS))
+    checkpoint = Checkpoint(folder, found, diffusers_folder.descriptions(folder, found))
+    needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
+    for name in needed:
+        checkpoint.component(name)
+    return checkpoint

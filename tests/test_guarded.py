@@ -172,18 +172,17 @@ def remove(folder: Path, other: Path) -> None:
     folder.rename(folder.with_name(".old"))
 
 
-@pytest.mark.parametrize("happens", [replace, remove])
+@pytest.mark.parametrize(("happens", "count"), [(replace, 1), (replace, 7), (remove, 7)])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("what", OPENINGS)
-@pytest.mark.parametrize("count", [1, 7])
 def test_a_package_replaced_at_any_moment(
     package: Path,
     other: Path,
     monkeypatch: pytest.MonkeyPatch,
     happens: Callable[[Path, Path], None],
+    count: int,
     when: str,
     what: str,
-    count: int,
 ) -> None:
     """Around the first and the seventh opening of its kind: one line, or a right picture.
 

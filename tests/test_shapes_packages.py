@@ -68,7 +68,13 @@ def test_every_package_verifies(shapes_packages: dict[str, Built]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "least_db"), [("fp32", 40), ("fp16", 40), ("int8", 35), ("int4", 35)]
+    ("scheme", "least_db"),
+    [
+        pytest.param("fp32", 40, marks=pytest.mark.full),
+        pytest.param("fp16", 40, marks=pytest.mark.full),
+        pytest.param("int8", 35, marks=pytest.mark.full),
+        ("int4", 35),
+    ],
 )
 def test_backends_draw_the_same_picture(
     shapes_packages: dict[str, Built],
@@ -87,14 +93,14 @@ def test_backends_draw_the_same_picture(
 @pytest.mark.parametrize(
     ("package", "allowed_points"),
     [
-        ("onnx-fp16", 1),
-        ("onnx-int8", 1),
+        pytest.param("onnx-fp16", 1, marks=pytest.mark.full),
+        pytest.param("onnx-int8", 1, marks=pytest.mark.full),
         ("onnx-int8-w8a8", 2),
-        ("onnx-int4", 5),
-        ("openvino-int8", 1),
-        ("openvino-int8-w8a8", 2),
+        pytest.param("onnx-int4", 5, marks=pytest.mark.full),
+        pytest.param("openvino-int8", 1, marks=pytest.mark.full),
+        pytest.param("openvino-int8-w8a8", 2, marks=pytest.mark.full),
         ("openvino-int4", 5),
-        ("openvino-int4-a8", 5),
+        pytest.param("openvino-int4-a8", 5, marks=pytest.mark.full),
     ],
 )
 def test_shapeeval_loss(

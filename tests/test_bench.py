@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from exporter import backends
 from exporter.bench.bench import bench
-from exporter.bench.process import Asked, draw, draw_apart, order_text, read_order
+from exporter.bench.process import STATUS, Asked, _status, draw, draw_apart, order_text, read_order
 from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.errors import InputError
@@ -35,6 +36,15 @@ def test_a_package_is_timed(tiny_package: Path) -> None:
     steps = 4 * row["step_s"] + row["decode_s"] + row["encode_s"]
     assert row["next_s"] > 0 and sum(row["loads_s"].values()) + steps / 2 < row["first_s"]
     assert row["peak_rss_bytes"] > row["peak_anonymous_bytes"] > 10 << 20
+
+
+def test_memory_is_read_where_there_is_no_proc(tmp_path: Path) -> None:
+    """By psutil, about as much; of a process that has ended nothing."""
+    usual, elsewhere = _status(os.getpid()), _status(os.getpid(), tmp_path)
+    assert set(usual) == set(elsewhere) == {*STATUS}
+    assert elsewhere["VmHWM"] == pytest.approx(usual["VmHWM"], rel=0.5)
+    assert elsewhere["RssAnon"] == pytest.approx(usual["RssAnon"], rel=0.5)
+    assert _status(2**22 + 1, tmp_path) == {}
 
 
 def test_the_table_has_a_line_for_each(tiny_package: Path, tmp_path: Path) -> None:

@@ -184,6 +184,20 @@ def test_run_draws_the_golden_picture(tiny_package: Path, tmp_path: Path) -> Non
     assert np.abs(found - golden).max() <= 1
 
 
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_golden_files_that_were_deleted_are_asked_for(
+    tiny_package: Path, tmp_path: Path, command: str
+) -> None:
+    """Every listed file is part of the package."""
+    package = shutil.copytree(tiny_package, tmp_path / "package")
+    shutil.rmtree(package / "golden")
+    rest = ["a red circle", "--out", tmp_path / "p.png"] if command == "run" else []
+    found = fourstep(command, package, *rest)
+    assert found.exit_code == (2 if command == "run" else 1) and not (tmp_path / "p.png").exists()
+    (line,) = found.stderr.strip().splitlines()
+    assert "package/golden/" in line and line.endswith("copy the package again")
+
+
 def test_graphs_opened_at_once_draw_the_same(tiny_package: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one.png", tmp_path / "other.png"
     for out, *options in ((one,), (other, "--at-once")):

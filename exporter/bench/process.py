@@ -82,7 +82,7 @@ class Drawn:
     """What a package drew, in a folder.
 
     Attributes:
-        memory: None where the system has no ``/proc``.
+        memory: None where the system has no ``/proc`` and psutil is not installed.
         remarks: what the runtime said of the prompts.
     """
 
@@ -176,7 +176,7 @@ def _ending(code: int, said: str) -> str:
 
 @contextmanager
 def _peaks(process: int) -> Iterator[dict[str, int]]:
-    """Largest figures of a process's ``/proc`` status in bytes; 0 where there is none."""
+    """Largest figures of ``_status`` in bytes; 0 where there is none."""
     peaks, ended = dict.fromkeys(STATUS, 0), threading.Event()
 
     def sample() -> None:
@@ -193,13 +193,27 @@ def _peaks(process: int) -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def _status(process: int) -> dict[str, int]:
+def _status(process: int, proc: Path = Path("/proc")) -> dict[str, int]:
+    """A process's peak resident and present anonymous bytes; empty where neither can be read."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+        lines = (proc / str(process) / "status").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return {}
+        return _status_elsewhere(process)
     pairs = (line.partition(":") for line in lines)
     return {name: int(rest.split()[0]) * 1024 for name, _, rest in pairs if name in STATUS}
+
+
+def _status_elsewhere(process: int) -> dict[str, int]:
+    """``_status`` of macOS and Windows: resident now, and what no other process shares."""
+    try:
+        import psutil
+    except ImportError:
+        return {}
+    try:
+        found = psutil.Process(process).memory_full_info()
+    except psutil.Error:  # it has ended
+        return {}
+    return dict(zip(STATUS, (found.rss, found.uss), strict=True))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def command(as_json: bool) -> None:
             continue
         rows.append(_row(f"run {name}", backend.to_run))
         rows.append(_row(f"build {name}", backend.to_build))
-    report = backends.Requirement("fourstep[report]", {"skimage": "scikit-image"})
+    report = backends.Requirement(
+        "fourstep[report]", {"psutil": "psutil", "skimage": "scikit-image"}
+    )
     rows.append(_row("report", report))
     if as_json:
         show_json(rows)

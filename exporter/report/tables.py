@@ -162,4 +162,6 @@ def _memory(entry: Entry) -> list[str]:
 def _no_memory(entry: Entry) -> str:
     if entry.memory is not None:
         return ""
-    return paragraph("Memory is not available on this system: it is read from Linux's /proc.")
+    return paragraph(
+        "Memory is not available on this system without psutil: pip install 'fourstep[report]'."
+    )

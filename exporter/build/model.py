@@ -97,11 +97,22 @@ class Model:
         }
 
 
+def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
+    """The checkpoint that a recipe names, or the one at ``place``, as the recipe uses it."""
+    return open_checkpoint(
+        place or recipe.checkpoint,
+        components_of(recipe.cut),
+        None if place else recipe.revision,
+        parts=recipe.parts,
+        tokenizers=recipe.tokenizers,
+    )
+
+
 def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
     """The first stops: checkpoint, graphs, trace. Raises InputError."""
     # Checkpoint: headers only; a weight is read when a stage below asks for it. What identifies the
     # files is computed beside the stages.
-    checkpoint = open_checkpoint(recipe.checkpoint, components_of(recipe.cut), recipe.revision)
+    checkpoint = open_asked(recipe)
     checkpoint.begin_digest()
     weights = Weights(checkpoint, keep_bytes=keep_bytes)
 

@@ -22,6 +22,14 @@ COMPONENTS = {
     "text_encoder_3": "T5EncoderModel",
     "vae": "AutoencoderKL",
 }
+# What a recipe calls a component that it takes from a file or a folder of its own.
+PARTS = {
+    "transformer": "transformer",
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "t5": "text_encoder_3",
+    "vae": "vae",
+}
 # Tensors that no graph reads and that change no picture: tables of positions, CLIP's temperature,
 # the decoder of a whole T5.
 HARMLESS = {

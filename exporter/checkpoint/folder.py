@@ -46,8 +46,14 @@ def descriptions(folder: Path, components: Mapping[str, Component]) -> dict[str,
 
 
 def _open_component(checkpoint: Path, name: str, index: Mapping[str, Any]) -> Component:
-    folder = checkpoint / name
     _check_class(checkpoint / INDEX, name, index.get(name))
+    return open_part(checkpoint / name, name)
+
+
+def open_part(folder: Path, name: str) -> Component:
+    """A component from the folder of its own: ``config.json`` and weights; raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name the one that holds config.json")
     described = folder / "config.json"
     files = _weight_files(folder)
     tensors = {key: source for file in files for key, source in kept(file).items()}

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.checkpoint import folder as diffusers_folder
-from exporter.checkpoint.component import COMPONENTS, Component
+from exporter.checkpoint.component import COMPONENTS, PARTS, Component
 from exporter.checkpoint.hub import TOKENIZERS, from_hub
 from exporter.checkpoint.sources import TensorSource, digest_of
 from exporter.errors import InputError
@@ -33,24 +33,28 @@ class Checkpoint:
     """A Stable Diffusion 3 or 3.5 checkpoint on disk; the components that are used.
 
     Attributes:
-        folder: the licences of the weights lie in it, and the tokenizers' folders.
+        folder: the licences of the weights lie in it.
         components: by name.
         descriptions: files that say what the components are, by a name that is the same wherever
             the checkpoint lies.
+        tokenizers: the tokenizers' folders lie in it; None: in ``folder``.
     """
 
     folder: Path
     components: Mapping[str, Component] = field(repr=False)
     descriptions: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    tokenizers: Path | None = None
 
     def component(self, name: str) -> Component:
         """A component by its name; raises InputError when the checkpoint lacks it."""
         try:
             return self.components[name]
         except KeyError:
-            hint = "; set t5 = false in [text] to go without" if name == "text_encoder_3" else ""
+            key = next(key for key, part in PARTS.items() if part == name)
+            hint = ", or set t5 = false in [text] to go without" if key == "t5" else ""
             raise InputError(
-                f"{self.folder}: component '{name}' ({COMPONENTS[name]}) is missing{hint}"
+                f"{self.folder}: component '{name}' ({COMPONENTS[name]}) is missing; name its "
+                f"file or folder as {key} in [model]{hint}"
             ) from None
 
     @property
@@ -59,10 +63,13 @@ class Checkpoint:
 
     def tokenizer_folder(self, name: str) -> Path:
         """``tokenizer``, ``tokenizer_2`` or ``tokenizer_3``; raises InputError when absent."""
-        folder = self.folder / name
-        if not folder.is_dir():
-            raise InputError(f"{self.folder}: folder '{name}' is missing")
-        return folder
+        place = self.tokenizers or self.folder
+        if not (place / name).is_dir():
+            raise InputError(
+                f"{place}: folder '{name}' is missing; name the folder that holds "
+                f"{', '.join(TOKENIZERS.values())} as tokenizers in [model]"
+            )
+        return place / name
 
     @cached_property
     def digest(self) -> str:
@@ -89,7 +96,7 @@ class Checkpoint:
         ]
         for name, folder in TOKENIZERS.items():
             if name in self.components:
-                files = tokenizer_sources(self.folder / folder)
+                files = tokenizer_sources((self.tokenizers or self.folder) / folder)
                 work += [(f"{folder}/{f.name}", functools.partial(file_digest, f)) for f in files]
         found = [(name, Future[str]()) for name, _ in work]
         _begin([(task, result) for (_, task), (_, result) in zip(work, found, strict=True)])
@@ -127,7 +134,12 @@ def _begin(work: Sequence[tuple[Callable[[], str], Future[str]]]) -> None:
 
 
 def open_checkpoint(
-    place: str, components: Sequence[str] = (), revision: str | None = None
+    place: str,
+    components: Sequence[str] = (),
+    revision: str | None = None,
+    *,
+    parts: Mapping[str, str] | None = None,
+    tokenizers: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint folder, or a hub id whose files are fetched into the hub's cache.
 
@@ -137,16 +149,26 @@ def open_checkpoint(
         components: those that are used, which must be there; others are neither opened nor part of
             the digest. Without any: all that are there, and all but T5 must be.
         revision: of a hub id.
+        parts: of some components, the folder to take it from in place of the checkpoint's.
+        tokenizers: the folder that holds the tokenizers' folders, if it is not the checkpoint's.
     """
+    parts = parts or {}
+    used = components or tuple(COMPONENTS)
+    for name in parts:
+        if name not in used:
+            raise InputError(f"{parts[name]}: given as {name}, which is not used")
+    left = [name for name in used if name not in parts]
     folder = Path(place)
     if not folder.exists():
-        folder = from_hub(place, components or tuple(COMPONENTS), revision)
+        folder = from_hub(place, left, revision)
     elif revision is not None:
         raise InputError(f"checkpoint {place}: is a folder; a revision applies to hub ids")
     if not folder.is_dir():
         raise InputError(f"checkpoint {place}: not a folder; name a diffusers layout folder")
-    found = diffusers_folder.open_components(folder, components or tuple(COMPONENTS))
-    checkpoint = Checkpoint(folder, found, diffusers_folder.descriptions(folder, found))
+    found = diffusers_folder.open_components(folder, left)
+    described = diffusers_folder.descriptions(folder, found)
+    found |= {name: diffusers_folder.open_part(Path(part), name) for name, part in parts.items()}
+    checkpoint = Checkpoint(folder, found, described, Path(tokenizers) if tokenizers else None)
     needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
     for name in needed:
         checkpoint.component(name)

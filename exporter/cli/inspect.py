@@ -59,16 +59,15 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     require_build()
     from dataclasses import asdict
 
-    from exporter.build.model import traced
+    from exporter.build.model import open_asked, traced
     from exporter.calibrate.trajectories import call_counts
     from exporter.checkpoint.open import open_checkpoint
-    from exporter.network.assemble import components_of
     from exporter.predict.checkpoint import default_cut, sizes
     from exporter.quantize.schemes import load_scheme, scheme_names
     from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts, read_recipe
 
     recipe = read_recipe(recipe_file) if recipe_file else None
-    checkpoint = open_checkpoint(place, components_of(recipe.cut) if recipe else ())
+    checkpoint = open_asked(recipe, place) if recipe else open_checkpoint(place)
     cut = recipe.cut if recipe else default_cut(checkpoint)
     prompts = recipe.calibration.prompts if recipe else calibration_prompts()
     scheme_of = recipe.scheme if recipe else load_scheme

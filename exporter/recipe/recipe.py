@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from exporter import backends
+from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
 from exporter.errors import InputError, known
 from exporter.files.read import is_text, parse_toml, read_text
@@ -40,7 +41,7 @@ DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "model": ("checkpoint", "revision"),
+    "model": ("checkpoint", "revision", *PARTS, "tokenizers"),
     "schedule": ("mode", "sigmas"),
     "image": ("width_px", "height_px", "image_to_image"),
     "text": ("t5", "t5_tokens", "t5_parts"),
@@ -82,6 +83,8 @@ class Recipe:
         name: the file's name without suffix.
         checkpoint: a folder or a hub id.
         revision: of a hub id; None: its main branch.
+        parts: of components, the file or folder to take it from in place of the checkpoint's.
+        tokenizers: the folder of the tokenizers' folders; None: the checkpoint's.
         mode: ``euler`` or ``renoise``.
         cut: the static choices.
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
@@ -98,6 +101,8 @@ class Recipe:
     name: str
     checkpoint: str
     revision: str | None
+    parts: Mapping[str, str]
+    tokenizers: str | None
     mode: Mode
     cut: Cut
     group_size: int | None
@@ -122,9 +127,9 @@ class Recipe:
         return next(choice for choice in self.choices if choice.name == name)
 
     def digest(self, backend: str) -> str:
-        """SHA-256 of everything that decides a package's bytes; not of the checkpoint's place."""
+        """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
-        del decisive["revision"]
+        del decisive["revision"], decisive["parts"], decisive["tokenizers"]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -172,6 +177,8 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         name=file.stem,
         checkpoint=_checkpoint(get),
         revision=get.value("model", "revision", str, None),
+        parts=_parts(get),
+        tokenizers=_place(get, "tokenizers") if "tokenizers" in raw.get("model", {}) else None,
         mode=get.choice("schedule", "mode", MODES, "euler"),
         cut=Cut(
             sigmas=_sigmas(get.value("schedule", "sigmas", list)),
@@ -202,13 +209,39 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
 def _checkpoint(get: _Getter) -> str:
     """The folder or the hub id of ``[model] checkpoint``; raises InputError."""
     given = get.text("model", "checkpoint")
+    place = _place_near(get, "checkpoint", given)
+    return str(place) if place.exists() or names_a_path(given) else given
+
+
+def _parts(get: _Getter) -> dict[str, str]:
+    """The components that ``[model]`` takes from elsewhere, by their names; raises InputError."""
+    found = {}
+    for key, name in PARTS.items():
+        if get.value("model", key, str, None) is None:
+            continue
+        if key == "t5" and not get.value("text", "t5", bool, True):
+            raise InputError("[model] t5 is given, and [text] t5 = false does not use it")
+        found[name] = _place(get, key)
+    return found
+
+
+def _place(get: _Getter, key: str) -> str:
+    """A file or folder that ``[model]`` names and that is there; raises InputError."""
+    place = _place_near(get, key, get.text("model", key))
+    if not place.exists():
+        raise InputError(f"[model] {key}: {place}: no such file or folder")
+    return str(place)
+
+
+def _place_near(get: _Getter, key: str, given: str) -> Path:
+    """A path of ``[model]``; raises InputError for one that is meant from the working folder."""
     place = place_in(get.folder, given)
     if not place.exists() and Path(given).exists():
         raise InputError(
-            f"[model] checkpoint = {given!r}: {place} does not exist; paths in a recipe are "
+            f"[model] {key} = {given!r}: {place} does not exist; paths in a recipe are "
             f"relative to its folder: {os.path.relpath(given, get.folder)!r} would be right"
         )
-    return str(place) if place.exists() or names_a_path(given) else given
+    return place
 
 
 def place_in(folder: Path, name: str) -> Path:

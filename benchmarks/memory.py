@@ -58,7 +58,7 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     recipe = read_recipe(recipe_file)
     model = trace_model(recipe, 0, Progress())
     quantized = quantize_all(model.programs, recipe.scheme(scheme))
-    program = next(p for p in emitted(quantized, recipe.t5_parts) if p.name == graph)
+    program = next(p for p in emitted(quantized, recipe.graph_parts) if p.name == graph)
     choices = recipe.backend(backend_name).choices
     count = calls(recipe).get(graph, 0)
     rounded = rounder(
@@ -125,7 +125,7 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
     schemes = {name: recipe.scheme(name) for name in scheme_names()}
     choices = {name: recipe.backend(name).choices for name in recipe.backends}
-    found = sizes(programs, choices, schemes, recipe.t5_parts, calls(recipe))
+    found = sizes(programs, choices, schemes, recipe.graph_parts, calls(recipe))
     return {
         (size.backend, size.scheme, size.graph): {
             "bytes": size.bytes,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from exporter import backends
+from exporter.bench.process import Clock
 from exporter.build.pipeline import build
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint
@@ -21,6 +25,7 @@ from exporter.network.assemble import cut_graphs
 from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.quantize.program import QuantizedProgram, quantize_all
+from exporter.quantize.rounded import ROUND_INPUT, asked, ranging, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.quantize.split import split
 from exporter.recipe.recipe import Recipe, read_recipe
@@ -36,7 +41,7 @@ def programs(request: pytest.FixtureRequest, tiny: Checkpoint) -> dict[str, Quan
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("name", ["t5", "vae_decoder"])
+@pytest.mark.parametrize("name", ["t5", "vae_decoder", "denoiser"])
 def test_parts_in_turn_are_the_whole(
     programs: dict[str, QuantizedProgram], tiny: Checkpoint, name: str, count: int
 ) -> None:
@@ -63,6 +68,38 @@ def test_parts_share_the_weights_evenly(programs: dict[str, QuantizedProgram]) -
     assert adjusted == {a.weight for a in whole.adjusted}
 
 
+def test_parts_of_rounded_inputs_in_turn_are_the_whole(tiny: Checkpoint) -> None:
+    found = {g.name: trace(g) for g in cut_graphs(tiny, SMALL)}
+    program = quantize_all(found, load_scheme("int8-w8a8"))["denoiser"]
+    shapes = {name: program.stored()[name].shape[1] for name in asked(program)}
+    factors = {width: 1 + torch.arange(width) / width for width in {*shapes.values()}}
+    chosen = {name: ranging(-3.0, 4.0, factors[width]) for name, width in shapes.items()}
+    whole, weights = round_inputs(program, chosen), Weights(tiny)
+    inputs = random_inputs(whole)
+    expected = run(whole, weights.read, inputs)
+    for part in split(whole, 3):
+        assert any(node.target is ROUND_INPUT for node in part.nodes())
+        inputs = run(part, weights.read, inputs)
+    assert torch.equal(inputs["velocity"], expected["velocity"])
+
+
+def test_parts_of_the_denoiser_hand_on_tokens_and_modulation(
+    programs: dict[str, QuantizedProgram],
+) -> None:
+    """Each weight is in one part alone, and so is each vector of the modulation."""
+    whole, parts = programs["denoiser"], split(programs["denoiser"], 3)
+    assert [part.name for part in parts] == ["denoiser-1", "denoiser-2", "denoiser-3"]
+    assert parts[0].inputs == whole.inputs and parts[-1].outputs == whole.outputs
+    held = [name for part in parts for name in part.stored()]
+    assert sorted(held) == sorted(whole.stored())
+    width, row = whole.inputs[1].shape[2], whole.inputs[2].shape[1]
+    for before, after in itertools.pairwise(parts):
+        assert before.outputs == after.inputs
+        assert [port.shape[-1] for port in before.outputs] == [row, width, width]
+    taken = [n.name for part in parts for n in part.nodes() if n.target is operator.getitem]
+    assert sorted(taken) == sorted(n.name for n in whole.nodes() if n.target is operator.getitem)
+
+
 def test_too_many_parts(programs: dict[str, QuantizedProgram]) -> None:
     with pytest.raises(InputError, match=r"t5 can be cut into at most \d+ parts"):
         split(programs["t5"], 60)
@@ -85,7 +122,7 @@ def test_a_part_that_holds_nothing_is_refused(
         most = count
         share = sum(part.stored_bytes() for part in parts) / count
         assert all(part.stored_bytes() > 0.09 * share for part in parts)
-    assert (most > 2) == (name in ("t5", "vae_decoder"))
+    assert (most > 2) == (name in ("t5", "vae_decoder", "denoiser"))
 
 
 def drawn(package: Package) -> tuple[list[str], list[np.ndarray]]:
@@ -102,14 +139,29 @@ def drawn(package: Package) -> tuple[list[str], list[np.ndarray]]:
     return opened, [e.pixels for e in events if isinstance(e, Image)]
 
 
+def test_parts_stay_open_with_the_graphs_that_do(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """And what a step takes holds the opening of its parts where each step opens them."""
+    recipe = replace(tiny_recipe, denoiser_parts=2, prompts=())
+    (built,) = build(recipe, tmp_path, ["onnx"], ["int4"])
+    for keep in (False, True):
+        clock = Clock()
+        with clock.watch(open_package(built.path).player(keep=keep)) as player:
+            assert list(generate(player, [Request("a red circle")]))
+            opens = clock.opens_s["denoiser-2"]
+            assert len(opens) == SMALL.steps
+            again = statistics.median(clock.opens_s["denoiser-1"]) + statistics.median(opens)
+            assert clock.reopened_s(player) == pytest.approx(again)
+            assert (max(opens[1:]) < 0.001) == keep
+
+
 @pytest.mark.parametrize("backend", backends.names())
-def test_a_package_with_t5_in_parts(tiny_recipe: Recipe, tmp_path: Path, backend: str) -> None:
-    """It verifies, says what it holds, opens each part once and draws the same picture."""
+def test_a_package_in_parts(tiny_recipe: Recipe, tmp_path: Path, backend: str) -> None:
+    """It verifies, says what it holds, opens one part at a time and draws the same picture."""
     if backends.missing(needs(backend)):
         pytest.skip(f"pip install '{backends.load(backend).to_build.install}'")
-    pixels = []
+    pixels, manifests = [], []
     for count in (1, 3):
-        recipe = replace(tiny_recipe, t5_parts=count)
+        recipe = replace(tiny_recipe, t5_parts=count, denoiser_parts=count)
         (built,) = build(recipe, tmp_path / str(count), [backend], ["int8"])
         assert built.report.ok
         package = open_package(built.path)
@@ -117,15 +169,56 @@ def test_a_package_with_t5_in_parts(tiny_recipe: Recipe, tmp_path: Path, backend
         assert all(g.calls for g in built.report.graphs)
         opened, pictures = drawn(package)
         pixels.append(pictures)
-    assert [name for name in opened if name.startswith("t5")] == ["t5-1", "t5-2", "t5-3"]
-    assert [g.name for g in package.manifest.parts("t5")] == ["t5-1", "t5-2", "t5-3"]
-    for whole, in_parts in zip(*pixels, strict=True):
-        assert np.abs(whole.astype(int) - in_parts).max() <= 1
-    row = SimpleNamespace(manifest=package.manifest)
-    sizes = [g.bytes for g in package.manifest.graphs if g.name.startswith("t5-")]
-    assert diagrams._graph_bytes(row, "t5") == sum(sizes) > max(sizes)  # type: ignore[arg-type]
+        manifests.append(package.manifest)
+    for graph, turns in (("t5", 1), ("denoiser", 2 * SMALL.steps)):
+        names = [f"{graph}-{i}" for i in (1, 2, 3)]
+        assert [name for name in opened if name.startswith(graph)] == turns * names
+        (whole,), parts = (manifest.parts(graph) for manifest in manifests)
+        assert [part.name for part in parts] == names
+        row = SimpleNamespace(manifest=manifests[1])
+        sizes = [part.bytes for part in parts]
+        assert diagrams._graph_bytes(row, graph) == sum(sizes) > max(sizes)  # type: ignore[arg-type]
+        assert sum(sizes) == pytest.approx(whole.bytes, rel=0.2)
+        assert (
+            whole.run_bytes is None or max(part.run_bytes or 0 for part in parts) < whole.run_bytes
+        )
+    for one, in_parts in zip(*pixels, strict=True):
+        assert np.abs(one.astype(int) - in_parts).max() <= 1
     log = json.loads((built.path.parent / f"{built.path.name}.log.json").read_text())
     assert log["verify"]["ok"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_package_of_rounded_inputs_in_parts(
+    tiny_recipe: Recipe, tmp_path: Path, backend: str
+) -> None:
+    """Ranges are chosen for the whole; the parts round alike and draw the same picture."""
+    calibration = replace(tiny_recipe.calibration, prompts=("a blue square",))
+    pixels = []
+    for count in (1, 3):
+        recipe = replace(tiny_recipe, denoiser_parts=count, calibration=calibration)
+        (built,) = build(recipe, tmp_path / str(count), [backend], ["int8-w8a8"])
+        assert built.report.ok
+        pixels.append(drawn(open_package(built.path))[1])
+    for one, in_parts in zip(*pixels, strict=True):
+        assert np.abs(one.astype(int) - in_parts).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("denoiser_parts = 0", r"\[build\] denoiser_parts = 0: must be from 1 to 64"),
+        ("denoiser_parts = 2.5", r"\[build\] denoiser_parts = 2.5: must be a whole number"),
+        ("most_file_bytes = 0", r"\[build\] most_file_bytes = 0: must be from 1 to"),
+    ],
+)
+def test_mistakes_in_build(tmp_path: Path, key: str, message: str) -> None:
+    file = tmp_path / "recipe.toml"
+    shipped = (ROOT / "recipes" / "shapes-flash.toml").read_text()
+    file.write_text(shipped.replace("[build]", f"[build]\n{key}", 1))
+    with pytest.raises(InputError, match=message):
+        read_recipe(file)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +244,8 @@ def test_too_many_parts_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(InputError, match="t5 can be cut into at most"):
         build(replace(tiny_recipe, t5_parts=50), tmp_path / "out", ["onnx"], ["int8"])
+    with pytest.raises(InputError, match="denoiser can be cut into at most"):
+        build(replace(tiny_recipe, denoiser_parts=50), tmp_path / "out", ["onnx"], ["int8"])
+    with pytest.raises(InputError, match="more than most_file_bytes = 500,000; what would fit: "):
+        build(replace(tiny_recipe, most_file_bytes=500_000), tmp_path / "out", ["onnx"], ["int8"])
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from exporter.cli import main
 from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.predict.checkpoint import sizes
-from exporter.predict.fit import refuse_too_large
+from exporter.predict.fit import file_limit, memory_limit, refuse_too_large
 from exporter.predict.graph import DERIVED, build_bytes, file_bytes, patch_bytes, run_bytes
 from exporter.program import aten
 from exporter.program.sizes import activation_bytes
@@ -163,7 +163,7 @@ def test_files_are_as_large_as_predicted(
             traced(shapes, recipe.cut),
             {built.backend: recipe.backend(built.backend).choices},
             {built.scheme: recipe.scheme(built.scheme)},
-            recipe.t5_parts,
+            recipe.graph_parts,
             {},
         )
         for size in found:
@@ -196,14 +196,35 @@ def test_parts_of_t5_are_proposed(tiny: Checkpoint) -> None:
     """Where T5 alone is too large, and its parts are not."""
     onnx, t5 = backends.load("onnx"), programs(tiny, SMALL, "int8")["t5"]
     assert onnx.costs is not None
-    whole = run_bytes(t5, onnx.costs)
+    whole, others = run_bytes(t5, onnx.costs), {"int8": {"t5": t5}}
     for count in (2, 3):
         limit = max(run_bytes(part, onnx.costs) for part in split(t5, count))
         assert limit < whole
         remedy = rf"what would fit: int8 with t5_parts = {count} \({limit:,}\)$"
         with pytest.raises(InputError, match=remedy):
-            refuse_too_large(limit, onnx, "int8", [t5], lambda: {"int8": {"t5": t5}})
-    refuse_too_large(whole, onnx, "int8", [t5], lambda: {})
+            refuse_too_large([memory_limit(limit)], onnx, "int8", [t5], lambda: others)
+    refuse_too_large([memory_limit(whole)], onnx, "int8", [t5], lambda: {})
+
+
+def test_parts_of_the_denoiser_are_proposed(tiny: Checkpoint) -> None:
+    """Under either limit, and those that hold under both."""
+    onnx, graphs = backends.load("onnx"), programs(tiny, SMALL, "int8")
+    t5, whole = graphs["t5"], graphs["denoiser"]
+    assert onnx.costs is not None
+    for limit_of, size_of in ((memory_limit, run_bytes), (file_limit, file_bytes)):
+        limit = limit_of(max(size_of(part, onnx.costs) for part in split(whole, 3)))
+        message = (
+            rf"onnx-int8 is predicted to (take|have files of) [\d,]+ bytes \(denoiser\), more than "
+            rf"{limit.key} = {limit.most_bytes:,}; what would fit: int8 with denoiser_parts = 3 "
+        )
+        with pytest.raises(InputError, match=message):
+            refuse_too_large([limit], onnx, "int8", [whole], lambda: {"int8": {"denoiser": whole}})
+    both = [file_limit(limit.most_bytes), memory_limit(1 << 40)]
+    with pytest.raises(InputError, match=r"int8 with .*denoiser_parts = 3 \("):
+        others = {"int8": {"t5": t5, "denoiser": whole}}
+        refuse_too_large(both, onnx, "int8", [whole], lambda: others)
+    with pytest.raises(InputError, match=r"nothing fits; the least is .*; allow larger files$"):
+        refuse_too_large([file_limit(9)], onnx, "int8", [whole], lambda: {"int8": graphs})
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ def timed(player: Player, prompt: str, seed: int) -> dict[str, Any]:
     clock, started = Clock(), time.perf_counter()
     events = generate(clock.watch(player), [Request(prompt, seed)])
     (image,) = [event for event in events if isinstance(event, Image)]
+    steps = [clock.runs_s[name] for name in parts_of(player, "each step")]
     return {
         "picture_s": time.perf_counter() - started,
         "load_s": sum(sum(opens) for opens in clock.opens_s.values()),
         "text_s": sum(sum(clock.runs_s[name]) for name in parts_of(player, "once per prompt")),
-        "steps_s": clock.runs_s["denoiser"],
+        "steps_s": [sum(parts) for parts in zip(*steps, strict=True)],
         "vae_s": sum(clock.runs_s["vae_decoder"]),
         "pixels_sha256": hashlib.sha256(image.pixels.tobytes()).hexdigest(),
         "pixels_std": float(image.pixels.std()),

@@ -56,7 +56,8 @@ class Times:
         loads_s: to open each graph for the first picture, its digest checked; of graphs that are
             opened ahead, how long the loop waited for them.
         encode_s: text encoders and conditioner of one prompt.
-        step_s, decode_s: medians over all steps and pictures.
+        step_s, decode_s: medians over all steps and pictures; of a denoiser that is cut, with the
+            opening of its parts.
         first_s: the first picture, with everything that has to be opened.
         next_s: each further picture of one call; None when only one was drawn.
     """
@@ -240,6 +241,11 @@ class Clock:
         """Of a call of graphs that run one after the other."""
         return sum(statistics.median(self.runs_s[name]) for name in names)
 
+    def reopened_s(self, player: Player) -> float:
+        """To open, in a step, the parts of a graph of each step that is cut."""
+        cut = [s.parts for s in player.stages if s.runs == "each step" and len(s.parts) > 1]
+        return sum(statistics.median(self.opens_s[name]) for parts in cut for name in parts)
+
 
 def parts_of(player: Player, runs: Runs) -> list[str]:
     """What is opened for a picture from a prompt, of the stages that run so."""
@@ -272,7 +278,7 @@ def draw(
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
         encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
-        step_s=clock.median_s(parts_of(player, "each step")),
+        step_s=clock.median_s(parts_of(player, "each step")) + clock.reopened_s(player),
         decode_s=clock.median_s(parts_of(player, "once")),
         first_s=seconds[0],
         next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,

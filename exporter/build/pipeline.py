@@ -19,12 +19,13 @@ from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
 from exporter.files.staging import refuse_place
 from exporter.package.manifest import GraphEntry
-from exporter.predict.fit import refuse_too_large
+from exporter.package.names import graph_of
+from exporter.predict.fit import limits_of, refuse_too_large
 from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
 from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram, quantize_all
-from exporter.quantize.split import emitted
+from exporter.quantize.split import emitted, split
 from exporter.recipe.plan import Plan, is_plan, read_plan
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
@@ -182,7 +183,7 @@ def _jobs(model: Model, asked: Sequence[_Asked]) -> list[_Job]:
     """The jobs in the order asked for; those of one scheme share its programs."""
     schemes = {one.given: one.scheme for one in asked}
     programs = {given: quantize_all(model.programs, s) for given, s in schemes.items()}
-    parts = {given: emitted(found, model.recipe.t5_parts) for given, found in programs.items()}
+    parts = {given: emitted(found, model.recipe.graph_parts) for given, found in programs.items()}
     return [
         _Job(**vars(one), programs=programs[one.given], parts=parts[one.given]) for one in asked
     ]
@@ -204,11 +205,10 @@ def _refuse_unfit(job: _Job, model: Model) -> None:
     """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
     choices = model.recipe.backend(job.backend.name).choices
     backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)
-    if model.recipe.device_memory_bytes is not None:
-        refuse_too_large(
-            model.recipe.device_memory_bytes, job.backend, job.scheme.name, job.parts,
-            functools.partial(_expressible, model, job.backend),
-        )  # fmt: skip
+    refuse_too_large(
+        limits_of(model.recipe), job.backend, job.scheme.name, job.parts,
+        functools.partial(_expressible, model, job.backend),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,9 +280,11 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
 
 
 def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> GraphEntry:
-    program = work.rounded(part.name) if part.name in job.programs else part
+    graph = graph_of(part.name)
+    cut = split(work.rounded(graph), work.model.recipe.graph_parts.get(graph, 1))
+    program = next(p for p in cut if p.name == part.name)
     options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
-    allowed = work.allowed.get(program.name, 0.0)
+    allowed = work.allowed.get(graph, 0.0)
     return write.emit_graph(job.backend, program, work.weights.read, folder, options, allowed)
 
 

@@ -80,7 +80,7 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
             for name in (recipe.backends if recipe else DEFAULT_BACKENDS)
         },
         {name: scheme_of(name) for name in scheme_names()},
-        recipe.t5_parts if recipe else 1,
+        recipe.graph_parts if recipe else {},
         call_counts(len(prompts), cut.steps),
     )
     if as_json:

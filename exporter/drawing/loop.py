@@ -129,6 +129,8 @@ Event = Conditioned | Step | Image
 def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, None, None]:
     """Draw pictures; every graph is opened once for all of them.
 
+    Where one of each step is cut, its parts are opened in turn at every step: memory holds one.
+
     Raises InputError for a strength out of range, an image of another size than the package's, or
     an image where the package has no encoder; CheckFailed for a graph that gives no numbers.
     """
@@ -247,7 +249,7 @@ def _walk(
 ) -> Generator[Event, None, list[np.ndarray]]:
     """All steps of all pictures; returns their final latents."""
     turns = [s for s in player.stages if s.runs == "each step"]
-    sessions = {part: player.open(part) for stage in turns for part in stage.parts}
+    opened = _held(player, turns)
     latents = []
     for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
         noise = TorchNoise(request.seed)
@@ -256,7 +258,7 @@ def _walk(
             latent = begin(player.schedule, start, encoded[index], latent)
         for step in range(start, player.schedule.steps):
             feed = Feed(values[request.prompt], request.prompt, latent, step=step)
-            velocity = _velocity(player, turns, sessions, feed)
+            velocity = _velocity(player, turns, opened, feed)
             latent = advance(
                 player.schedule, step, latent, velocity, partial(noise.randn, *player.latent)
             )
@@ -265,15 +267,22 @@ def _walk(
     return latents
 
 
+def _held(player: Player, stages: Sequence[Stage]) -> Callable[[str], Session]:
+    """Gives graphs by name: whole ones, which stay open, and parts, each opened when asked for."""
+    whole = [stage.parts[0] for stage in stages if len(stage.parts) == 1]
+    sessions = {name: player.open(name) for name in whole}
+    return lambda name: sessions[name] if name in sessions else player.open(name)
+
+
 def _velocity(
-    player: Player, turns: Sequence[Stage], sessions: Mapping[str, Session], feed: Feed
+    player: Player, turns: Sequence[Stage], opened: Callable[[str], Session], feed: Feed
 ) -> np.ndarray:
     """What the stages of each step give for one step."""
     (stage,) = turns
     outputs = _inputs(player, stage, feed)
     for part in stage.parts:
         end = f"step {feed.step + 1} of {player.schedule.steps}"
-        outputs = _finite(part, sessions[part](outputs), end)
+        outputs = _finite(part, opened(part)(outputs), end)
     return next(outputs[port] for port, result in stage.results.items() if result == "velocity")
 
 

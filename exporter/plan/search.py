@@ -29,8 +29,9 @@ from exporter.plan.sensitivity import Noise
 from exporter.predict.graph import fixed_bytes, run_bytes
 from exporter.progress import Progress
 from exporter.quantize.formats import Format
-from exporter.quantize.program import quantize_all
+from exporter.quantize.program import QuantizedProgram, quantize_all
 from exporter.quantize.schemes import load_scheme
+from exporter.quantize.split import split
 from exporter.recipe.plan import scheme_of
 from exporter.recipe.recipe import Recipe
 
@@ -85,6 +86,10 @@ class Problem:
             for key, weight in self.asked.items()
         ]
 
+    def parts(self, program: QuantizedProgram) -> tuple[QuantizedProgram, ...]:
+        """What is emitted for a program: itself, unless the recipe has it cut."""
+        return split(program, self.model.recipe.graph_parts.get(program.name, 1))
+
     def formats(self, choice: Choice) -> dict[str, dict[str, str]]:
         """By graph and weight."""
         found: dict[str, dict[str, str]] = {}
@@ -133,10 +138,12 @@ def budgets_of(problem: Problem, aim: Aim) -> dict[tuple[str, ...], int]:
         rest = sum(problem.rest_bytes[graph] for graph in MMDIT)
         found = {MMDIT: int(aim.bits_per_weight * values / 8) - rest}
     elif aim.memory_bytes is not None:
-        programs = problem.model.unrounded
         costs = _costs(problem)
         found = {
-            (graph,): aim.memory_bytes - int(max(fixed_bytes(programs[graph], c) for c in costs))
+            (graph,): sum(
+                aim.memory_bytes - int(max(fixed_bytes(part, c) for c in costs))
+                for part in problem.parts(problem.model.unrounded[graph])
+            )
             for graph in problem.rest_bytes
         }
     else:
@@ -276,7 +283,7 @@ def _fitting(
     while True:
         scheme = scheme_of("plan", BASE, (), problem.formats(choice))
         over = {
-            name: max(run_bytes(program, c) for c in costs) - memory_bytes
+            name: max(run_bytes(p, c) for p in problem.parts(program) for c in costs) - memory_bytes
             for name, program in quantize_all(problem.model.programs, scheme).items()
         }
         if max(over.values()) <= 0:

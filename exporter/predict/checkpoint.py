@@ -9,6 +9,7 @@ from exporter import backends
 from exporter.checkpoint.open import Checkpoint
 from exporter.network.cut import Cut
 from exporter.network.layers import VAE_SCALE
+from exporter.package.names import graph_of
 from exporter.predict.graph import build_bytes, file_bytes, run_bytes
 from exporter.program.program import Program
 from exporter.quantize.formats import Format, Scheme
@@ -41,24 +42,28 @@ def sizes(
     programs: Mapping[str, Program],
     choices: Mapping[str, Mapping[str, str]],
     schemes: Mapping[str, Scheme],
-    t5_parts: int,
+    parts: Mapping[str, int],
     calls: Mapping[str, int],
 ) -> list[GraphSize]:
     """Predictions for all graphs in all schemes that a backend can express.
 
     Args:
+        parts: into how many consecutive graphs a graph is cut, by its name.
         choices: what a recipe chooses of each backend (``backends.default_choices`` without one).
         calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
     """
     found = []
     for scheme_name, scheme in schemes.items():
         quantized = quantize_all(programs, scheme)
-        parts = emitted(quantized, t5_parts)
+        graphs = emitted(quantized, parts)
         for name, chosen in choices.items():
             backend = backends.load(name)
             if any(backend.refuse(form, chosen) for form in _formats(quantized)):
                 continue
-            found += [_size(part, name, scheme_name, calls.get(part.name, 0)) for part in parts]
+            found += [
+                _size(graph, name, scheme_name, calls.get(graph_of(graph.name), 0))
+                for graph in graphs
+            ]
     return found
 
 

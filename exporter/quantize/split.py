@@ -1,13 +1,15 @@
 """A graph that is too large for a device, cut into consecutive parts that are not.
 
 A cut is made where a single value that depends on the inputs is alive, as behind a layer's sum with
-what went around it. What depends on no input, such as a table of position biases, is computed in
-every part that needs it.
+what went around it. The ``denoiser`` has no such place: its image and text tokens go on side by
+side, and every block takes its own vectors of the modulation, which each part hands on whole. What
+depends on no input, such as a table of position biases, is computed in every part that needs it.
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -19,13 +21,17 @@ from exporter.package.manifest import Port
 from exporter.package.names import part_name
 from exporter.quantize.program import QuantizedProgram, stored_behind
 
+ATEN = torch.ops.aten
 LEAST_SHARE = 0.1  # of an even share of the weights, for a part to be worth a graph of its own
+MOST_ALIVE = {"denoiser": 3}  # values that a cut may lead through; one in any other graph
+Values = tuple[fx.Node, ...]
 
 
-def emitted(programs: Mapping[str, QuantizedProgram], t5_parts: int) -> list[QuantizedProgram]:
-    """What becomes a graph of its own: every program, T5 in so many parts; raises InputError."""
-    counts = {"t5": t5_parts}
-    return [part for p in programs.values() for part in split(p, counts.get(p.name, 1))]
+def emitted(
+    programs: Mapping[str, QuantizedProgram], parts: Mapping[str, int]
+) -> list[QuantizedProgram]:
+    """What becomes a graph of its own: every program, some in so many parts; raises InputError."""
+    return [part for p in programs.values() for part in split(p, parts.get(p.name, 1))]
 
 
 def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]:
@@ -38,22 +44,27 @@ def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]
     if count == 1:
         return (program,)
     varying = _varying(program)
-    waists = _waists(program, varying)
-    steps = [n for n in program.nodes() if n in varying]
+    steps = [n for n in program.nodes() if n in varying and not _is_piece(n)]
+    waists = _waists(program, steps, varying)
     sizes = _sizes(program, steps, varying)
     able = [n for n in range(1, count + 1) if _is_useful(sizes, sorted(waists), n)]
     if count not in able:
         reason = f"in {count}, one would hold under {LEAST_SHARE:.0%} of its share of the weights"
         if len(waists) < count - 1:
-            reason = f"there are {len(waists)} places where a single value goes on"
+            reason = f"there are {len(waists)} places where {_goes_on(program)}"
         raise InputError(f"{program.name} can be cut into at most {able[-1]} parts: {reason}")
     cuts = _even(sizes, sorted(waists), count)
     bounds = [0, *(cut + 1 for cut in cuts), len(steps)]
-    between = [None, *(waists[cut] for cut in cuts), None]
+    between: list[Values] = [(), *(waists[cut] for cut in cuts), ()]
     return tuple(
         _part(program, varying, i + 1, steps[bounds[i] : bounds[i + 1]], between[i], between[i + 1])
         for i in range(count)
     )
+
+
+def _goes_on(program: QuantizedProgram) -> str:
+    most = MOST_ALIVE.get(program.name, 1)
+    return "a single value goes on" if most == 1 else f"at most {most} values go on"
 
 
 def _varying(program: QuantizedProgram) -> set[fx.Node]:
@@ -65,44 +76,53 @@ def _varying(program: QuantizedProgram) -> set[fx.Node]:
     return found
 
 
-def _waists(program: QuantizedProgram, varying: set[fx.Node]) -> dict[int, fx.Node]:
-    """Steps behind which a single varying value, a float, is alive; and that value.
+def _is_piece(node: fx.Node) -> bool:
+    """Whether a value is a piece of another, taken anew in every part that needs it."""
+    return node.target in (ATEN.split.Tensor, operator.getitem)
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    """The value that a piece is of; any other is itself."""
+    while _is_piece(node):
+        (node, *_) = node.all_input_nodes
+    return node
+
+
+def _waists(
+    program: QuantizedProgram, steps: list[fx.Node], varying: set[fx.Node]
+) -> dict[int, Values]:
+    """Steps behind which few varying values, all floats, are alive; and those values, in order.
 
     Steps are counted among the operators that vary.
     """
-    results = set(program.results())
-    uses = {node: sum(user in varying for user in node.users) for node in varying}
-    alive = {node for node in program.feeds() if uses[node]}
-    waists = {}
-    steps = [n for n in program.nodes() if n in varying]
-    for i, node in enumerate(steps[:-1]):
-        for argument in node.all_input_nodes:
-            if argument in alive:
-                uses[argument] -= 1
-                if not uses[argument] and argument not in results:
-                    alive.remove(argument)
-        if uses[node] or node in results:
-            alive.add(node)
-        if len(alive) == 1:
-            (value,) = alive
-            kept = value.meta["val"]
-            if (
-                isinstance(kept, Tensor)
-                and kept.dtype == torch.float32
-                and value.op != "placeholder"
-            ):
-                waists[i] = value
+    last = {_whole(node): len(steps) for node in program.results()}
+    for i, step in reversed(list(enumerate(steps))):
+        for argument in step.all_input_nodes:
+            if argument in varying:
+                last.setdefault(_whole(argument), i)
+    most, waists = MOST_ALIVE.get(program.name, 1), {}
+    alive = list(program.feeds())
+    for i, step in enumerate(steps[:-1]):
+        alive = [value for value in (*alive, step) if last.get(value, -1) > i]
+        if 0 < len(alive) <= most and all(map(_can_go_on, alive)):
+            waists[i] = tuple(alive)
     return waists
 
 
+def _can_go_on(value: fx.Node) -> bool:
+    kept = value.meta["val"]
+    floats = isinstance(kept, Tensor) and kept.dtype == torch.float32
+    return floats and value.op != "placeholder"
+
+
 def _needed(steps: Iterable[fx.Node], varying: set[fx.Node]) -> set[fx.Node]:
-    """Steps, and what they need that depends on no input."""
+    """Steps, and what they need that depends on no input, or is a piece of what does."""
     found, left = set[fx.Node](), list(steps)
     while left:
         node = left.pop()
         if node not in found:
             found.add(node)
-            left += [a for a in node.all_input_nodes if a not in varying]
+            left += [a for a in node.all_input_nodes if a not in varying or _is_piece(a)]
     return found
 
 
@@ -143,30 +163,28 @@ def _part(
     varying: set[fx.Node],
     number: int,
     steps: list[fx.Node],
-    entering: fx.Node | None,
-    leaving: fx.Node | None,
+    entering: Values,
+    leaving: Values,
 ) -> QuantizedProgram:
-    needed = _needed(steps, varying)
+    results = leaving or program.results()
+    needed = _needed([*steps, *(node for node in results if _is_piece(node))], varying)
+    inputs = _ports(entering, number - 1) if entering else program.inputs
+    needed |= set() if entering else set(program.feeds())
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    if entering is None:
-        inputs = program.inputs
-        needed |= set(program.feeds())
-    else:
-        inputs = (_port(entering, number - 1),)
-        copies[entering] = graph.placeholder(inputs[0].name)
-        copies[entering].meta["val"] = entering.meta["val"]
+    for node, port in zip(entering, inputs, strict=False):
+        copies[node] = graph.placeholder(port.name)
+        copies[node].meta["val"] = node.meta["val"]
     for node in program.graph.nodes:
         if node in needed and node.op != "output":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    results = program.results() if leaving is None else (leaving,)
-    graph.output(tuple(copies[node] for node in results))
+    graph.output(tuple(_handed_on(graph, copies[node]) for node in results))
     names = {node.name for node in needed}
     tensors = {name: source for name, source in program.tensors.items() if name in names}
     part = replace(
         program,
         name=part_name(program.name, number),
         inputs=inputs,
-        outputs=program.outputs if leaving is None else (_port(leaving, number),),
+        outputs=_ports(leaving, number) if leaving else program.outputs,
         graph=graph,
         tensors=tensors,
     )
@@ -178,6 +196,20 @@ def _part(
     )
 
 
-def _port(node: fx.Node, number: int) -> Port:
-    """The port behind a part."""
-    return Port(f"part_{number}", tuple(node.meta["val"].shape))
+def _handed_on(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    """A result; what a part only hands on goes through an operator, as engines want it."""
+    if value.op != "placeholder":
+        return value
+    shape = list(value.meta["val"].shape)
+    passed = graph.call_function(ATEN.reshape.default, (value, shape))
+    passed.meta["val"] = value.meta["val"]
+    return passed
+
+
+def _ports(values: Values, number: int) -> tuple[Port, ...]:
+    """The ports behind a part."""
+    names = [f"part_{number}"]
+    if len(values) > 1:
+        names = [f"part_{number}_{i}" for i in range(1, len(values) + 1)]
+    shapes = [tuple(value.meta["val"].shape) for value in values]
+    return tuple(Port(name, shape) for name, shape in zip(names, shapes, strict=True))

@@ -37,6 +37,7 @@ LAYOUTS = ("native",)
 # Of a recipe that names none: the same wherever other distributions bring more.
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
 FEWEST_T5_TOKENS, MOST_T5_TOKENS = 2, 512  # one word, and the closing token
+MOST_PARTS = 64  # of a graph
 DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
@@ -46,7 +47,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "image": ("width_px", "height_px", "image_to_image"),
     "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
-    "build": ("backends", "layout", "device_memory_bytes"),
+    "build": ("backends", "layout", "device_memory_bytes", "most_file_bytes", "denoiser_parts"),
     "golden": ("prompts", "seed"),
     "calibration": ("prompts", "seed", "methods"),
 }
@@ -93,7 +94,9 @@ class Recipe:
         choices: of every backend that works here, its schemes and options.
         layout: ``native``.
         device_memory_bytes: a build whose graphs are predicted to take more is refused; None: any.
-        t5_parts: into how many consecutive graphs T5 is cut, for devices that cannot hold it.
+        most_file_bytes: the same of the files of a graph, for stores and formats with a limit.
+        t5_parts, denoiser_parts: into how many consecutive graphs T5 and the denoiser are cut, for
+            devices that cannot hold them.
         prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
     """
@@ -112,7 +115,9 @@ class Recipe:
     choices: tuple[BackendChoice, ...]
     layout: str
     device_memory_bytes: int | None
+    most_file_bytes: int | None
     t5_parts: int
+    denoiser_parts: int
     prompts: tuple[str, ...]
     seed: int
     calibration: CalibrationChoice
@@ -126,10 +131,18 @@ class Recipe:
         """The recipe's choice for a backend."""
         return next(choice for choice in self.choices if choice.name == name)
 
+    @property
+    def graph_parts(self) -> dict[str, int]:
+        """Into how many consecutive graphs a graph is cut, by its name."""
+        return {"t5": self.t5_parts, "denoiser": self.denoiser_parts}
+
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
         del decisive["revision"], decisive["parts"], decisive["tokenizers"]
+        del decisive["most_file_bytes"]
+        if self.denoiser_parts == 1:  # recipes from before the key keep their digest
+            del decisive["denoiser_parts"]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -167,7 +180,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             raise InputError(f"[{section}] must be a table")
         _refuse_unknown(f"key in [{section}]", table, keys)
     get = _Getter(raw, file.parent)
-    t5_parts = get.integer("text", "t5_parts", 1, 64, 1)
+    t5_parts = get.integer("text", "t5_parts", 1, MOST_PARTS, 1)
     if t5_parts > 1 and not get.value("text", "t5", bool, True):
         raise InputError(f"[text] t5_parts = {t5_parts}: needs t5 = true")
     prompts = _prompts(
@@ -195,7 +208,9 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         choices=tuple(_choice(get, name) for name in able),
         layout=get.choice("build", "layout", LAYOUTS, "native"),
         device_memory_bytes=get.optional_integer("build", "device_memory_bytes", 1, 1 << 50),
+        most_file_bytes=get.optional_integer("build", "most_file_bytes", 1, 1 << 50),
         t5_parts=t5_parts,
+        denoiser_parts=get.integer("build", "denoiser_parts", 1, MOST_PARTS, 1),
         prompts=prompts,
         seed=get.integer("golden", "seed", 0, 2**63 - 1, 0),
         calibration=CalibrationChoice(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from exporter import backends
-from exporter.cli import main
+from exporter import __version__, backends
+from exporter.cli import main, run
+from exporter.errors import InputError
+from exporter.runtime import Image as Drawn
+from exporter.runtime import PictureRemark, Request, generate, open_package
 from tests.conftest import ROOT
 
 RECIPE = """
@@ -84,10 +88,13 @@ def test_build_prints_json_and_draws_progress_on_stderr(recipe: Path, tmp_path: 
 def test_build_writes_where_the_recipe_says(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Under its name, which may have 250 letters."""
     monkeypatch.chdir(tmp_path)
-    result = fourstep("build", recipe, "--scheme", "int4")
+    long = recipe.rename(tmp_path / f"{'r' * 250}.toml")
+    long.write_bytes(b"\xef\xbb\xbf" + long.read_bytes().replace(b"\n", b"\r\n"))
+    result = fourstep("build", long, "--scheme", "int4")
     assert result.exit_code == 0, result.stderr
-    assert (tmp_path / "artifacts/small/onnx-int4/manifest.json").is_file()
+    assert (tmp_path / "artifacts" / long.stem / "onnx-int4/manifest.json").is_file()
     assert "dB from unquantized" in result.stdout
 
 
@@ -231,6 +238,191 @@ def test_run_image_to_image(tiny_package: Path, tmp_path: Path) -> None:
     assert "step 3 of 4" in result.stderr and "step 2 of 4" not in result.stderr
 
 
+@pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
+def test_a_picture_of_another_size(tiny_package: Path, tmp_path: Path, fit: str) -> None:
+    """What is drawn is what the same picture brings in Python."""
+    start, out = tmp_path / "start.png", tmp_path / "p.png"
+    picture = Image.linear_gradient("L").resize((90, 30))
+    picture.putalpha(Image.radial_gradient("L").resize((90, 30)))
+    picture.save(start)
+    asked = ("--image", start, "--strength", 0.5, "--fit", fit, "--background", "navy")
+    result = fourstep("run", tiny_package, "x", *asked, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert ("50 of its 90 columns are cut off" in result.stderr) == (fit == "cover")
+    with open_package(tiny_package).player() as player, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureRemark)
+        request = Request("x", 0, Image.open(start), 0.5, fit, "navy")  # type: ignore[arg-type]
+        (found,) = [e.pixels for e in generate(player, [request]) if isinstance(e, Drawn)]
+    np.testing.assert_array_equal(found, read(out))
+
+
+def test_what_is_of_no_use_without_a_picture(tiny_package: Path) -> None:
+    for flag, value in (("--fit", "contain"), ("--background", "red"), ("--strength", "0.5")):
+        found = fourstep("run", tiny_package, "x", flag, value)
+        mistake(found, f"{flag} applies to --image only")
+        field = flag.removeprefix("--")
+        request = Request("x", **{field: float(value) if field == "strength" else value})  # type: ignore[arg-type]
+        with (
+            open_package(tiny_package).player() as player,
+            pytest.raises(InputError, match="applies only with a picture to start from") as error,
+        ):
+            next(generate(player, [request]))
+        assert error.value.field == field
+
+
+def test_pictures_say_what_they_show(tiny_package: Path, tmp_path: Path) -> None:
+    out, previews = tmp_path / "p.png", tmp_path / "previews"
+    prompt = "ein Käfer"
+    asked = ("run", tiny_package, prompt, "--seed", 7, "--out", out)
+    assert fourstep(*asked, "--previews", previews).exit_code == 0
+    with Image.open(out) as picture:
+        assert picture.text == {  # type: ignore[attr-defined]
+            "prompt": prompt,
+            "seed": "7",
+            "package": "tiny onnx-int4",
+            "version": __version__,
+            "Software": f"fourstep {__version__}",
+        }
+    with Image.open(previews / "0-2.png") as preview:
+        assert preview.text["step"] == "2 of 4"  # type: ignore[attr-defined]
+    drawn = read(out)
+    assert fourstep(*asked, "--no-metadata", "--previews", previews).exit_code == 0
+    for file in (out, previews / "0-2.png"):
+        with Image.open(file) as picture:
+            assert not picture.text  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(read(out), drawn)
+    mistake(
+        fourstep("run", tiny_package, "x" * 70_000, "--out", "p.jpg"), "--out p.jpg: JPEG holds"
+    )
+
+
+def listed(*arguments: object, stdin: bytes = b"") -> Result:
+    words = ["run", *(str(a) for a in arguments)]
+    return CliRunner().invoke(main, words, input=stdin, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a red circle\nein K\xc3\xa4fer\n",
+        b"\xef\xbb\xbfa red circle\r\n\r\n  ein K\xc3\xa4fer  \r\n\t\r\n",
+        b"\n\na red circle\rein K\xc3\xa4fer",
+    ],
+)
+def test_prompts_from_a_file_and_from_stdin(
+    tiny_package: Path, tmp_path: Path, content: bytes
+) -> None:
+    """As editors of every system write them."""
+    file, out = tmp_path / "prompts.txt", tmp_path / "p.png"
+    file.write_bytes(content)
+    for asked, stdin in ((file, b""), ("-", content)):
+        found = listed(tiny_package, "--prompts", asked, "--out", out, "--json", stdin=stdin)
+        assert found.exit_code == 0, found.stderr
+        rows = json.loads(found.stdout)
+        assert [row["prompt"] for row in rows] == ["a red circle", "ein Käfer"]
+        assert [Path(row["path"]).name for row in rows] == ["p-0.png", "p-1.png"]
+    both = listed(tiny_package, "one", "--prompts", file, "--seed", 1, "--seed", 2, "--json",
+                  "--out", out)  # fmt: skip
+    assert [(r["prompt"], r["seed"]) for r in json.loads(both.stdout)] == [
+        (prompt, seed) for prompt in ("one", "a red circle", "ein Käfer") for seed in (1, 2)
+    ]
+
+
+def test_lists_of_prompts_that_are_none(tiny_package: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "prompts.txt", tmp_path / "p.png"
+    for content, words in (
+        (b"caf\xe9\n", "not UTF-8 text (byte 3)"),
+        ("a star".encode("utf-16"), "not UTF-8 text (byte 0)"),
+        ("a star".encode("utf-16-le"), "holds zero characters, as UTF-16 does; save it as UTF-8"),
+        (b"", "holds no prompt; write one per line"),
+        (b"\xef\xbb\xbf \r\n\r\n", "holds no prompt; write one per line"),
+        (b"a star\n\n" + b"x" * 100_001, "a prompt of 100001 characters"),
+    ):
+        file.write_bytes(content)
+        place = f"--prompts: {file}"
+        mistake(fourstep("run", tiny_package, "--prompts", file, "--out", out), place, words)
+        found = listed(tiny_package, "--prompts", "-", "--out", out, stdin=content)
+        mistake(found, "--prompts: ", words)
+    mistake(
+        fourstep("run", tiny_package, "--prompts", tmp_path / "no"), "--prompts: ", "no: cannot"
+    )
+    mistake(fourstep("run", tiny_package), "say what to draw: a prompt, or --prompts FILE")
+    assert not out.exists()
+
+
+def test_many_prompts_are_drawn_in_groups(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "GROUP", 2)
+    out, previews = tmp_path / "p.png", tmp_path / "previews"
+    prompts = ("one", "two", "one", "three", "four")
+    found = fourstep("run", tiny_package, *prompts, "--out", out, "--previews", previews)
+    assert found.exit_code == 0 and found.stderr.count("prompt(s) encoded") == 3
+    pictures = [(tmp_path / f"p-{i}.png").read_bytes() for i in range(5)]
+    assert pictures[0] == pictures[2] and len({*pictures}) == 4
+    assert len(list(previews.iterdir())) == 5 * 4
+    alone = tmp_path / "alone.png"
+    fourstep("run", tiny_package, "four", "--out", alone)
+    assert alone.read_bytes() == pictures[4]
+
+
+def test_a_random_seed_is_printed_and_draws_the_same_again(
+    tiny_package: Path, tmp_path: Path
+) -> None:
+    out, again = tmp_path / "p.png", tmp_path / "again.png"
+    found = fourstep("run", tiny_package, "x", "--seed", "random", "--seed", "random", "--json",
+                     "--out", out)  # fmt: skip
+    one, other = [row["seed"] for row in json.loads(found.stdout)]
+    assert one != other and min(one, other) >= 0 and max(one, other) < 2**32
+    shown = fourstep("run", tiny_package, "x", "--seed", one, "--out", again)
+    assert shown.stdout == f"{again}  'x'  seed {one}\n"
+    assert again.read_bytes() == (tmp_path / "p-0.png").read_bytes()
+
+
+def test_seeds_as_torch_takes_them(tiny_package: Path, tmp_path: Path) -> None:
+    pictures = []
+    for seed in (2**64 - 1, -1, 2**32 - 1, -(2**63), 2**63):
+        out = tmp_path / "p.png"
+        found = fourstep("run", tiny_package, "x", "--seed", seed, "--no-metadata", "--out", out)
+        assert found.exit_code == 0 and f"seed {seed}" in found.stdout
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1] == pictures[2] != pictures[3] == pictures[4]
+    for word in (str(2**64), str(-(2**63) - 1), "1.5", "x", "", "9" * 5000, "Random"):
+        found = fourstep("run", tiny_package, "x", f"--seed={word}")
+        mistake(found, "a whole number from -2^63 to 2^64 - 1 is expected, or random")
+
+
+def test_long_names(tiny_package: Path, tmp_path: Path) -> None:
+    """A name may have the 255 bytes that file systems allow, also while it is written."""
+    long = tmp_path / ("ä" * 125 + "x.png")
+    assert fourstep("run", tiny_package, "x", "--out", long).exit_code == 0
+    assert [f.name for f in tmp_path.iterdir()] == [long.name]
+    several = fourstep("run", tiny_package, "x", "y", "--out", long)
+    mistake(several, "File name too long; choose another")
+    mistake(
+        fourstep("run", tiny_package, "x", "--out", tmp_path / ("n" * 252 + ".png")),
+        "--out",
+        "long",
+    )
+    mistake(fourstep("run", "p" * 300, "x"), "p" * 300, "too long")
+    package = Path(shutil.copytree(tiny_package, tmp_path / ("p" * 250)))
+    assert fourstep("verify", package).exit_code == 0
+
+
+def test_home(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` where a shell leaves it: behind ``=``, and in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_package, tmp_path / "package")
+    Image.new("RGB", (64, 48)).save(tmp_path / "start.png")
+    (tmp_path / "prompts.txt").write_text("x\n")
+    found = fourstep("run", "~/package", "--prompts=~/prompts.txt", "--image=~/start.png",
+                     "--out=~/p.png", "--previews=~/steps")  # fmt: skip
+    assert found.exit_code == 0, found.stderr
+    assert (tmp_path / "p.png").is_file() and (tmp_path / "steps" / "0-1.png").is_file()
+    for command in (("verify", "~/package"), ("inspect", "~/package")):
+        assert fourstep(*command).exit_code == 0
+
+
 def test_run_warns_of_a_long_prompt(tiny_package: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.png"
     result = fourstep("run", tiny_package, "a red circle and " * 40, "--out", out)
@@ -244,13 +436,11 @@ def test_run_mistakes(tiny_package: Path, tmp_path: Path) -> None:
     mistake(fourstep("run", tiny_package.parent, "x", "--out", out), "not a package", "onnx-int4")
     mistake(fourstep("run", tiny_package, "  ", "--out", out), "the prompt is empty")
     mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "a/b.png"), "does not exist")
-    mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "p.tiff"), "must end in .png")
+    mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "p.txt"), "must end in .png")
     mistake(fourstep("run", tiny_package, "x", "--out", out, "--strength", 0.5), "--image only")
     mistake(fourstep("run", tiny_package, "x", "--image", tmp_path / "no.png"), "no such file")
     mistake(fourstep("run", tiny_package, "x", "--image", ROOT / "Makefile"), "not a picture")
     small = tmp_path / "small.png"
-    Image.new("RGB", (32, 32)).save(small)
-    mistake(fourstep("run", tiny_package, "x", "--image", small, "--out", out), "32 x 32 px; this")
     Image.new("RGB", (64, 48)).save(small)
     mistake(
         fourstep("run", tiny_package, "x", "--image", small, "--strength", 0, "--out", out),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Picture
 
 from exporter.drawing.loop import (
     Conditioned,
@@ -33,6 +36,7 @@ from exporter.package.pixels import from_pixels, to_pixels
 from exporter.package.preview import fit, preview_of
 
 SIGMAS = (1.0, 0.5, 0.25, 0.0)
+BIG = (1.0, 0.0, -1.5, -2.0)  # no schedule has such: they bring a latent out of float32
 LATENT = (1, 16, 2, 3)
 PICTURE = PictureEntry(24, 16, 16, 8)
 # The graphs' names are none of the project's: the loop knows no graph by its name.
@@ -105,6 +109,80 @@ def test_a_picture_is_refused_by_a_package_that_cannot_read_it() -> None:
     with pytest.raises(InputError, match="no graph to start from .*image_to_image = true"):
         next(generate(player, [request]))
     assert fake.opened == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"prompt": 3}, "prompt: is no text but of type int"),
+        ({"prompt": None}, "prompt: is no text"),
+        ({"seed": 2**64}, "seed 18446744073709551616: a whole number"),
+        ({"seed": 1.5}, "seed 1.5: a whole number"),
+        ({"strength": 0}, "strength 0: must be above 0"),
+        ({"strength": "x"}, "strength x: must be above 0"),
+        ({"strength": 0.5, "image": None}, "strength: applies only with a picture"),
+        ({"fit": "contain", "image": None}, "fit: applies only with a picture"),
+        ({"background": "red", "image": None}, "background: applies only with a picture"),
+        ({"image": np.zeros((16, 24, 3), np.int32)}, "image: is an array of int32"),
+        ({"image": np.full((16, 24, 3), 7.0)}, "image: is an array of float64 from 7 to 7"),
+        ({"image": "none.png"}, "image: none.png: no such file"),
+        ({"fit": "crop"}, "fit: unknown fit 'crop'; known: contain, cover, stretch"),
+        ({"background": "#00000000"}, "background '#00000000': an opaque colour"),
+    ],
+)
+def test_a_request_that_is_none_names_its_field(wrong: dict[str, Any], words: str) -> None:
+    """Before any graph is opened."""
+    fake = Fake()
+    right = Request("a", image=np.zeros((16, 24, 3), np.uint8))
+    with pytest.raises(InputError, match=f"^{re.escape(words)}") as error:
+        next(generate(fake.player(), [right, replace(right, **wrong)]))
+    assert error.value.field == next(iter(wrong)) and fake.opened == []
+
+
+def test_a_picture_of_any_size_and_kind_starts() -> None:
+    """The same pixels come of an array, a picture of Pillow's and a file."""
+    fake, seen = Fake(), []
+
+    def open_session(name: str) -> Session:
+        session = fake.open(name)
+
+        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if name == "look":
+                seen.append(inputs["seen"])
+            return session(inputs)
+
+        return call
+
+    levels = np.arange(20 * 20 * 3, dtype=np.uint16).reshape(20, 20, 3).astype(np.uint8)
+    given: list[Any] = [levels, levels / 255.0, Picture.fromarray(levels)]
+    requests = [Request("a", seed, one, 0.5, "contain", "red") for one in given for seed in (1, 2)]
+    list(generate(replace(fake.player(), open=open_session), requests))
+    assert len(seen) == 3, "each picture is encoded once"
+    for image in seen:
+        assert image.shape == (1, 3, 16, 24)
+        np.testing.assert_array_equal(image, seen[0])
+        assert image[0, :, 8, 0].tolist() == [1, -1, -1]
+
+
+def test_a_latent_that_leaves_the_numbers_names_the_graph() -> None:
+    """Numbers of a graph, of which a step makes none."""
+    fake = Fake()
+
+    def open_session(name: str) -> Session:
+        session = fake.open(name)
+
+        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            outputs = session(inputs)
+            return {"speed": np.full(LATENT, -3e38, np.float32)} if name == "move" else outputs
+
+        return call
+
+    player = replace(fake.player("renoise"), open=open_session, schedule=Schedule("euler", BIG))
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(CheckFailed, match="^move, step 2 of 3: the latent after it holds NaN"),
+    ):
+        list(generate(player, [Request("a")]))
 
 
 def test_events_and_graphs_in_turn() -> None:

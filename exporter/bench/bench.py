@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.backends.contract import SessionOptions
 from exporter.bench.process import Asked, Drawn, draw_apart
+from exporter.drawing.noise import MOST_SEED
 from exporter.files.staging import refuse_place
 from exporter.runtime.package import DEFAULT, Package
 
@@ -69,7 +70,7 @@ def _draw(
     options: SessionOptions,
     keep: bool,
 ) -> Drawn:
-    pictures = (asked, replace(asked, seed=asked.seed + 1))
+    pictures = (asked, replace(asked, seed=asked.seed + 1 & MOST_SEED))
     with tempfile.TemporaryDirectory() as place:
         return draw_apart(package.folder, pictures, Path(place), progress, options, keep)
 

@@ -25,7 +25,7 @@ from exporter.build.write import Origin, licences_of, log_of, tools_of
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
-from exporter.files.staging import partial_of, remove, settle, staging, write_whole
+from exporter.files.staging import beside, partial_of, remove, settle, staging, write_whole
 from exporter.package.check import check_file
 from exporter.package.decode import parse
 from exporter.package.manifest import GraphEntry
@@ -64,7 +64,7 @@ def _code_digest(module: str) -> str:
 
 def journal_of(target: Path) -> Path:
     """The file that lists the whole graphs of an unfinished package."""
-    return target.with_name(f".{target.name}.journal.json")
+    return beside(target, ".journal.json")
 
 
 def unfinished_bytes(target: Path) -> int:

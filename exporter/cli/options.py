@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
 import click
+
+from exporter.drawing.noise import LEAST_SEED, MOST_SEED
 
 
 class Place(click.Path):
@@ -25,8 +29,33 @@ class Place(click.Path):
             self.fail(f"{text}: {error}", param, ctx)
 
 
+class Seed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions alone
+    """A seed as torch takes it; with ``drawn``, ``random`` is one that nobody chose.
+
+    A drawn one has 32 bits: the generator takes no more of any.
+    """
+
+    name = "seed"
+
+    def __init__(self, drawn: bool = False) -> None:
+        self._drawn = drawn
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if self._drawn and value == RANDOM:
+            return secrets.randbits(32)
+        if isinstance(value, int):
+            return value
+        found = int(value) if re.fullmatch("[+-]?[0-9]{1,20}", value) else MOST_SEED + 1
+        if LEAST_SEED <= found <= MOST_SEED:
+            return found
+        instead = f", or {RANDOM}" if self._drawn else ""
+        said = f"{value!r}: a whole number from -2^63 to 2^64 - 1 is expected{instead}"
+        self.fail(said, param, ctx)
+
+
 PLACE = Place()
-SEED = click.IntRange(0, 2**63 - 1)
+RANDOM = "random"
+SEED = Seed()
 
 
 def as_typed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:

@@ -13,11 +13,13 @@ from exporter.progress import say
 
 # The flag of each field that the library's errors speak of.
 FLAGS = {
+    "background": "--background",
     "bits_per_weight": "--bits",
     "budget_bytes": "--budget",
     "cache": "--cache",
     "device": "--device",
     "earlier": "--from",
+    "fit": "--fit",
     "floor_db": "--floor",
     "formats": "--format",
     "graphs": "--graph",
@@ -25,6 +27,7 @@ FLAGS = {
     "image": "--image",
     "memory_bytes": "--memory",
     "metric": "--metric",
+    "out": "--out",
     "prompts": "--prompts",
     "seed": "--seed",
     "strength": "--strength",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter import __version__
 from exporter.backends.contract import Precision, SessionOptions
 from exporter.cli.options import (
     PLACE,
-    SEED,
+    RANDOM,
+    Seed,
     as_typed,
     at_once_option,
     cache_option,
@@ -23,33 +27,71 @@ from exporter.cli.options import (
     json_option,
 )
 from exporter.cli.output import show, show_json, show_warning
+from exporter.drawing.start import FITS, Fit
 from exporter.errors import CheckFailed, InputError
+from exporter.files.colours import BACKGROUND
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 if TYPE_CHECKING:
     from exporter.drawing.loop import Player, Request
+    from exporter.package.manifest import Manifest
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The picture to start from, as it was asked for."""
+
+    image: Path | None
+    strength: float
+    fit: Fit | None
+    background: str | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures and previews go, and whether they say what they show."""
+
+    out: Path
+    previews: Path | None
+    metadata: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """A picture: what to draw, where it goes, and what is said in its file."""
+
+    request: Request
+    place: Path
+    about: Mapping[str, str]
 
 
 @click.command("run")
 @click.argument("package", type=PLACE)
-@click.argument("prompts", nargs=-1, required=True, callback=as_typed)
+@click.argument("prompts", nargs=-1, callback=as_typed)
+@click.option(
+    "--prompts",
+    "listed",
+    type=PLACE,
+    help="A text file with more prompts, one per line; - reads them from standard input.",
+)
 @click.option(
     "--seed",
     "seeds",
-    type=SEED,
+    type=Seed(drawn=True),
     multiple=True,
     default=(0,),
     show_default=True,
-    help="Seed of the noise (repeatable: one picture per seed).",
+    help=f"Seed of the noise, or {RANDOM} (repeatable: one picture per seed).",
 )
 @click.option(
     "--out",
     type=PLACE,
     default=Path("fourstep.png"),
     show_default=True,
-    help="Picture to write; several get -0, -1, ... before the suffix.",
+    help="Picture to write, in any format of Pillow's; several get -0, -1, ... before the suffix.",
 )
 @click.option("--image", type=PLACE, help="Start from this picture.")
 @click.option(
@@ -59,7 +101,19 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
     show_default=True,
     help="With --image: how much of it is drawn anew, above 0 up to 1.",
 )
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="With --image: to another size; cover (default) cuts, contain pads, stretch distorts.",
+)
+@click.option(
+    "--background",
+    help=f"With --image: colour below what is transparent and beside it [default: {BACKGROUND}].",
+)
 @click.option("--previews", type=PLACE, help="Folder for a preview per step.")
+@click.option(
+    "--no-metadata", is_flag=True, help="Do not write prompt, seed and package into pictures."
+)
 @click.option(
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
@@ -71,11 +125,15 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def command(
     package: Path,
     prompts: Sequence[str],
+    listed: Path | None,
     seeds: Sequence[int],
     out: Path,
     image: Path | None,
     strength: float,
+    fit: Fit | None,
+    background: str | None,
     previews: Path | None,
+    no_metadata: bool,
     exact: bool,
     device: str | None,
     half: bool,
@@ -84,17 +142,22 @@ def command(
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
+    from exporter.drawing.start import PictureRemark
     from exporter.drawing.text import PromptCut
 
     if half and exact:
         raise InputError("--half and --exact ask for opposites; leave one out")
     precision: Precision = "half" if half else "float32" if exact else "packaged"
     options = SessionOptions(precision, device, cache)
+    start = Start(image, strength, fit, background)
+    output = Output(out, previews, not no_metadata)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", PromptCut)
+            for kind in (PromptCut, PictureRemark):
+                warnings.simplefilter("always", kind)
             warnings.showwarning = show_warning
-            rows = _run(package, prompts, seeds, out, image, strength, previews, options, at_once)
+            asked = _prompts(prompts, listed)
+            rows = _run(package, asked, seeds, start, output, options, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -104,83 +167,166 @@ def command(
             show(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
 
 
+def _prompts(typed: Sequence[str], listed: Path | None) -> list[str]:
+    """What to draw: what was typed, then what is in the file."""
+    from exporter.drawing.text import check_prompt
+
+    if any(not prompt.strip() for prompt in typed):
+        raise InputError("the prompt is empty; say what to draw")
+    for prompt in typed:
+        check_prompt(prompt)
+    lines = _listed(listed) if listed is not None else {}
+    for number, prompt in lines.items():
+        try:
+            check_prompt(prompt)
+        except InputError as error:
+            raise InputError(f"{listed}, line {number}: {error}", field="prompts") from None
+    if not typed and not lines:
+        raise InputError("say what to draw: a prompt, or --prompts FILE with one per line")
+    return [*typed, *lines.values()]
+
+
+def _listed(file: Path) -> dict[int, str]:
+    from exporter.files.prompts import prompts_from, read_prompts
+
+    def failure(said: str) -> InputError:
+        return InputError(said, field="prompts")
+
+    if file != STDIN:
+        return read_prompts(file, failure)
+    if sys.stdin is None:  # closed
+        raise failure("standard input is closed; name a file")
+    return prompts_from(sys.stdin.buffer, failure)
+
+
 def _run(
     folder: Path,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    out: Path,
-    image: Path | None,
-    strength: float,
-    previews: Path | None,
+    start: Start,
+    output: Output,
     options: SessionOptions,
     at_once: bool,
 ) -> list[dict[str, Any]]:
     from exporter import runtime
-    from exporter.drawing.text import check_prompt
-    from exporter.files.pictures import read_picture
+    from exporter.files.pictures import check_picture
 
-    if any(not p.strip() for p in prompts):
-        raise InputError("the prompt is empty; say what to draw")
-    for prompt in prompts:
-        check_prompt(prompt)
-    if strength != 1.0 and image is None:
-        raise InputError("--strength applies to --image only")
-    source = None if image is None else read_picture(image)
-    requests = [runtime.Request(p, s, source, strength) for p in prompts for s in seeds]
-    places = _places(out, len(requests))
+    if start.image is None:
+        for field in ("strength", "fit", "background"):
+            if getattr(start, field) not in (None, 1.0):
+                raise InputError(f"--{field} applies to --image only")
+    places = _places(output.out, len(prompts) * len(seeds))
     package = runtime.open_package(folder)
-    if previews is not None:
-        _make_folder(previews)
+    requests = _requests(package.manifest, prompts, seeds, start)
+    wanted = [
+        Wanted(request, place, _about(package.manifest, request) if output.metadata else {})
+        for request, place in zip(requests, places, strict=True)
+    ]
+    longest = max(wanted, key=lambda w: len(w.request.prompt))
+    picture = package.manifest.picture
+    check_picture(longest.place, picture.width_px, picture.height_px, longest.about)
+    if output.previews is not None:
+        _make_folder(output.previews)
     with package.player(options, keep=at_once) as player:
-        return _draw(player, requests, places, previews)
+        return _draw(player, wanted, output.previews)
 
 
-def _draw(
-    player: Player, requests: Sequence[Request], places: Sequence[Path], previews: Path | None
-) -> list[dict[str, Any]]:
+def _requests(
+    manifest: Manifest, prompts: Sequence[str], seeds: Sequence[int], start: Start
+) -> list[Request]:
+    """A request for each prompt and seed; the picture to start from is read."""
+    from exporter.runtime import Request, start_picture
+
+    source, size = None, manifest.picture
+    if start.image is not None:
+        fit = start.fit or "cover"
+        source = start_picture(start.image, size.width_px, size.height_px, fit, start.background)
+    return [Request(p, s, source, start.strength) for p in prompts for s in seeds]
+
+
+def _about(manifest: Manifest, request: Request) -> dict[str, str]:
+    """What is said in a picture's file: enough to draw it again, and no path."""
+    found = {
+        "prompt": request.prompt,
+        "seed": str(request.seed),
+        "package": f"{manifest.name} {manifest.backend}-{manifest.scheme}",
+        "version": __version__,
+        "Software": f"fourstep {__version__}",
+    }
+    if request.image is not None:
+        found["strength"] = f"{request.strength:g}"
+    return found
+
+
+def _draw(player: Player, wanted: Sequence[Wanted], previews: Path | None) -> list[dict[str, Any]]:
     """Draw and save; a row of facts for each picture."""
-    from exporter.drawing.loop import Conditioned, Step, generate
-    from exporter.files.pictures import write_picture
-
-    progress = Progress(bar_on_terminal, expected=len(requests) * (player.schedule.steps + 1) + 1)
+    groups = range(0, len(wanted), GROUP)
+    lines = len(wanted) * (player.schedule.steps + 1) + len(groups)
+    progress = Progress(bar_on_terminal, expected=lines)
     rows, started = [], time.perf_counter()
-    for event in generate(player, requests):
-        if isinstance(event, Conditioned):
-            progress(f"{event.prompts} prompt(s) encoded")
-        elif isinstance(event, Step):
-            progress(f"picture {event.index + 1}: step {event.step} of {event.steps}")
-            if previews is not None and event.preview is not None:
-                write_picture(event.preview(), previews / f"{event.index}-{event.step}.png")
-        else:
-            write_picture(event.pixels, places[event.index])
-            progress(f"picture {event.index + 1}: {places[event.index]}")
-            rows.append(
-                {
-                    "path": str(places[event.index]),
-                    "prompt": event.request.prompt,
-                    "seed": event.request.seed,
-                    "seconds": round(time.perf_counter() - started, 3),
-                }
-            )
+    for first in groups:
+        for done in _draw_group(player, wanted[first : first + GROUP], first, previews, progress):
+            row = {
+                "path": str(done.place),
+                "prompt": done.request.prompt,
+                "seed": done.request.seed,
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+            rows.append(row)
     end_of_bar()
     return rows
 
 
+def _draw_group(
+    player: Player, wanted: Sequence[Wanted], first: int, previews: Path | None, progress: Progress
+) -> Iterator[Wanted]:
+    """Each of some pictures when it is saved; ``first``: the number of the first."""
+    from exporter.drawing.loop import Conditioned, Step, generate
+    from exporter.files.pictures import write_picture
+
+    for event in generate(player, [w.request for w in wanted]):
+        if isinstance(event, Conditioned):
+            progress(f"{event.prompts} prompt(s) encoded")
+            continue
+        number, own = first + event.index, wanted[event.index]
+        if isinstance(event, Step):
+            progress(f"picture {number + 1}: step {event.step} of {event.steps}")
+            if previews is not None and event.preview is not None:
+                step = {"step": f"{event.step} of {event.steps}"} if own.about else {}
+                file = previews / f"{number}-{event.step}.png"
+                write_picture(event.preview(), file, {**own.about, **step})
+            continue
+        write_picture(event.pixels, own.place, own.about)
+        progress(f"picture {number + 1}: {own.place}")
+        yield own
+
+
 def _places(out: Path, count: int) -> list[Path]:
     """Where pictures go; refuses before anything is drawn."""
-    if out.suffix.lower() not in PICTURES:
-        raise InputError(f"--out {out}: must end in {', '.join(PICTURES)}")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: folder '{out.parent}' does not exist")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out {out}: folder '{out.parent}' cannot be written")
+    from exporter.files.pictures import format_of
+
+    format_of(out)
     places = [out]
     if count > 1:
         places = [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
-    for place in places:
-        if place.is_dir():
-            raise InputError(f"--out {place}: is a folder; name a file")
+    try:
+        problem = _problem(places)
+    except OSError as error:  # a name that is too long
+        problem = f"{error.strerror}; choose another"
+    if problem:
+        raise InputError(problem, field="out", given=out)
     return places
+
+
+def _problem(places: Sequence[Path]) -> str | None:
+    """Why pictures cannot be written there, or None."""
+    folder = places[0].parent
+    if not folder.is_dir():
+        return f"folder '{folder}' does not exist"
+    if not os.access(folder, os.W_OK):
+        return f"folder '{folder}' cannot be written"
+    taken = [place for place in places if place.is_dir()]
+    return f"'{taken[0]}' is a folder; name a file" if taken else None
 
 
 def _make_folder(previews: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PLACE, SEED, json_option
+from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.drawing.noise import MOST_SEED
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
@@ -15,7 +16,7 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @click.argument("preset")
 @click.argument("folder", metavar="DIR", type=PLACE)
 @click.option("--no-t5", is_flag=True, help="Leave T5-XXL out: 9.5 GB less.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, MOST_SEED), default=0, show_default=True)
 @json_option
 def command(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) -> None:
     """Write a full-size checkpoint of random weights to DIR, to measure memory and speed with.

@@ -15,23 +15,25 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.drawing.noise import TorchNoise
-from exporter.drawing.text import Encode
+from exporter.drawing.noise import TorchNoise, check_seed
+from exporter.drawing.start import Fit, start_picture
+from exporter.drawing.text import Encode, check_prompt
 from exporter.errors import CheckFailed, InputError
 from exporter.package.manifest import PictureEntry, Result, Schedule, Source, Stage
-from exporter.package.pixels import from_pixels, to_pixels
+from exporter.package.pixels import NOT_FINITE, from_pixels, to_pixels
 from exporter.package.preview import preview_of
+
+if TYPE_CHECKING:
+    from exporter.drawing.start import Given
 
 Ports = dict[str, np.ndarray]
 Session = Callable[[Mapping[str, np.ndarray]], Ports]
 Values = dict[tuple[str, str], np.ndarray]  # what graphs gave, by graph and port
-NOT_FINITE = (
-    "holds NaN or infinity: numbers left the range of its weights or of 16 bits; run it exact, or "
-    "build it with a wider scheme"
-)
 
 
 def nothing() -> None:
@@ -83,15 +85,20 @@ class Request:
 
     Attributes:
         prompt: the text.
-        seed: of the noise; the same as torch's CPU generator.
-        image: start from this picture, (H, W, 3) uint8, or None.
+        seed: of the noise, as torch's CPU generator takes it: from -2^63 to 2^64 - 1.
+        image: start from this picture, or None: a path, a picture of Pillow's or an array, as
+            ``start_picture`` takes it.
         strength: how much of the schedule an ``image`` goes through, in (0, 1].
+        fit: of an ``image`` of another size than the package's, as ``start_picture`` does it.
+        background: below an ``image`` and around it; None: white.
     """
 
     prompt: str
     seed: int = 0
-    image: np.ndarray | None = None
+    image: Given | None = None
     strength: float = 1.0
+    fit: Fit = "cover"
+    background: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,16 +138,15 @@ def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, No
 
     Where one of each step is cut, its parts are opened in turn at every step: memory holds one.
 
-    Raises InputError for a strength out of range, an image of another size than the package's, or
-    an image where the package has no encoder; CheckFailed for a graph that gives no numbers.
+    Raises InputError for a request's field that cannot be drawn with, as an image where the package
+    has no encoder; CheckFailed for a graph that gives no numbers.
     """
-    starts = [first_step(r.strength if r.image is not None else 1.0, player) for r in requests]
-    for request in requests:
-        _check_image(player, request)
+    starts = [_check(player, request) for request in requests]
+    images = _start_pictures(player, requests)
     values = condition(player, [r.prompt for r in requests])
     yield Conditioned(len(values))
 
-    encoded = _encode_images(player, requests)
+    encoded = _encode_images(player, images)
     latents = yield from _walk(player, requests, starts, values, encoded)
     yield from _decode(player, requests, values, latents)
 
@@ -262,6 +268,9 @@ def _walk(
             latent = advance(
                 player.schedule, step, latent, velocity, partial(noise.randn, *player.latent)
             )
+            if not np.isfinite(latent).all():
+                where = f"{turns[-1].graph}, step {step + 1} of {player.schedule.steps}"
+                raise CheckFailed(f"{where}: the latent after it {NOT_FINITE}")
             yield _step_event(player, index, step, latent)
         latents.append(latent)
     return latents
@@ -337,44 +346,60 @@ def _decode(
 
 def first_step(strength: float, player: Player) -> int:
     """The step at which image to image enters the schedule (diffusers' get_timesteps)."""
-    if not 0 < strength <= 1:
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
         raise InputError("must be above 0 and at most 1", field="strength", given=strength)
     steps = player.schedule.steps
     start = int(steps - min(steps * strength, steps))
     return min(start, steps - 1)
 
 
-def _check_image(player: Player, request: Request) -> None:
+def _check(player: Player, request: Request) -> int:
+    """The step at which a request enters the schedule; raises InputError for what is no request."""
+    check_prompt(request.prompt)
+    check_seed(request.seed)
+    start = first_step(request.strength, player)
     if request.image is None:
-        return
+        given = {"strength": 1.0, "fit": "cover", "background": None}
+        for field, default in given.items():
+            if getattr(request, field) != default:
+                raise InputError("applies only with a picture to start from (image)", field=field)
+        return 0
     if player.giving("start") is None:
         raise InputError(
             "this package has no graph to start from a picture with; build "
             "with image_to_image = true in [image]",
             field="image",
         )
-    height, width = player.picture.height_px, player.picture.width_px
-    if request.image.shape != (height, width, 3):
-        found = " x ".join(str(s) for s in request.image.shape[1::-1])
-        raise InputError(
-            f"is {found} px; this package draws {width} x {height} px: scale the picture, or build "
-            "a package of its size (width_px and height_px in [image] of a recipe)",
-            field="image",
-        )
+    return start
 
 
-def _encode_images(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:
-    """The latents that pictures start from, by the request's index."""
+def _start_pictures(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:
+    """The pixels that requests start from, by the request's index; each picture is read once."""
+    read: dict[tuple[int, str, str | None], np.ndarray] = {}
+    found = {}
+    for index, request in enumerate(requests):
+        if request.image is None:
+            continue
+        key = id(request.image), request.fit, request.background
+        if key not in read:
+            size = player.picture.width_px, player.picture.height_px
+            read[key] = start_picture(request.image, *size, request.fit, request.background)
+        found[index] = read[key]
+    return found
+
+
+def _encode_images(player: Player, images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """The latents that requests start from, by their index; each array is encoded once."""
     stage = player.giving("start")
-    given = {i: r.image for i, r in enumerate(requests) if r.image is not None}
-    if stage is None or not given:
+    if stage is None or not images:
         return {}
     (port,) = (port for port, result in stage.results.items() if result == "start")
-    images = [from_pixels(image, player.picture.pixels) for image in given.values()]
-    calls = [_inputs(player, stage, Feed({}, "", image=image)) for image in images]
-    ends = [f"picture {i + 1}" for i in given]
-    found = _run(player, stage, calls, ends)
-    return {i: outputs[port] for i, outputs in zip(given, found, strict=True)}
+    firsts = {id(image): index for index, image in reversed(images.items())}
+    values = [from_pixels(images[index], player.picture.pixels) for index in firsts.values()]
+    calls = [_inputs(player, stage, Feed({}, "", image=image)) for image in values]
+    outputs = _run(player, stage, calls, [f"picture {i + 1}" for i in firsts.values()])
+    latents = {key: found[port] for key, found in zip(firsts, outputs, strict=True)}
+    return {index: latents[id(image)] for index, image in images.items()}
 
 
 def _step_event(player: Player, index: int, step: int, latent: np.ndarray) -> Step:

@@ -8,21 +8,42 @@ Box-Muller transform, in two layouts that torch switches between by size.
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 
+from exporter.errors import InputError
+
 FILL_FROM = 16  # torch fills in blocks of 16 from this many values on
+LEAST_SEED, MOST_SEED = -(1 << 63), (1 << 64) - 1  # what torch.manual_seed takes
+
+
+def check_seed(seed: object) -> int:
+    """A seed as torch takes it; raises InputError for one that it does not take.
+
+    One below 0 stands for the number with the same 64 bits.
+    """
+    try:
+        found = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        found = MOST_SEED + 1
+    if isinstance(seed, bool) or not LEAST_SEED <= found <= MOST_SEED:
+        raise InputError(
+            "a whole number from -2^63 to 2^64 - 1 is expected", field="seed", given=repr(seed)
+        )
+    return found
 
 
 class TorchNoise:
     """A stream of standard normals; ``TorchNoise(s).randn(n)`` is ``torch.randn(n)`` after
     ``torch.manual_seed(s)``, to float32 rounding of logarithm and cosine.
 
-    Successive calls continue the stream as torch's do.
+    Successive calls continue the stream as torch's do. Raises InputError for a seed that torch does
+    not take.
     """
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._bits = np.random.RandomState(check_seed(seed) & 0xFFFFFFFF)
         self._spare: float | None = None
 
     def randn(self, *shape: int) -> np.ndarray:

@@ -22,8 +22,10 @@ class PromptCut(UserWarning):
     """A prompt is longer than an encoder reads; the message names what is not read."""
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(prompt: object) -> None:
     """Raise InputError for a prompt that is no text or longer than any encoder could read."""
+    if not isinstance(prompt, str):
+        raise InputError(f"is no text but of type {type(prompt).__name__}", field="prompt")
     if not is_text(prompt):
         raise InputError(f"prompt {prompt[:40]!r}: is not UTF-8 text")
     if len(prompt) > MOST_CHARACTERS:

@@ -1,7 +1,8 @@
 """Reading files that others wrote: text, JSON and TOML within limits, and digests.
 
 Whatever is wrong with such a file ends as one error of the project that names it. Siblings read
-safetensors (``tensors``), pictures (``pictures``) and tokenizers (``tokens``); tests/test_house.py
+safetensors (``tensors``), pictures (``pictures``), tokenizers (``tokens``) and lists of prompts
+(``prompts``); tests/test_house.py
 holds that nothing else in the package reads any of them.
 """
 
@@ -47,13 +48,21 @@ def read_text(file: Path, failure: Failure = InputError, most_bytes: int = MOST_
     try:
         with file.open("rb") as stream:
             content = stream.read(most_bytes + 1)
-        if len(content) > most_bytes:
-            raise failure(f"{file}: is larger than {most_bytes / 1e6:,.0f} MB")
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise failure(f"{file}: not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
         raise failure(f"{file}: cannot be read: {reason_of(error)}") from None
+    return parse_text(content, file, failure, most_bytes)
+
+
+def parse_text(
+    content: bytes, where: object, failure: Failure = InputError, most_bytes: int = MOST_TEXT_BYTES
+) -> str:
+    """The text of bytes, lines ended by a line feed alone; raises ``failure`` naming ``where``."""
+    if len(content) > most_bytes:
+        raise failure(f"{where}: is larger than {most_bytes / 1e6:,.0f} MB")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise failure(f"{where}: not UTF-8 text (byte {error.start})") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import hashlib
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from exporter.errors import InputError
 from exporter.files.stop import tell_wish
 
 REMEDY = "choose another place"  # what to do about a place that cannot be written
+LONGEST_NAME_BYTES = 128  # of a hidden name; a few file systems allow 143, most 255
 TRIAL_BYTES = 8 << 20  # what ``writing`` appends at a time; more than an .xml of OpenVINO has
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2); 2 is also RENAME_SWAP of macOS's renamex_np(2)
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -39,14 +41,25 @@ def refuse_place(folder: Path, needed_bytes: int, remedy: str = REMEDY) -> None:
         )
 
 
+def beside(target: Path, ending: str) -> Path:
+    """A hidden name next to a file or folder, for what belongs to it for a while.
+
+    A name may be as long as the file system allows: of a long one, a digest stands in its place.
+    """
+    name = f".{target.name}{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}{ending}"
+    return target.parent / name
+
+
 def partial_of(target: Path) -> Path:
-    """Where a folder is written before it is whole."""
-    return target.parent / f".{target.name}.partial"
+    """Where a folder or a file is written before it is whole."""
+    return beside(target, ".partial")
 
 
 def retired_of(target: Path) -> Path:
     """Where an older folder lies for a moment, where the system cannot exchange the two."""
-    return target.parent / f".{target.name}.old"
+    return beside(target, ".old")
 
 
 @contextmanager
@@ -152,15 +165,15 @@ def remove(place: Path) -> None:
 
 def write_whole(file: Path, content: str | bytes) -> None:
     """Write a file beside its place and move it there, so that it is never half of it."""
-    beside = file.with_name(f".{file.name.lstrip('.')}.part")
+    part = beside(file.with_name(file.name.lstrip(".")), ".part")
     try:
-        with beside.open("wb") as stream:
+        with part.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())  # a full disk may tell only now
-        beside.replace(file)
+        part.replace(file)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.errors import CheckFailed
 from exporter.package.manifest import Pixels, PreviewEntry
-from exporter.package.pixels import PIXELS, to_pixels
+from exporter.package.pixels import NOT_FINITE, PIXELS, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,12 @@ class Preview:
     pixels: Pixels = PIXELS
 
     def picture(self, latent: np.ndarray) -> np.ndarray:
-        """(1, channels, h, w) -> (h, w, 3) uint8; computed in float64."""
+        """(1, channels, h, w) -> (h, w, 3) uint8; computed in float64.
+
+        Raises CheckFailed for a latent that holds NaN or infinity.
+        """
+        if not np.isfinite(latent).all():
+            raise CheckFailed(f"the latent of a preview {NOT_FINITE}")
         colours = latent[0].transpose(1, 2, 0) @ self.factors + self.bias
         return to_pixels(colours.transpose(2, 0, 1)[None], self.pixels)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from exporter.errors import InputError, known
 from exporter.files.read import convert, is_text, parse_json, parse_toml, read_text
+from exporter.files.staging import partial_of
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
     METHODS,
@@ -182,7 +183,7 @@ def write_plan(
         file.with_suffix(".json"): json.dumps(details, indent=1) + "\n",
         file: "\n".join(lines) + "\n",
     }
-    partials = {place: place.with_name(f".{place.name}.partial") for place in contents}
+    partials = {place: partial_of(place) for place in contents}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for place, text in contents.items():

@@ -15,6 +15,7 @@ from exporter import backends
 from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
 from exporter.errors import InputError, known
+from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
 from exporter.network.cut import Cut
 from exporter.package.manifest import Mode
@@ -412,11 +413,5 @@ def calibration_prompts(value: Any = None, folder: Path = Path()) -> tuple[str, 
     if not isinstance(value, str):
         raise InputError(f"{where}: a list of prompts or the name of a text file is expected")
     place = place_in(folder, value)
-    try:
-        lines = read_text(place).splitlines()
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise InputError(f"{where}: {place}: holds no prompt; write one per line")
-    return tuple(dict.fromkeys(prompts))
+    found = read_prompts(place, lambda said: InputError(f"{where}: {said}"))
+    return tuple(dict.fromkeys(found.values()))

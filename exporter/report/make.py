@@ -16,6 +16,7 @@ import numpy as np
 from exporter import __version__, backends
 from exporter.bench.process import Asked, Drawn, draw_apart
 from exporter.errors import CheckFailed, FourstepError, InputError
+from exporter.files.prompts import read_prompts
 from exporter.files.read import convert, read_json, read_text
 from exporter.files.staging import refuse_place, staging
 from exporter.files.tensors import opened
@@ -95,7 +96,7 @@ def make(
     progress = progress or Progress()
     _refuse_other_files(out)
     refuse_place(out, 0)
-    asked = read_prompts(prompts) if prompts else ()
+    asked = asked_in(prompts) if prompts else ()
     measure = read_metric(metric) if metric else None
     packages = find(folder, progress)
     progress.expect(sum(_lines(p, asked) for p in packages))
@@ -107,13 +108,9 @@ def make(
     return report
 
 
-def read_prompts(file: Path) -> tuple[Asked, ...]:
+def asked_in(file: Path) -> tuple[Asked, ...]:
     """A prompt per line, the line's number from 0 as its seed; raises InputError."""
-    lines = read_text(file).splitlines()
-    found = tuple(Asked(line.strip(), i) for i, line in enumerate(lines) if line.strip())
-    if not found:
-        raise InputError(f"{file}: holds no prompt; write one per line")
-    return found
+    return tuple(Asked(prompt, number - 1) for number, prompt in read_prompts(file).items())
 
 
 def find(folder: Path, progress: Callable[[str], None] = lambda line: None) -> list[Package]:

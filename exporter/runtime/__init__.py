@@ -20,6 +20,7 @@ from exporter.drawing.loop import (
     Step,
     generate,
 )
+from exporter.drawing.start import Fit, PictureRemark, start_picture
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.package.manifest import Manifest
@@ -30,11 +31,13 @@ __all__ = [
     "CheckFailed",
     "Conditioned",
     "Event",
+    "Fit",
     "FourstepError",
     "Image",
     "InputError",
     "Manifest",
     "Package",
+    "PictureRemark",
     "Player",
     "PromptCut",
     "Report",
@@ -44,5 +47,6 @@ __all__ = [
     "Step",
     "generate",
     "open_package",
+    "start_picture",
     "verify",
 ]

@@ -212,6 +212,8 @@ def test_an_index_of_any_shape(tiny_copy: Path) -> None:
         refused(tiny_copy, "index.json: weight_map must be an object of tensors and files")
     index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
     refused(tiny_copy, "a shard lies outside its folder")
+    index.write_text(json.dumps({"weight_map": {"a": 300 * "x"}}))
+    refused(tiny_copy, "x.safetensors.index.json: shard x{300} is missing")
 
 
 def test_which_weights_are_meant(tiny_copy: Path) -> None:

@@ -117,7 +117,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     shards = sorted(set(names))
     if any(Path(s).name != s for s in shards):
         raise InputError(f"{index}: a shard lies outside its folder")
-    missing = [s for s in shards if not (index.parent / s).is_file()]
+    there = {f.name for f in index.parent.iterdir() if f.is_file()}
+    missing = [s for s in shards if s not in there]
     if missing:
         raise InputError(f"{index}: shard {missing[0]} is missing")
     return tuple(index.parent / s for s in shards)

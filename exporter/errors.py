@@ -21,7 +21,15 @@ def printable(text: str) -> str:
 
     A terminal acts on such characters: a name in a package could clear the screen or set its title.
     """
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], decoded(text))
+
+
+def decoded(text: str) -> str:
+    """Text whose bytes of UTF-8 are text where Python took them for none, as in an ASCII locale."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text
 
 
 class FourstepError(Exception):

@@ -398,13 +398,14 @@ def test_long_names(tiny_package: Path, tmp_path: Path) -> None:
     assert fourstep("run", tiny_package, "x", "--out", long).exit_code == 0
     assert [f.name for f in tmp_path.iterdir()] == [long.name]
     several = fourstep("run", tiny_package, "x", "y", "--out", long)
-    mistake(several, "File name too long; choose another")
+    mistake(several, "File name too long; choose a shorter name")
     mistake(
         fourstep("run", tiny_package, "x", "--out", tmp_path / ("n" * 252 + ".png")),
         "--out",
         "long",
     )
-    mistake(fourstep("run", "p" * 300, "x"), "p" * 300, "too long")
+    for command in (("run", "p" * 300, "x"), ("report", tiny_package.parent, "--out", "p" * 300)):
+        mistake(fourstep(*command), "p" * 300, "File name too long; choose a shorter name")
     package = Path(shutil.copytree(tiny_package, tmp_path / ("p" * 250)))
     assert fourstep("verify", package).exit_code == 0
 
@@ -419,6 +420,11 @@ def test_home(tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                      "--out=~/p.png", "--previews=~/steps")  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert (tmp_path / "p.png").is_file() and (tmp_path / "steps" / "0-1.png").is_file()
+    mistake(fourstep("build", "~/no.toml"), str(tmp_path / "no.toml"), "no such recipe")
+    recipe = ROOT / "recipes" / "shapes-flash.toml"
+    mistake(
+        fourstep("build", recipe, "--scheme=~/no.toml"), str(tmp_path / "no.toml"), "no such plan"
+    )
     for command in (("verify", "~/package"), ("inspect", "~/package")):
         assert fourstep(*command).exit_code == 0
 

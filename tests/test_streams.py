@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 PROMPT = "a red circle"
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -85,6 +87,30 @@ def test_locales_that_cannot_write_a_prompt(
     assert process.returncode == 0, said
     assert picture.is_file() and b"Traceback" not in said
     assert str(picture).encode() in shown
+
+
+@pytest.mark.parametrize("env", [ASCII, {"PYTHONIOENCODING": "cp1252"}])
+def test_prompts_from_stdin_and_names_in_any_locale(
+    tiny_package: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    """Bytes are UTF-8, whatever the locale says; what is shown is readable where it can be."""
+    picture = tmp_path / "Käfer.png"
+    asked = ("run", tiny_package, "--prompts", "-", "--out", os.fsencode(picture), "--json")
+    process = started(*asked, env=env, stdin=subprocess.PIPE)
+    shown, said = process.communicate("ein Käfer 🔴\r\n".encode(), timeout=120)
+    assert process.returncode == 0, said
+    (row,) = json.loads(shown)
+    assert row["prompt"] == "ein Käfer 🔴" and row["path"] == str(picture)
+    with Image.open(picture) as drawn:
+        assert drawn.text["prompt"] == "ein Käfer 🔴"  # type: ignore[attr-defined]
+
+
+def test_prompts_from_a_closed_stdin(tiny_package: Path) -> None:
+    command = [sys.executable, "-m", "exporter", "run", str(tiny_package), "--prompts", "-"]
+    line = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
+    found = subprocess.run(line, check=False, capture_output=True, timeout=120)
+    assert found.returncode == 2
+    assert one_line(found.stderr) == "fourstep: --prompts: standard input is closed; name a file"
 
 
 @pytest.mark.parametrize("env", [{}, ASCII])

@@ -19,6 +19,7 @@ from exporter import __version__
 from exporter.cli import bench, build, doctor, inspect, plan, report, run, synth, verify
 from exporter.cli.output import FLAGS, complain
 from exporter.errors import FourstepError
+from exporter.files.staging import SHORTER
 from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
@@ -46,7 +47,8 @@ class Commands(click.Group):
                 sys.stdout = nowhere()
                 sys.exit(1)
             place = f"{error.filename}: " if error.filename else ""
-            _end(f"{place}{error.strerror or error}", 2)
+            remedy = f"; {SHORTER}" if error.errno == errno.ENAMETOOLONG else ""
+            _end(f"{place}{error.strerror or error}{remedy}", 2)
         except (KeyboardInterrupt, click.Abort):
             _end("stopped", INTERRUPTED)
         except SystemExit as ended:

@@ -51,6 +51,7 @@ def command(
         for name in names:
             if name not in options and not (flag == "--scheme" and is_plan(name)):
                 raise InputError(f"{flag}: {known(flag.lstrip('-'), name, options)}")
+    scheme_names = [str(PLACE.convert(n, None, None)) if is_plan(n) else n for n in scheme_names]
     plan = read_recipe(recipe)
     plan = replace(plan, prompts=()) if no_golden else plan
     progress = Progress(bar_on_terminal)

@@ -62,7 +62,7 @@ def as_typed(context: click.Context, parameter: click.Parameter, value: Any) -> 
     """Text as UTF-8, in which terminals type it, whatever Python took the locale for."""
     if isinstance(value, tuple):
         return tuple(as_typed(context, parameter, part) for part in value)
-    return os.fsencode(value).decode("utf-8", "surrogateescape")
+    return None if value is None else os.fsencode(value).decode("utf-8", "surrogateescape")
 
 
 device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")

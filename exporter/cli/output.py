@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import click
 
 from exporter import backends
-from exporter.errors import needs_extra, printable
+from exporter.errors import decoded, needs_extra, printable
 from exporter.progress import say
 
+BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 # The flag of each field that the library's errors speak of.
 FLAGS = {
     "background": "--background",
@@ -28,6 +30,7 @@ FLAGS = {
     "memory_bytes": "--memory",
     "metric": "--metric",
     "out": "--out",
+    "previews": "--previews",
     "prompts": "--prompts",
     "seed": "--seed",
     "strength": "--strength",
@@ -41,8 +44,8 @@ def show(text: str) -> None:
 
 def show_json(value: object) -> None:
     """Print a result as JSON, in ASCII alone."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=1)
-    click.echo(text.replace("\x7f", "\\u007f"))
+    text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)
+    click.echo(BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], decoded(text)))
 
 
 def complain(line: str) -> None:

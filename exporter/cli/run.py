@@ -108,6 +108,7 @@ class Wanted:
 )
 @click.option(
     "--background",
+    callback=as_typed,
     help=f"With --image: colour below what is transparent and beside it [default: {BACKGROUND}].",
 )
 @click.option("--previews", type=PLACE, help="Folder for a preview per step.")
@@ -304,6 +305,7 @@ def _draw_group(
 def _places(out: Path, count: int) -> list[Path]:
     """Where pictures go; refuses before anything is drawn."""
     from exporter.files.pictures import format_of
+    from exporter.files.staging import SHORTER
 
     format_of(out)
     places = [out]
@@ -312,7 +314,7 @@ def _places(out: Path, count: int) -> list[Path]:
     try:
         problem = _problem(places)
     except OSError as error:  # a name that is too long
-        problem = f"{error.strerror}; choose another"
+        problem = f"{error.strerror}; {SHORTER}"
     if problem:
         raise InputError(problem, field="out", given=out)
     return places
@@ -333,4 +335,5 @@ def _make_folder(previews: Path) -> None:
     try:
         previews.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--previews {previews}: {error.strerror}; name a folder") from None
+        reason = f"{error.strerror}; name another folder"
+        raise InputError(reason, field="previews", given=previews) from None

@@ -18,7 +18,7 @@ from exporter.files.read import convert, file_digest, read_json
 from exporter.files.staging import remove, write_whole
 
 LIST = "digests.json"
-REMEDY = "choose another --cache"
+REMEDY = "choose another cache"
 
 
 class DamagedCache(UserWarning):

@@ -17,6 +17,7 @@ from exporter.errors import InputError
 from exporter.files.stop import tell_wish
 
 REMEDY = "choose another place"  # what to do about a place that cannot be written
+SHORTER = "choose a shorter name"
 LONGEST_NAME_BYTES = 128  # of a hidden name; a few file systems allow 143, most 255
 TRIAL_BYTES = 8 << 20  # what ``writing`` appends at a time; more than an .xml of OpenVINO has
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # renameat2(2); 2 is also RENAME_SWAP of macOS's renamex_np(2)
@@ -208,6 +209,8 @@ def unwritable(target: Path, error: OSError, remedy: str = REMEDY) -> InputError
         return InputError(f"{target}: a file is larger than the place allows; {remedy}")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return InputError(f"{target}: cannot be written ({os.strerror(error.errno)}); {remedy}")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{target}: {error.strerror}; {SHORTER}")
     return InputError(f"{target}: {error.strerror or error}")
 
 

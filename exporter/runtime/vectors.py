@@ -104,7 +104,8 @@ def _picture(
         yield Vector(f"{where}: noise {k} differs", same_noise(drawn, tensors[f"noise/{k}"]))
     yield from _steps(player, where, tensors)
     image = tensors[_recorded(player, "image", 0)]
-    same = np.array_equal(to_pixels(image, player.picture.pixels), tensors["pixels"])
+    shown = to_pixels(image, player.picture.pixels, f"{where}: the recorded image")
+    same = np.array_equal(shown, tensors["pixels"])
     yield Vector(f"{where}: pixels of the decoder's output differ", same)
 
 

@@ -114,7 +114,7 @@ MISTAKES = {
     "unknown section": (GOOD + "[speed]\nfast = true", "unknown section 'speed'; known: build"),
     "unknown key": (
         GOOD.replace("width_px", "width"),
-        r"unknown key in \[image\] 'width'; known: height_px, image_to_image, width_px",
+        r"unknown key in \[image\] 'width'; known: decoder, encoder, height_px",
     ),
     "missing key": (GOOD.replace("width_px = 128", ""), r"\[image\] width_px is missing"),
     "unknown scheme": (

@@ -28,7 +28,15 @@ from typing import TypeVar
 import numpy as np
 
 from exporter.backends.contract import SessionOptions
-from exporter.drawing.loop import Image, Player, Request, Session, Step, generate
+from exporter.drawing.loop import (
+    DecodedPreviews,
+    Image,
+    Player,
+    Request,
+    Session,
+    Step,
+    generate,
+)
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError
 from exporter.files.read import parse_json, read_json, read_text
@@ -60,6 +68,8 @@ class Times:
             opening of its parts.
         first_s: the first picture, with everything that has to be opened.
         next_s: each further picture of one call; None when only one was drawn.
+        preview_s: median of a final latent by the graph that is there for previews alone; None
+            without one.
     """
 
     loads_s: dict[str, float]
@@ -68,6 +78,7 @@ class Times:
     decode_s: float
     first_s: float
     next_s: float | None
+    preview_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,11 @@ class Drawn:
         """(H, W, 3) uint8."""
         picture: np.ndarray = np.load(self.place / f"picture-{index}.npy")
         return picture
+
+    def preview(self, index: int) -> np.ndarray | None:
+        """The final latent by the graph that is there for previews alone, or None without one."""
+        file = self.place / f"preview-{index}.npy"
+        return np.load(file) if file.is_file() else None
 
     def latents(self, index: int) -> dict[int, np.ndarray]:
         """The latent (1, channels, h, w) after each step, from 1."""
@@ -275,6 +291,9 @@ def draw(
     with _timed(seconds, first) as player:
         if asked[1:]:
             _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
+        shows = parts_of(player, "for previews")
+        if shows:
+            _show(player, len(asked), place)
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
         encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
@@ -282,6 +301,7 @@ def draw(
         decode_s=clock.median_s(parts_of(player, "once")),
         first_s=seconds[0],
         next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,
+        preview_s=clock.median_s(shows) if shows else None,
     )
 
 
@@ -295,6 +315,14 @@ def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> No
             number = first + event.index
             np.save(place / f"picture-{number}.npy", event.pixels)
             print(f"picture {number + 1}", flush=True)
+
+
+def _show(player: Player, pictures: int, place: Path) -> None:
+    """Decode final latents by the graph of previews, to be compared with the pictures."""
+    decoded = DecodedPreviews(player)
+    for number in range(pictures):
+        latent = np.load(place / f"latent-{number}-{player.schedule.steps}.npy")
+        np.save(place / f"preview-{number}.npy", decoded.picture(latent, f"picture {number + 1}"))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from exporter.build.reference import reference_player, torch_session
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.drawing.loop import (
+    Event,
     Image,
     Player,
     Request,
@@ -81,18 +82,25 @@ class Painter:
 
 
 def _draw(player: Player, request: Request, encode: bool) -> Drawing:
-    """Draw one picture; with ``encode``, also run ``vae_encoder`` on it, as the loop does not."""
+    """Draw one picture; with ``encode``, also run the encoder on it, as the loop does not.
+
+    A graph that is there for previews alone shows every step.
+    """
     calls: list[Call] = []
     recording = _recording(player, calls)
-    events = list(generate(recording, [request]))
+    events: list[Event] = []
+    for event in generate(recording, [request]):
+        events.append(event)
+        if isinstance(event, Step) and event.preview and player.giving("preview"):
+            event.preview()
     image = next(e for e in events if isinstance(e, Image))
     latents = tuple(e.latent for e in events if isinstance(e, Step))
     decoded = np.asarray(calls[-1][2]["image"])
     stream = TorchNoise(request.seed)
     draws = 1 + draws_per_step(player.schedule) * player.schedule.steps
     noise = tuple(stream.randn(*player.latent) for _ in range(draws))
-    if encode:
-        recording.open("vae_encoder")({"image": decoded})
+    if encode and (start := player.giving("start")):
+        recording.open(start.graph)({"image": decoded})
     return Drawing(image, decoded, latents, noise, tuple(calls))
 
 

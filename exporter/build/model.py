@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.build import reference
@@ -19,7 +19,9 @@ from exporter.calibrate.store import (
 from exporter.calibrate.trajectories import Inputs, Trajectories, travel
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
+from exporter.checkpoint.tiny import NAME, open_tiny
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
+from exporter.errors import InputError
 from exporter.network.assemble import components_of, cut_graphs
 from exporter.network.cut import Cut
 from exporter.package.manifest import Schedule
@@ -99,13 +101,14 @@ class Model:
 
 def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
     """The checkpoint that a recipe names, or the one at ``place``, as the recipe uses it."""
-    return open_checkpoint(
+    found = open_checkpoint(
         place or recipe.checkpoint,
         components_of(recipe.cut),
         None if place else recipe.revision,
         parts=recipe.parts,
         tokenizers=recipe.tokenizers,
     )
+    return with_tiny(found, recipe)
 
 
 def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
@@ -125,6 +128,23 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
         programs[graph.name] = trace(graph)
     tokenizers = tokenizer_files(checkpoint, token_counts(programs))
     return Model(recipe, checkpoint, programs, tokenizers, weights)
+
+
+def with_tiny(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """The same with the tiny autoencoder, if the recipe's cut uses one; raises InputError."""
+    if not recipe.cut.tiny_ends:
+        return checkpoint
+    named = recipe.tiny
+    decoder = Path(named.decoder) if named.decoder else checkpoint.folder / NAME
+    if named.decoder is None and not decoder.is_dir():
+        raise InputError(
+            f"{checkpoint.folder}: has no folder '{NAME}'; name a TAESD3 decoder as tiny_decoder "
+            "in [model] of the recipe, or leave out what asks for it in [image]"
+        )
+    channels = checkpoint.component("transformer").integer("in_channels")
+    encoder = Path(named.encoder) if named.encoder else None
+    tiny = open_tiny(recipe.cut.tiny_ends, decoder, encoder, channels)
+    return replace(checkpoint, components={**checkpoint.components, NAME: tiny})
 
 
 def token_counts(programs: Mapping[str, Program]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from exporter import __version__, backends
-from exporter.backends.contract import Backend, EmitOptions
+from exporter.backends.contract import Backend, EmitOptions, MeasuredCosts
 from exporter.build import golden
 from exporter.build.golden import Drawing, Pictures
 from exporter.build.model import Model
@@ -22,7 +22,7 @@ from exporter.files.read import file_digest, parse_json
 from exporter.files.staging import write_whole
 from exporter.network.wiring import picture_of, stages
 from exporter.package.manifest import (
-    FORMAT_VERSION,
+    FIRST_VERSION,
     DeviceEntry,
     FileEntry,
     GraphEntry,
@@ -31,7 +31,9 @@ from exporter.package.manifest import (
     OriginEntry,
     PreviewEntry,
     TextEntry,
+    version_of,
 )
+from exporter.package.names import graph_of
 from exporter.package.preview import fit, preview_of
 from exporter.package.read import write_manifest
 from exporter.predict.graph import run_bytes
@@ -114,7 +116,7 @@ def fill(
     """Write everything that stands beside the graphs, the manifest last."""
     recipe, tokenizers = model.recipe, model.tokenizers
     described = {name: file.entry for name, file in tokenizers.items()}
-    picture = picture_of(graphs, _preview(pictures.plain))
+    picture = picture_of(graphs, _preview(pictures.plain), recipe.cut.ends.previews)
     shown = preview_of(picture.preview, picture.pixels) if picture.preview else None
     entry, files = golden.write(folder, pictures, tokenizers, shown)
     files += _write_tokenizers(folder, tokenizers)
@@ -122,7 +124,7 @@ def fill(
     files += _write_plan(folder, origin)
     licences = _copy_licences(model.checkpoint.folder, folder)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FIRST_VERSION,
         name=recipe.name,
         backend=backend.name,
         scheme=origin.scheme.name,
@@ -136,8 +138,9 @@ def fill(
         graphs=tuple(graphs),
         golden=entry,
         files=_describe(folder, [*files, *licences]),
-        device=DeviceEntry(_peak_bytes(graphs)),
+        device=DeviceEntry(_peak_bytes(graphs, picture.preview_graph, backend.costs)),
     )
+    manifest = replace(manifest, format_version=version_of(manifest))
     write_manifest(folder, manifest)
     return manifest
 
@@ -156,10 +159,22 @@ def _origin_entry(
     )
 
 
-def _peak_bytes(graphs: Sequence[GraphEntry]) -> int | None:
-    """Graphs run in turn: of the one that takes the most; None where that was not measured."""
-    sizes = [graph.run_bytes for graph in graphs if graph.run_bytes is not None]
-    return max(sizes) if len(sizes) == len(graphs) else None
+def _peak_bytes(
+    graphs: Sequence[GraphEntry], preview_graph: str, costs: MeasuredCosts | None
+) -> int | None:
+    """Graphs run in turn: of the one that takes the most; None where that was not measured.
+
+    The graph that shows previews is open beside the denoiser.
+    """
+    sizes = {g.name: g.run_bytes for g in graphs if g.run_bytes is not None}
+    if len(sizes) < len(graphs) or costs is None:
+        return None
+    by_graph = {
+        name: max(size for part, size in sizes.items() if graph_of(part) == name)
+        for name in map(graph_of, sizes)
+    }
+    shown = by_graph.get(preview_graph, costs.process_bytes) - costs.process_bytes
+    return int(max(*by_graph.values(), by_graph["denoiser"] + shown))
 
 
 def _preview(plain: Sequence[Drawing]) -> PreviewEntry | None:

@@ -55,7 +55,7 @@ def open_part(folder: Path, name: str) -> Component:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the one that holds config.json")
     described = folder / "config.json"
-    files = _weight_files(folder)
+    files = weight_files(folder)
     tensors = {key: source for file in files for key, source in kept(file).items()}
     return component_of(name, folder, str(described), read_json(described), tensors, files)
 
@@ -75,7 +75,7 @@ def _check_class(file: Path, name: str, declared: object) -> None:
         raise InputError(f"{file}: {name} is a {declared[1]}; supported: {COMPONENTS[name]}")
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors of a component: the shards of an index, or the one file.
 
     A plain name wins over one with a variant (``model.fp16.safetensors``).

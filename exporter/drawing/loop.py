@@ -110,7 +110,11 @@ class Conditioned:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of request ``index`` is done: ``step`` of ``steps``; latent (1, channels, h, w)."""
+    """A step of request ``index`` is done: ``step`` of ``steps``; latent (1, channels, h, w).
+
+    ``preview`` shows the latent, uint8: (h, w, 3) by a map of colours, or (H, W, 3) by the graph
+    that the package has for it, which is opened when the first preview is asked for.
+    """
 
     index: int
     step: int
@@ -256,6 +260,7 @@ def _walk(
     """All steps of all pictures; returns their final latents."""
     turns = [s for s in player.stages if s.runs == "each step"]
     opened = _held(player, turns)
+    decoded = DecodedPreviews(player) if player.picture.preview_graph else None
     latents = []
     for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
         noise = TorchNoise(request.seed)
@@ -271,8 +276,10 @@ def _walk(
             if not np.isfinite(latent).all():
                 where = f"{turns[-1].graph}, step {step + 1} of {player.schedule.steps}"
                 raise CheckFailed(f"{where}: the latent after it {NOT_FINITE}")
-            yield _step_event(player, index, step, latent)
+            yield _step_event(player, decoded, index, step, latent)
         latents.append(latent)
+    if decoded is not None:
+        decoded.release()
     return latents
 
 
@@ -402,8 +409,43 @@ def _encode_images(player: Player, images: dict[int, np.ndarray]) -> dict[int, n
     return {index: latents[id(image)] for index, image in images.items()}
 
 
-def _step_event(player: Player, index: int, step: int, latent: np.ndarray) -> Step:
+class DecodedPreviews:
+    """Previews by a graph of the package, opened for the first and kept until ``release``.
+
+    One that is asked for later opens it again.
+    """
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+        self._stage = next(s for s in player.stages if s.graph == player.picture.preview_graph)
+        self._sessions: dict[str, Session] = {}
+
+    def picture(self, latent: np.ndarray, end: str) -> np.ndarray:
+        """(1, channels, h, w) -> (H, W, 3) uint8; raises CheckFailed for what is not finite.
+
+        Args:
+            end: what the preview is of, in an error.
+        """
+        outputs = dict.fromkeys(self._stage.inputs, latent)
+        for part in self._stage.parts:
+            if part not in self._sessions:
+                self._sessions[part] = self._player.open(part)
+            outputs = _finite(part, self._sessions[part](outputs), end)
+        (port,) = self._stage.results
+        return to_pixels(outputs[port], self._player.picture.pixels)
+
+    def release(self) -> None:
+        """Let go of the graph."""
+        self._sessions.clear()
+
+
+def _step_event(
+    player: Player, decoded: DecodedPreviews | None, index: int, step: int, latent: np.ndarray
+) -> Step:
     picture, schedule = player.picture, player.schedule
-    entry = picture.preview
-    show = None if entry is None else (lambda: preview_of(entry, picture.pixels).picture(latent))
+    entry, show = picture.preview, None
+    if decoded is not None:
+        show = partial(decoded.picture, latent, f"preview of step {step + 1} of {schedule.steps}")
+    elif entry is not None:
+        show = partial(preview_of(entry, picture.pixels).picture, latent)
     return Step(index, step + 1, schedule.steps, schedule.sigmas[step + 1], latent, show)

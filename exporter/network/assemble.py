@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from exporter.checkpoint.open import Checkpoint
+from exporter.checkpoint.tiny import NAME
 from exporter.errors import InputError
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
@@ -14,7 +15,8 @@ from exporter.network.graph import Graph
 def components_of(cut: Cut) -> tuple[str, ...]:
     """The folders of a checkpoint that this cut needs."""
     t5 = ("text_encoder_3",) if cut.t5 else ()
-    return ("transformer", "text_encoder", "text_encoder_2", *t5, "vae")
+    vae = ("vae",) if cut.vae_ends else ()
+    return ("transformer", "text_encoder", "text_encoder_2", *t5, *vae)
 
 
 def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
@@ -23,7 +25,7 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
     Raises InputError when the checkpoint's configuration cannot be expressed, or its weights are
     not those that it describes.
     """
-    from exporter.network import clip, conditioner, denoiser, t5, vae
+    from exporter.network import clip, conditioner, denoiser, t5
 
     transformer = denoiser.read_config(checkpoint.component("transformer"))
     clip_l = clip.read_config(checkpoint.component("text_encoder"))
@@ -39,15 +41,25 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
         graphs.append(t5.cut(config, cut.t5_tokens))
     graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
     graphs.append(denoiser.cut(transformer, cut))
-    autoencoder = vae.read_config(checkpoint.component("vae"))
-    _require_equal("vae", "latent_channels", autoencoder.latent_channels,
-                   "in_channels", transformer.channels)  # fmt: skip
-    graphs.append(vae.cut_decoder(autoencoder, cut))
-    if cut.image_to_image:
-        graphs.append(vae.cut_encoder(autoencoder, cut))
+    graphs += _ends(checkpoint, transformer.channels, cut)
     _check_shapes(checkpoint, graphs)
     _refuse_unread(checkpoint, graphs, cut)
     return tuple(graphs)
+
+
+def _ends(checkpoint: Checkpoint, channels: int, cut: Cut) -> Iterator[Graph]:
+    """What makes pictures of latents of so many channels, and latents of pictures."""
+    from exporter.network import tiny, vae
+
+    if cut.vae_ends:
+        autoencoder = vae.read_config(checkpoint.component("vae"))
+        _require_equal("vae", "latent_channels", autoencoder.latent_channels,
+                       "in_channels", channels)  # fmt: skip
+        cuts = {"decoder": vae.cut_decoder, "encoder": vae.cut_encoder}
+        yield from (cuts[end](autoencoder, cut) for end in cut.vae_ends)
+    small = {"decoder": tiny.cut_decoder, "encoder": tiny.cut_encoder}
+    for end in cut.tiny_ends:
+        yield small[end](tiny.read_config(checkpoint.component(NAME), end), cut)
 
 
 def _require_equal(component: str, key: str, value: int, other: str, expected: int) -> None:
@@ -80,8 +92,8 @@ def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) ->
         parameters = graph.module.named_parameters()
         read.setdefault(graph.component, set()).update(name for name, _ in parameters)
     for component, names in read.items():
-        is_vae = component == "vae" and not cut.image_to_image
-        unused = ("encoder.*",) if is_vae else ()
+        unread = {"decoder", "encoder"} - {*cut.vae_ends} if component == "vae" else ()
+        unused = tuple(f"{end}.*" for end in unread)
         left = [
             name
             for name in checkpoint.component(component).tensors

@@ -128,6 +128,20 @@ def halve(conv: nn.Conv2d, x: Strips) -> Iterator[Tensor]:
             yield conv(F.pad(torch.cat((strip, below[:, :, :1]), 2), (0, 1)))
 
 
+def contract(conv: nn.Conv2d, x: Iterable[Tensor]) -> Iterator[Tensor]:
+    """A convolution of 3 x 3 at every second row and column, with zeros on all sides of the map.
+
+    Each strip has an even number of rows, so that none needs a row of the one below it.
+    """
+    for above, strip, below in _neighbours(x):
+        if above is below is None:
+            yield conv(strip)
+        else:
+            shown = [] if above is None else [above[:, :, -1:]]
+            joined = torch.cat((*shown, strip), 2) if shown else F.pad(strip, (0, 0, 1, 0))
+            yield F.conv2d(joined, conv.weight, conv.bias, conv.stride, (0, 1))
+
+
 def _neighbours(x: Iterable[Tensor]) -> Iterator[tuple[Tensor | None, Tensor, Tensor | None]]:
     """Each strip with the one above it and the one below it."""
     above, strip = None, None

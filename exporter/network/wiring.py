@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from exporter.network.cut import Previews
 from exporter.package.manifest import PictureEntry, Port, PreviewEntry, Source, Stage
-from exporter.package.names import ENCODERS, graph_of
+from exporter.package.names import DECODERS, ENCODERS, graph_of
 
-ORDER = (*ENCODERS, "conditioner", "vae_encoder", "denoiser", "vae_decoder")
+START = ("vae_encoder", "tiny_encoder")
+ORDER = (*ENCODERS, "conditioner", *START, "denoiser", *DECODERS)
 
 
 class Ported(Protocol):
@@ -27,7 +29,18 @@ def stages(graphs: Iterable[Ported]) -> tuple[Stage, ...]:
     parts: dict[str, list[Ported]] = {}
     for graph in graphs:
         parts.setdefault(graph_of(graph.name), []).append(graph)
-    return tuple(_stage(name, parts[name]) for name in ORDER if name in parts)
+    decoders = [name for name in DECODERS if name in parts]
+    shows = decoders[1:]  # a second one is there for previews
+    return tuple(
+        _preview_stage(name, parts[name]) if name in shows else _stage(name, parts[name])
+        for name in ORDER
+        if name in parts
+    )
+
+
+def _preview_stage(name: str, parts: Sequence[Ported]) -> Stage:
+    names = tuple(part.name for part in parts)
+    return Stage(name, names, "for previews", {"latent": Source("latent")}, {"image": "preview"})
 
 
 def _stage(name: str, parts: Sequence[Ported]) -> Stage:
@@ -47,15 +60,27 @@ def _stage(name: str, parts: Sequence[Ported]) -> Stage:
             "modulation": Source("output", "conditioner", "modulation", row_of_step=True),
         }
         return Stage(name, names, "each step", inputs, {"velocity": "velocity"})
-    if name == "vae_encoder":
+    if name in START:
         image = {"image": Source("image")}
         return Stage(name, names, "once", image, {"latent": "start"}, image_to_image_only=True)
     return Stage(name, names, "once", {"latent": Source("latent")}, {"image": "image"})
 
 
-def picture_of(graphs: Sequence[Ported], preview: PreviewEntry | None = None) -> PictureEntry:
-    """The sizes of what these graphs draw: those of the decoder's ports."""
-    decoders = [graph for graph in graphs if graph_of(graph.name) == "vae_decoder"]
-    _, channels, rows, _ = decoders[0].inputs[0].shape
-    _, _, height, width = decoders[-1].outputs[0].shape
-    return PictureEntry(width, height, channels, height // rows, preview=preview)
+def picture_of(
+    graphs: Sequence[Ported],
+    preview: PreviewEntry | None = None,
+    previews: Previews = "linear",
+) -> PictureEntry:
+    """The sizes of what these graphs draw: those of the decoder's ports.
+
+    A second decoder is there for previews; the only one shows them too if it is to.
+    """
+    names = {graph_of(graph.name) for graph in graphs}
+    decoder, *others = (name for name in DECODERS if name in names)
+    parts = [graph for graph in graphs if graph_of(graph.name) == decoder]
+    _, channels, rows, _ = parts[0].inputs[0].shape
+    _, _, height, width = parts[-1].outputs[0].shape
+    shown_by = others or ([decoder] if previews == "tiny" else [""])
+    return PictureEntry(
+        width, height, channels, height // rows, preview=preview, preview_graph=shown_by[0]
+    )

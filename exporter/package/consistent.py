@@ -10,7 +10,8 @@ from itertools import pairwise
 from exporter.package.manifest import GraphEntry, Manifest, Port, Stage
 
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
-RESULTS = {"velocity": 1, "image": 1, "start": 0}  # how many stages have to give it, of one at most
+# How many stages have to give it, of one at most.
+RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0}
 
 
 def check(manifest: Manifest) -> None:
@@ -124,6 +125,24 @@ def _stages(manifest: Manifest) -> Iterator[str]:
         found = [s for s in manifest.stages if result in s.results.values()]
         if not least <= len(found) <= 1:
             yield f"stages: {len(found)} of them give the {result}; one has to"
+    yield from _preview_graph(manifest)
+
+
+def _preview_graph(manifest: Manifest) -> Iterator[str]:
+    """The graph of previews has a stage that needs nothing but a latent, and nothing else shows."""
+    name = manifest.picture.preview_graph
+    for stage in manifest.stages:
+        shown = "preview" in stage.results.values()
+        if shown and stage.graph != name:
+            yield f"picture.preview_graph: '{name}', and '{stage.graph}' gives the preview"
+        if stage.graph != name:
+            continue
+        if not shown and "image" not in stage.results.values():
+            yield f"picture.preview_graph: '{name}' gives no picture"
+        if any(source.kind != "latent" for source in stage.inputs.values()):
+            yield f"picture.preview_graph: '{name}' takes more than a latent"
+    if name and manifest.stage(name) is None:
+        yield f"picture.preview_graph: there is no stage of '{name}'"
 
 
 def _source(manifest: Manifest, stage: Stage, port: Port, given: dict[str, Stage]) -> str:
@@ -173,6 +192,7 @@ def _results(
         "velocity": picture.latent,
         "start": picture.latent,
         "image": (1, 3, picture.height_px, picture.width_px),
+        "preview": (1, 3, picture.height_px, picture.width_px),
     }
     ports = {p.name: p for p in outputs}
     if stage.runs != "once per prompt" and len(stage.results) != 1:
@@ -185,6 +205,8 @@ def _results(
             yield f"{where}.runs: '{stage.runs}' does not give the {result}"
         if (result == "start") != stage.image_to_image_only:
             yield f"{where}.image_to_image_only: does not go with the {result}"
+        if (result == "preview") != (stage.runs == "for previews"):
+            yield f"{where}.runs: '{stage.runs}' does not give the {result}"
 
 
 def _kinds(ports: tuple[Port, ...]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,7 +17,9 @@ from msgspec import Meta
 
 from exporter.package.paths import OptionalPath, RelativePath
 
-FORMAT_VERSION = "4.0"
+FORMAT_VERSION = "4.1"  # the latest that is read; a package says the first that has its fields
+FIRST_VERSION = "4.0"
+SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
 MOST = 2**53 - 1  # what every language's numbers hold
 MOST_PX = 1 << 14
 MOST_STEPS = 1000
@@ -29,10 +32,10 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 OptionalDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=100)]
 
-Runs = Literal["once per prompt", "each step", "once"]
+Runs = Literal["once per prompt", "each step", "once", "for previews"]
 SourceKind = Literal["tokens", "output", "latent", "image"]
 Mode = Literal["euler", "renoise"]
-Result = Literal["velocity", "start", "image"]
+Result = Literal["velocity", "start", "image", "preview"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class Stage:
         runs: when.
         inputs: the source of each input port.
         results: output ports that the loop itself takes: ``velocity`` for the schedule's step,
-            ``start`` as the latent of a picture to start from, ``image`` as the picture.
+            ``start`` as the latent of a picture to start from, ``image`` as the picture,
+            ``preview`` as what a latent between steps would be.
         image_to_image_only: whether it runs only for requests that start from a picture.
     """
 
@@ -255,6 +259,8 @@ class PictureEntry:
         latent_scale_px: pixels of the picture along a pixel of the latent.
         pixels: between levels and tensors (1, 3, height, width).
         preview: of a latent, or nothing.
+        preview_graph: whose stage takes a latent between steps and shows it as a picture of full
+            size, in place of ``preview``; or empty.
     """
 
     width_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
@@ -263,6 +269,7 @@ class PictureEntry:
     latent_scale_px: Annotated[int, Meta(ge=1, le=256)]
     pixels: Pixels = field(default_factory=Pixels)
     preview: PreviewEntry | None = None
+    preview_graph: str = field(default="", metadata=SINCE_4_1)
 
     @property
     def latent(self) -> tuple[int, int, int, int]:
@@ -382,7 +389,8 @@ class Manifest:
     """Everything that a device must know.
 
     Attributes:
-        format_version: 4.x; a reader of 4.0 reads every 4.x, and leaves out what it does not know.
+        format_version: 4.x, the first that has all its fields; a reader of 4.0 reads every 4.x, and
+            leaves out what it does not know.
         name: of the recipe.
         backend: of the graphs.
         scheme: of their weights.
@@ -445,5 +453,41 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    """Deterministic JSON text."""
-    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+    """Deterministic JSON text; fields of later versions stand in it where they say something."""
+    return json.dumps(_plain(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def version_of(manifest: Manifest) -> str:
+    """The first format that has every field that says something."""
+    later: list[str] = [f.metadata["since"] for f in _later_fields(manifest)]
+    return max([FIRST_VERSION, *later])
+
+
+def _plain(value: object) -> object:
+    """A record as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        f.name: _plain(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+        if "since" not in f.metadata or getattr(value, f.name)
+    }
+
+
+def _later_fields(value: object) -> Iterator[dataclasses.Field[object]]:
+    """The fields of versions after the first that say something, at every level."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _later_fields(part)
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            found = getattr(value, f.name)
+            if "since" in f.metadata and found:
+                yield f
+            yield from _later_fields(found)

@@ -19,6 +19,10 @@ MOST_BYTES = 1 << 26  # of a manifest
 BUILD = "fourstep build RECIPE"
 
 
+def _minor(version: str) -> int:
+    return int(version.partition(".")[2])
+
+
 class _Versioned(msgspec.Struct):
     format_version: object = None
 
@@ -40,7 +44,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = decode(Manifest, text)
         consistent.check(manifest)
     except ValueError as error:
-        newer = version != FORMAT_VERSION
+        newer = _minor(version) > _minor(FORMAT_VERSION)
         remedy = f"format {version}: update fourstep" if newer else f"build it again: {BUILD}"
         raise CheckFailed(f"{file}: damaged: {error}; {remedy}") from None
     return manifest

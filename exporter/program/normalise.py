@@ -63,6 +63,7 @@ READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read
     ATEN.pad.default: 2,
     ATEN.permute.default: 2,
     ATEN.pixel_shuffle.default: 2,
+    ATEN.relu.default: 1,
     ATEN.reshape.default: 2,
     ATEN.rms_norm.default: 4,
     ATEN.rsqrt.default: 1,
@@ -72,6 +73,7 @@ READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read
     ATEN.slice.Tensor: 4,
     ATEN.split.Tensor: 3,
     ATEN.sub.Tensor: 2,
+    ATEN.tanh.default: 1,
     ATEN.to.dtype: 2,
 }
 

@@ -20,6 +20,7 @@ from exporter.package.manifest import Adjusted
 from exporter.package.names import MMDIT
 from exporter.program.program import MOST_ROWS, Constant, Program, Stored, linears
 from exporter.quantize.formats import FORMATS, Format, Scheme, fitting_format
+from exporter.quantize.schemes import is_shipped
 
 ATEN = torch.ops.aten
 FormatOf = Callable[[str, str, str], Format]
@@ -252,7 +253,8 @@ def quantize_all(programs: Mapping[str, Program], scheme: Scheme) -> dict[str, Q
     """Quantize every graph by a scheme.
 
     Raises InputError when a pattern of the scheme, or of a recipe's override, matches no weight: a
-    misspelt name must not pass for a wish.
+    misspelt name must not pass for a wish. A shipped scheme's rule for a graph that is not there,
+    such as the VAE's where a tiny decoder draws, is none.
     """
     weights = [
         (program.name, source.name, kinds[place])
@@ -262,6 +264,8 @@ def quantize_all(programs: Mapping[str, Program], scheme: Scheme) -> dict[str, Q
         if isinstance(source, Stored)
     ]
     for rule in scheme.rules:
+        if rule.graph not in programs and is_shipped(rule):
+            continue
         if rule.weight != "*" and not any(rule.matches(*w) for w in weights):
             fitting = replace(rule, weight="*")
             example = next((f", such as '{w[1]}'" for w in weights if fitting.matches(*w)), "")

@@ -17,7 +17,7 @@ from exporter.checkpoint.hub import names_a_path
 from exporter.errors import InputError, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
-from exporter.network.cut import Cut
+from exporter.network.cut import Cut, End, Ends, Previews
 from exporter.package.manifest import Mode
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
@@ -34,6 +34,8 @@ from exporter.recipe.plan import is_plan
 
 S = TypeVar("S", bound=str)
 MODES: tuple[Mode, ...] = get_args(Mode)
+ENDS: tuple[End, ...] = get_args(End)
+PREVIEWS: tuple[Previews, ...] = get_args(Previews)
 LAYOUTS = ("native",)
 # Of a recipe that names none: the same wherever other distributions bring more.
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
@@ -43,9 +45,9 @@ DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "model": ("checkpoint", "revision", *PARTS, "tokenizers"),
+    "model": ("checkpoint", "revision", *PARTS, "tokenizers", "tiny_decoder", "tiny_encoder"),
     "schedule": ("mode", "sigmas"),
-    "image": ("width_px", "height_px", "image_to_image"),
+    "image": ("width_px", "height_px", "image_to_image", "decoder", "encoder", "previews"),
     "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
     "build": ("backends", "layout", "device_memory_bytes", "most_file_bytes", "denoiser_parts"),
@@ -78,6 +80,17 @@ class CalibrationChoice:
 
 
 @dataclass(frozen=True)
+class TinyFiles:
+    """Where the tiny autoencoder lies: files or folders; None: where the checkpoint has it.
+
+    ``encoder``: None: beside the decoder, if that is named.
+    """
+
+    decoder: str | None = None
+    encoder: str | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to build.
 
@@ -100,6 +113,7 @@ class Recipe:
             devices that cannot hold them.
         prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
+        tiny: the tiny autoencoder, where ``cut.ends`` use it.
     """
 
     name: str
@@ -122,6 +136,7 @@ class Recipe:
     prompts: tuple[str, ...]
     seed: int
     calibration: CalibrationChoice
+    tiny: TinyFiles = TinyFiles()
 
     def scheme(self, name: str) -> Scheme:
         """A scheme with this recipe's group size, zero points, overrides and methods."""
@@ -140,10 +155,12 @@ class Recipe:
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
-        del decisive["revision"], decisive["parts"], decisive["tokenizers"]
+        del decisive["revision"], decisive["parts"], decisive["tokenizers"], decisive["tiny"]
         del decisive["most_file_bytes"]
         if self.denoiser_parts == 1:  # recipes from before the key keep their digest
             del decisive["denoiser_parts"]
+        if self.cut.ends == Ends():
+            del decisive["cut"]["ends"]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -201,6 +218,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             t5=get.value("text", "t5", bool, True),
             t5_tokens=get.integer("text", "t5_tokens", FEWEST_T5_TOKENS, MOST_T5_TOKENS, 77),
             image_to_image=get.value("image", "image_to_image", bool, True),
+            ends=_ends(get),
         ),
         group_size=_group_size(raw.get("weights", {}).get("group_size"), "[weights] group_size"),
         symmetric=get.value("weights", "symmetric", bool, None),
@@ -219,7 +237,42 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             get.integer("calibration", "seed", 0, 2**62, 1000),
             get.names("calibration", "methods", METHODS, default=()),
         ),
+        tiny=_tiny(get),
     )
+
+
+def _ends(get: _Getter) -> Ends:
+    """The ends of ``[image]``; encoder and previews are as the decoder is, unless named."""
+    decoder = get.choice("image", "decoder", ENDS, "full")
+    encoder = get.value("image", "encoder", str, None)
+    if encoder is not None and not get.value("image", "image_to_image", bool, True):
+        raise InputError(f"[image] encoder = {encoder!r}: needs image_to_image = true")
+    return Ends(
+        decoder,
+        get.choice("image", "encoder", ENDS, decoder),
+        get.choice("image", "previews", PREVIEWS, "tiny" if decoder == "tiny" else "linear"),
+    )
+
+
+def _tiny(get: _Getter) -> TinyFiles:
+    """The places of the tiny autoencoder; raises InputError for one that nothing would read."""
+    ends, starts = _ends(get), get.value("image", "image_to_image", bool, True)
+    uses = {
+        "decoder": "tiny" in (ends.decoder, ends.previews),
+        "encoder": starts and ends.encoder == "tiny",
+    }
+    found: dict[str, str | None] = dict.fromkeys(uses)
+    for end, used in uses.items():
+        given = get.value("model", f"tiny_{end}", str, None)
+        if given is None:
+            continue
+        if not used:
+            more = ' or previews = "tiny"' if end == "decoder" else " and image_to_image = true"
+            raise InputError(
+                f'[model] tiny_{end}: nothing uses it; set {end} = "tiny"{more} in [image]'
+            )
+        found[end] = _place(get, f"tiny_{end}")
+    return TinyFiles(**found)
 
 
 def _checkpoint(get: _Getter) -> str:
@@ -237,8 +290,15 @@ def _parts(get: _Getter) -> dict[str, str]:
             continue
         if key == "t5" and not get.value("text", "t5", bool, True):
             raise InputError("[model] t5 is given, and [text] t5 = false does not use it")
+        if key == "vae" and not _uses_vae(get):
+            raise InputError('[model] vae is given, and [image] decoder = "tiny" does not use it')
         found[name] = _place(get, key)
     return found
+
+
+def _uses_vae(get: _Getter) -> bool:
+    ends, starts = _ends(get), get.value("image", "image_to_image", bool, True)
+    return ends.decoder == "full" or (starts and ends.encoder == "full")
 
 
 def _place(get: _Getter, key: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from exporter.package.measures import SAME_DB
+from exporter.package.names import NAMES
 from exporter.report import charts
 from exporter.report.charts import Bar, Point, Series
 from exporter.report.facts import Comparison, Entry
 from exporter.report.markup import curly, decibels, fold, megabytes, paragraph, table, tag, text
 
 HALF_PX, FULL_PX = 500, 780
-GRAPHS = ("clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder", "vae_encoder")
 
 
 def figure(title: str, chart: str, *beside: str) -> str:
@@ -101,12 +101,12 @@ def _sign(index: int) -> str:
 def graph_bytes(report: Comparison) -> str:
     """A stacked bar per package: bytes of each graph."""
     found = {name for e in report.packages for name in e.manifest.names}
-    names = [n for n in GRAPHS if n in found] + sorted(found - set(GRAPHS))
+    names = [n for n in NAMES if n in found] + sorted(found - set(NAMES))
     rows = [
         Bar(e.name, tuple(_graph_bytes(e, n) / 1e6 for n in names), _total(e))
         for e in report.packages
     ]
-    kinds = [f"g{GRAPHS.index(n) if n in GRAPHS else 0}" for n in names]
+    kinds = [f"g{NAMES.index(n) if n in NAMES else 0}" for n in names]
     about = "Bytes of graphs: " + "; ".join(f"{r.name} {r.note}" for r in rows)
     chart = charts.both(lambda px: charts.stacked(rows, kinds, about, px), FULL_PX)
     signs = [(tag("i", class_=f"swatch {kind}"), n) for kind, n in zip(kinds, names, strict=True)]

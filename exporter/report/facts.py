@@ -43,6 +43,8 @@ class Entry:
         figures: one per picture that could be compared.
         metrics: what the user's metric returned.
         plan_text: ``plan.toml``, or empty.
+        previews_db: PSNR of each final latent by the graph that is there for previews alone,
+            against the picture; empty without one.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Entry:
     memory: Memory | None = None
     plan: Sensitivities | None = None
     plan_text: str = ""
+    previews_db: tuple[float, ...] = ()
 
     @property
     def backend(self) -> str:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class Compared:
 
     entry: Entry
     pictures: Mapping[Asked, np.ndarray]
+    previews: Mapping[Asked, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,12 @@ def _compare_all(
     references = {a: refer(_owner(packages, a, given), a).pixels for a in wanted}
     baseline = _measured(metric, everything, references, references)
     shown = [
-        Shown(a, references[a], {n: r.pictures[a] for n, r in rows.items() if a in r.pictures})
+        Shown(
+            a,
+            references[a],
+            {n: r.pictures[a] for n, r in rows.items() if a in r.pictures},
+            {n: r.previews[a] for n, r in rows.items() if a in r.previews},
+        )
         for a in everything[:SHOWN_PROMPTS]
     ]
     report = _report(
@@ -328,6 +334,11 @@ def _compare(
     remarks = result.remarks
     if any(not f.steps_db for f in figures):
         remarks += ("built before latents after each step were kept; build it again to see them",)
+    previews_db = [
+        psnr_db(preview, result.picture(i))
+        for i in range(len(asked))
+        if (preview := result.preview(i)) is not None
+    ]
     done = replace(
         entry,
         drawn=True,
@@ -336,8 +347,11 @@ def _compare(
         metrics=_measured_pictures(package, asked, result, refer, metric),
         times=result.times,
         memory=result.memory,
+        previews_db=tuple(previews_db),
     )
-    return Compared(done, {a: result.picture(i) for i, a in enumerate(asked[:SHOWN_PROMPTS])})
+    pages = list(enumerate(asked[:SHOWN_PROMPTS]))
+    previews = {a: p for i, a in pages if (p := result.preview(i)) is not None}
+    return Compared(done, {a: result.picture(i) for i, a in pages}, previews)
 
 
 def _measured_pictures(

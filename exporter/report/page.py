@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 
+from exporter.report.decoders import decoders, shows_previews
 from exporter.report.diagrams import frontiers, graph_bytes, steps
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry
 from exporter.report.markup import (
@@ -36,6 +37,7 @@ def page(report: Comparison, shown: Sequence[Shown]) -> str:
         ("summary", "Summary", summary(report)),
         ("frontier", "Size and quality", frontiers(report)),
         ("pictures", "Pictures", gallery(report, shown)),
+        *_decoders(report, shown),
         ("bytes", "Bytes", graph_bytes(report)),
         ("sensitivity", "Layers", plans(report)),
         ("steps", "Steps", steps(report)),
@@ -54,6 +56,13 @@ def page(report: Comparison, shown: Sequence[Shown]) -> str:
         style + overlays(shown),
         _header(report) + tag("nav", contents, aria_label="Contents") + tag("main", body),
     )
+
+
+def _decoders(report: Comparison, shown: Sequence[Shown]) -> list[tuple[str, str, str]]:
+    """A part of the page where packages have two decoders."""
+    if not shows_previews(report):
+        return []
+    return [("decoders", "Decoders", decoders(report, shown))]
 
 
 def _document(title: str, style: str, body: str) -> str:

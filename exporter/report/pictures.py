@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,11 +15,15 @@ from exporter.report.markup import decibels, paragraph, png, tag, text
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A prompt's pictures (H, W, 3): the yardstick's, and each package's by name."""
+    """A prompt's pictures (H, W, 3): the yardstick's, and each package's by name.
+
+    ``previews``: the final latent by the graph that a package has for previews alone.
+    """
 
     asked: Asked
     reference: np.ndarray
     pictures: Mapping[str, np.ndarray]
+    previews: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def gallery(report: Comparison, shown: Sequence[Shown]) -> str:

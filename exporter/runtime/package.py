@@ -103,7 +103,8 @@ class Package:
             if file.path not in tokenizers:
                 self.check(file)
         opened = functools.partial(self.session, options=options)
-        turns = [stage for stage in entry.stages if not stage.image_to_image_only]
+        asked = [s for s in entry.stages if s.image_to_image_only or s.runs == "for previews"]
+        turns = [stage for stage in entry.stages if stage not in asked]
         names = [part for stage in turns for part in stage.parts]
         ahead = OpenedAhead(opened, names) if keep else None
         return Player(

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from exporter.errors import InputError, known
-from exporter.quantize.formats import Scheme
+from exporter.quantize.formats import Rule, Scheme
 
 
 def scheme_names() -> tuple[str, ...]:
@@ -22,3 +22,8 @@ def load_scheme(name: str) -> Scheme:
     file = name.replace("-", "_")
     scheme: Scheme = importlib.import_module(f"{__name__}.{file}").SCHEME
     return scheme
+
+
+def is_shipped(rule: Rule) -> bool:
+    """Whether a rule is a scheme's own, for any checkpoint, and nobody's wish for this one."""
+    return any(rule in load_scheme(name).rules for name in scheme_names())

@@ -256,6 +256,14 @@ def test_a_picture_of_another_size(tiny_package: Path, tmp_path: Path, fit: str)
     np.testing.assert_array_equal(found, read(out))
 
 
+@pytest.mark.parametrize("flag", ["--prompts", "--out", "--image", "--device", "--fit"])
+def test_an_option_given_twice_is_refused(tiny_package: Path, flag: str) -> None:
+    """Click would drop the first without a word."""
+    value = {"--fit": ("cover", "contain")}.get(flag, ("a", "b"))
+    found = fourstep("run", tiny_package, "x", flag, value[0], f"{flag}={value[1]}")
+    mistake(found, f"{flag} is given 2 times; give it once; see: ", "run --help")
+
+
 def test_what_is_of_no_use_without_a_picture(tiny_package: Path) -> None:
     for flag, value in (("--fit", "contain"), ("--background", "red"), ("--strength", "0.5")):
         found = fourstep("run", tiny_package, "x", flag, value)

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+from collections import Counter
 from typing import Any, NoReturn
 
 import click
@@ -30,6 +31,19 @@ INTERRUPTED = 130  # after Ctrl-C
 
 class Commands(click.Group):
     """Turns what a user can mend into one line on stderr and an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; refuses an option that is given twice, of which click drops the first."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            inner = click.Context(command, parent=ctx, info_name=name)
+            _, _, given = command.make_parser(inner).parse_args([*rest])
+            for parameter, times in Counter(given).items():
+                if isinstance(parameter, click.Option) and times > 1 and not _adds_up(parameter):
+                    inner.fail(f"{parameter.opts[-1]} is given {times} times; give it once")
+        return name, command, rest
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and exit, as click does, but with errors of one line."""
@@ -65,6 +79,11 @@ class Commands(click.Group):
                 2,
             )
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _adds_up(option: click.Option) -> bool:
+    """Whether giving an option again drops nothing."""
+    return option.multiple or option.is_flag or option.count
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -27,7 +27,7 @@ FORMATS = (
     "ICNS", "PCX", "SGI", "DDS", "TGA",
 )  # fmt: skip
 MOST_PX = 1 << 26  # 8192 x 8192: a small file can unpack to any size
-COMMON = ".png, .jpg, .webp, .avif, .tiff"
+COMMON = (".png", ".jpg", ".webp", ".avif", ".tiff")
 IN_EXIF = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # formats that say in Exif what is in a picture
 MOST_EXIF_BYTES = 60_000  # a segment of JPEG holds 64 KiB
 MOST_ICO_PX = 256
@@ -103,10 +103,16 @@ def format_of(file: Path) -> str:
     """Pillow's name of the format that a file's suffix stands for; raises InputError of ``out``."""
     from PIL import Image as Picture
 
-    found = Picture.registered_extensions().get(file.suffix.lower())
-    if found not in Picture.SAVE:
+    known = {
+        suffix: form
+        for suffix, form in Picture.registered_extensions().items()
+        if form in Picture.SAVE
+    }
+    found = known.get(file.suffix.lower())
+    if found is None:
+        common = ", ".join(suffix for suffix in COMMON if suffix in known)
         raise InputError(
-            f"must end in {COMMON}, or as another format that Pillow writes",
+            f"must end in {common}, or as another format that Pillow writes",
             field="out",
             given=file,
         )
@@ -187,5 +193,5 @@ def _said_in(form: str, file: Path, about: Mapping[str, str]) -> dict[str, Any]:
         )
     exif = Picture.Exif()
     exif[SOFTWARE] = about.get("Software", "")
-    exif.get_ifd(EXIF_FIELDS)[USER_COMMENT] = comment
+    exif[EXIF_FIELDS] = {USER_COMMENT: comment}
     return {"exif": exif.tobytes()}

@@ -406,7 +406,7 @@ def test_what_is_no_picture_in_python(given: Any, words: str) -> None:
 WRITTEN = (
     ".apng", ".avif", ".bmp", ".dds", ".dib", ".eps", ".gif", ".im", ".jp2", ".j2k", ".jfif",
     ".jpe", ".jpeg", ".jpg", ".mpo", ".pcx", ".pdf", ".png", ".ppm", ".qoi", ".sgi", ".tga", ".tif",
-    ".tiff", ".webp", ".ico", ".PNG",
+    ".tiff", ".webp", ".ico", ".PNG", ".blp", ".msp", ".xbm",
 )  # fmt: skip
 ABOUT = {"prompt": "ein Käfer, 赤い丸", "seed": "7", "package": "shapes onnx-int8", "version": "0"}
 
@@ -421,7 +421,9 @@ def test_every_format_that_pillow_writes(tmp_path: Path, suffix: str) -> None:
             found.load()
             assert found.size == (WIDTH, HEIGHT)
             shown = np.asarray(found.convert("RGB")).astype(int)
-            assert np.abs(shown - np.asarray(scene())).mean() < 9
+            assert np.abs(shown.mean() - np.asarray(scene()).mean()) < 4
+            if suffix not in (".msp", ".xbm"):
+                assert np.abs(shown - np.asarray(scene())).mean() < 9
 
 
 def test_formats_that_cannot_hold_a_picture() -> None:
@@ -429,7 +431,7 @@ def test_formats_that_cannot_hold_a_picture() -> None:
         ("p", "out p: must end in .png, .jpg"),
         ("p.txt", "out p.txt: must end in .png, .jpg"),
         ("p.psd", "out p.psd: must end in"),
-        ("p.xbm", "out p.xbm: cannot be written as XBM: cannot write mode RGB"),
+        ("p.palm", "out p.palm: cannot be written as PALM: cannot write mode RGB"),
         ("p.hdf", "out p.hdf: cannot be written as HDF5"),
         ("p.icns", "ICNS holds icons, and not a picture of 32 x 24 px; choose another suffix"),
     ):

@@ -58,7 +58,9 @@ def flattened(picture: Picture, background: Colour, say: Say) -> Picture:
     colours = _in_srgb(base, profile, say)
     if alpha is None:
         return colours
-    return Image.composite(colours, Image.new("RGB", colours.size, background), alpha)
+    under = Image.new("RGB", colours.size, background)
+    under.paste(colours, mask=alpha)
+    return under
 
 
 def _parted(picture: Picture, say: Say) -> tuple[Picture, Picture | None]:
@@ -67,7 +69,7 @@ def _parted(picture: Picture, say: Say) -> tuple[Picture, Picture | None]:
         return _of_wide_levels(picture, say)
     if picture.has_transparency_data:
         straight = picture.convert("LA") if picture.mode == "La" else picture
-        whole = straight.convert("RGBA")
+        whole = straight if straight.mode == "RGBA" else straight.convert("RGBA")
         base = whole.getchannel("R") if picture.mode in GREYS else whole.convert("RGB")
         return base, whole.getchannel("A")
     if picture.mode in AS_THEY_ARE:
@@ -113,8 +115,9 @@ def to_levels(values: np.ndarray, top: float) -> np.ndarray:
 
 def _in_srgb(base: Picture, profile: bytes | None, say: Say) -> Picture:
     """Colours of L, RGB or CMYK in sRGB, by the profile that the file brings, if any."""
+    plain = base if base.mode == "RGB" else base.convert("RGB")
     if not profile:
-        return base.convert("RGB")
+        return plain
     from PIL import ImageCms
 
     try:
@@ -125,5 +128,5 @@ def _in_srgb(base: Picture, profile: bytes | None, say: Say) -> Picture:
     except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError) as error:
         reason = " ".join(str(error).split())
         say(f"its colour profile cannot be applied ({reason}); its numbers are taken as sRGB")
-        return base.convert("RGB")
+        return plain
     return converted

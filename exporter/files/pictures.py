@@ -29,9 +29,10 @@ FORMATS = (
 MOST_PX = 1 << 26  # 8192 x 8192: a small file can unpack to any size
 COMMON = (".png", ".jpg", ".webp", ".avif", ".tiff")
 IN_EXIF = ("JPEG", "MPO", "WEBP", "AVIF", "TIFF")  # formats that say in Exif what is in a picture
+LESSER_MODES = {"BLP": "P", "MSP": "1", "XBM": "1"}  # of formats that hold no RGB
 MOST_EXIF_BYTES = 60_000  # a segment of JPEG holds 64 KiB
 MOST_ICO_PX = 256
-EXIF_FIELDS, USER_COMMENT, SOFTWARE = 0x8769, 0x9286, 0x0131  # tags
+EXIF_FIELDS, USER_COMMENT, SOFTWARE, ORIENTATION = 0x8769, 0x9286, 0x0131, 0x0112  # tags
 ASCII = b"ASCII\0\0\0"  # how the text of a UserComment begins
 
 
@@ -93,7 +94,8 @@ def upright(picture: Pictures.Image, say: Say) -> Pictures.Image:
 
     picture.load()
     try:
-        return ImageOps.exif_transpose(picture)
+        is_turned = picture.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(picture) if is_turned else picture
     except Exception as error:  # of damaged metadata the library raises anything
         say(f"its Exif cannot be read ({reason_of(error)}); it is taken as it lies in the file")
         return picture
@@ -167,7 +169,11 @@ def encoded(pixels: np.ndarray, file: Path, about: Mapping[str, str]) -> bytes:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of formats that Pillow is going to drop
-        Picture.fromarray(pixels).save(stream, form, **options)
+        drawn = Picture.fromarray(pixels)
+        mode = LESSER_MODES.get(form, drawn.mode)
+        if mode != drawn.mode:
+            drawn = drawn.convert(mode, palette=Picture.Palette.ADAPTIVE)
+        drawn.save(stream, form, **options)
     return stream.getvalue()
 
 

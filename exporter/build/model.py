@@ -107,6 +107,7 @@ def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
         None if place else recipe.revision,
         parts=recipe.parts,
         tokenizers=recipe.tokenizers,
+        config=recipe.config,
     )
     return with_tiny(found, recipe)
 

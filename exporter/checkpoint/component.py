@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -52,6 +52,7 @@ class Component:
         config: the keys that decide (``configs.decisive``).
         tensors: where each tensor's values come from.
         files: that the tensors lie in.
+        called: what the file calls a tensor of this name.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Component:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorSource]
     files: tuple[Path, ...]
+    called: Callable[[str], str] = str
 
     def integer(self, key: str, low: int = 1, high: int = MOST) -> int:
         """A whole number of the configuration."""
@@ -124,8 +126,8 @@ class Component:
             return self.tensors[tensor]
         except KeyError:
             raise InputError(
-                f"{self.place}: tensor '{tensor}' is missing; the weights do not fit "
-                f"{self._configuration}"
+                f"{self.place}: tensor {self.worded(tensor)} is missing; the weights do not fit "
+                f"{self.configuration}"
             ) from None
 
     def read(self, tensor: str, rows: slice | None = None) -> torch.Tensor:
@@ -135,9 +137,16 @@ class Component:
         """
         return self.info(tensor).read(rows)
 
+    def worded(self, tensor: str) -> str:
+        """A tensor as its file calls it, and as it is read where that is not the same."""
+        called = self.called(tensor)
+        return f"'{called}'" if called == tensor else f"'{called}' (read as '{tensor}')"
+
     @property
-    def _configuration(self) -> str:
-        return Path(self.described_in).name
+    def configuration(self) -> str:
+        """What its configuration is from, for errors."""
+        is_file = self.described_in.endswith(".json")
+        return Path(self.described_in).name if is_file else "the shape of the others"
 
 
 def component_of(
@@ -147,6 +156,7 @@ def component_of(
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorSource],
     files: Sequence[Path],
+    called: Callable[[str], str] = str,
 ) -> Component:
     """A component of what any layout holds under the names of diffusers and transformers.
 
@@ -164,4 +174,4 @@ def component_of(
                 f"{source.file}: tensor '{key}': {known('dtype', source.dtype, FLOATS)}"
             )
     decided = decisive(COMPONENTS[name], config)
-    return Component(name, place, described_in, decided, found, tuple(files))
+    return Component(name, place, described_in, decided, found, tuple(files), called)

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.component import COMPONENTS, Component, component_of
-from exporter.checkpoint.sources import Kept, TensorSource
+from exporter.checkpoint.stored import PICKLES, REMEDY, read_stored
 from exporter.errors import InputError
 from exporter.files.read import read_json
-from exporter.files.tensors import read_header
 
 INDEX = "model_index.json"
 PLAIN = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_components(folder: Path, names: Sequence[str]) -> dict[str, Component]:
@@ -53,16 +51,20 @@ def _open_component(checkpoint: Path, name: str, index: Mapping[str, Any]) -> Co
 def open_part(folder: Path, name: str) -> Component:
     """A component from the folder of its own: ``config.json`` and weights; raises InputError."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name the one that holds config.json")
+        raise InputError(f"{folder}: no such file or folder")
     described = folder / "config.json"
+    config = read_json(described)
+    _refuse_quantized(described, config)
     files = weight_files(folder)
-    tensors = {key: source for file in files for key, source in kept(file).items()}
-    return component_of(name, folder, str(described), read_json(described), tensors, files)
+    return component_of(name, folder, str(described), config, read_stored(files), files)
 
 
-def kept(file: Path) -> dict[str, TensorSource]:
-    """The tensors of a safetensors file by their names in it."""
-    return {key: Kept(key, info) for key, info in read_header(file).items()}
+def _refuse_quantized(described: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a configuration that says what its integers stand for."""
+    how = config.get("quantization_config")
+    if how is not None:
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise InputError(f"{described}: quantization_config: {method} is not read; {REMEDY}")
 
 
 def _check_class(file: Path, name: str, declared: object) -> None:

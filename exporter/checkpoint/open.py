@@ -12,11 +12,12 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from exporter.checkpoint import folder as diffusers_folder
+from exporter.checkpoint import single_file
 from exporter.checkpoint.component import COMPONENTS, PARTS, Component
 from exporter.checkpoint.hub import TOKENIZERS, from_hub
 from exporter.checkpoint.sources import TensorSource, digest_of
@@ -38,12 +39,14 @@ class Checkpoint:
         descriptions: files that say what the components are, by a name that is the same wherever
             the checkpoint lies.
         tokenizers: the tokenizers' folders lie in it; None: in ``folder``.
+        place: what was opened, for errors; None: ``folder``.
     """
 
     folder: Path
     components: Mapping[str, Component] = field(repr=False)
     descriptions: Mapping[str, Path] = field(default_factory=dict, repr=False)
     tokenizers: Path | None = None
+    place: Path | None = None
 
     def component(self, name: str) -> Component:
         """A component by its name; raises InputError when the checkpoint lacks it."""
@@ -51,10 +54,10 @@ class Checkpoint:
             return self.components[name]
         except KeyError:
             key = next(key for key, part in PARTS.items() if part == name)
-            hint = ", or set t5 = false in [text] to go without" if key == "t5" else ""
+            hint = "set t5 = false in [text] to go without, or " if key == "t5" else ""
             raise InputError(
-                f"{self.folder}: component '{name}' ({COMPONENTS[name]}) is missing; name its "
-                f"file or folder as {key} in [model]{hint}"
+                f"{self.place or self.folder}: component '{name}' ({COMPONENTS[name]}) is missing; "
+                f"{hint}name its file or folder as {key} in [model]"
             ) from None
 
     @property
@@ -140,8 +143,9 @@ def open_checkpoint(
     *,
     parts: Mapping[str, str] | None = None,
     tokenizers: str | None = None,
+    config: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint folder, or a hub id whose files are fetched into the hub's cache.
+    """Open a checkpoint: a folder, a single file, or a hub id that is fetched into the hub's cache.
 
     Reads headers and configurations only. Raises InputError for whatever a user can mend.
 
@@ -149,8 +153,10 @@ def open_checkpoint(
         components: those that are used, which must be there; others are neither opened nor part of
             the digest. Without any: all that are there, and all but T5 must be.
         revision: of a hub id.
-        parts: of some components, the folder to take it from in place of the checkpoint's.
+        parts: of some components, the file or folder to take it from in place of the checkpoint's.
         tokenizers: the folder that holds the tokenizers' folders, if it is not the checkpoint's.
+        config: a folder with ``transformer/config.json`` and the like, for files whose shapes do
+            not tell everything.
     """
     parts = parts or {}
     used = components or tuple(COMPONENTS)
@@ -158,18 +164,42 @@ def open_checkpoint(
         if name not in used:
             raise InputError(f"{parts[name]}: given as {name}, which is not used")
     left = [name for name in used if name not in parts]
-    folder = Path(place)
-    if not folder.exists():
-        folder = from_hub(place, left, revision)
-    elif revision is not None:
-        raise InputError(f"checkpoint {place}: is a folder; a revision applies to hub ids")
-    if not folder.is_dir():
-        raise InputError(f"checkpoint {place}: not a folder; name a diffusers layout folder")
-    found = diffusers_folder.open_components(folder, left)
-    described = diffusers_folder.descriptions(folder, found)
-    found |= {name: diffusers_folder.open_part(Path(part), name) for name, part in parts.items()}
-    checkpoint = Checkpoint(folder, found, described, Path(tokenizers) if tokenizers else None)
+    described = single_file.Described(Path(config) if config else None)
+    file = Path(place)
+    if single_file.is_file(file):
+        _refuse_revision(place, revision)
+        found = single_file.open_components(file, left, described)
+        folder, descriptions = file.parent, {}
+    else:
+        folder = _folder(place, left, revision)
+        found = diffusers_folder.open_components(folder, left)
+        descriptions = diffusers_folder.descriptions(folder, found)
+        described = replace(described, base=folder)
+    found |= {name: _part(Path(part), name, described) for name, part in parts.items()}
+    at = Path(tokenizers) if tokenizers else None
+    checkpoint = Checkpoint(folder, found, descriptions, at, file if file.is_file() else folder)
     needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
     for name in needed:
         checkpoint.component(name)
     return checkpoint
+
+
+def _refuse_revision(place: str, revision: str | None) -> None:
+    if revision is not None:
+        kind = "folder" if Path(place).is_dir() else "file"
+        raise InputError(f"checkpoint {place}: is a {kind}; a revision applies to hub ids")
+
+
+def _folder(place: str, components: Sequence[str], revision: str | None) -> Path:
+    """A folder as it is named, or a hub id's."""
+    folder = Path(place)
+    if not folder.exists():
+        return from_hub(place, components, revision)
+    _refuse_revision(place, revision)
+    return folder
+
+
+def _part(place: Path, name: str, described: single_file.Described) -> Component:
+    if single_file.is_file(place):
+        return single_file.open_part(place, name, described)
+    return diffusers_folder.open_part(place, name)

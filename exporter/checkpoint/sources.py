@@ -8,8 +8,9 @@ read, and then one tensor at a time.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -41,20 +42,29 @@ class TensorSource(Protocol):
         """The values, or rows of axis 1 of them: float32, float16 or bfloat16."""
 
     def raw(self) -> Iterator[torch.Tensor]:
-        """What the values are made of, as it is stored: decides what the tensor is."""
+        """What the values are made of: decides what the tensor is, in whatever way it is stored."""
+
+
+class Sliced(TensorSource, Protocol):
+    """A tensor of a file, of which rows of axis 0 can be had without the others."""
+
+    def between(self, first: int, last: int) -> TensorSource:
+        """Rows ``first`` to before ``last`` of axis 0."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor of a safetensors file as it is.
+    """A tensor of a safetensors file, or rows of axis 0 of it.
 
     Attributes:
         key: its name in the file.
         info: the file, shape and dtype.
+        span: the first row and the one after the last; None: all.
     """
 
     key: str
     info: TensorInfo
+    span: tuple[int, int] | None = None
 
     @property
     def file(self) -> Path:
@@ -62,25 +72,135 @@ class Kept:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.info.shape
+        if self.span is None:
+            return self.info.shape
+        return (self.span[1] - self.span[0], *self.info.shape[1:])
 
     @property
     def dtype(self) -> str:
         return self.info.dtype
 
+    def between(self, first: int, last: int) -> Kept:
+        """Rows of axis 0, which are mapped as the whole is."""
+        start = self.span[0] if self.span else 0
+        return replace(self, span=(start + first, start + last))
+
     def read(self, rows: slice | None = None) -> torch.Tensor:
         """See ``TensorSource``; float64 is rounded to float32, 8-bit floats widen to bfloat16."""
-        value = self._stored(rows)
-        return value.to(WIDENED[self.dtype]) if self.dtype in WIDENED else value
+        with opened(self.file, "pt") as file:
+            if rows is None and self.span is None:
+                value = file.get_tensor(self.key)
+            else:
+                part = (slice(*(self.span or (None,))), *((rows,) if rows else ()))
+                value = file.get_slice(self.key)[part]
+        value = value.to(WIDENED[self.dtype]) if self.dtype in WIDENED else value
+        return value  # type: ignore[no-any-return]
 
     def raw(self) -> Iterator[torch.Tensor]:
-        yield self._stored(None)
+        yield self.read()
 
-    def _stored(self, rows: slice | None) -> torch.Tensor:
-        with opened(self.file, "pt") as file:
-            if rows is None:
-                return file.get_tensor(self.key)  # type: ignore[no-any-return]
-            return file.get_slice(self.key)[:, rows]  # type: ignore[no-any-return]
+
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor that is stored divided by a factor: one, or one for each row of axis 0.
+
+    The values are the product in float32.
+    """
+
+    stored: Kept
+    scale: Kept
+
+    dtype = "F32"
+
+    @property
+    def file(self) -> Path:
+        return self.stored.file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    def between(self, first: int, last: int) -> Scaled:
+        each_row = math.prod(self.scale.shape) > 1
+        scale = self.scale.between(first, last) if each_row else self.scale
+        return Scaled(self.stored.between(first, last), scale)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        value = self.stored.read(rows).float()
+        scale = self.scale.read().float().reshape(-1, *[1] * (value.ndim - 1))
+        return value * scale
+
+    def raw(self) -> Iterator[torch.Tensor]:
+        yield self.read()
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """A tensor whose halves of axis 0 are stored in the other order."""
+
+    stored: TensorSource
+
+    @property
+    def file(self) -> Path:
+        return self.stored.file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        first, second = self.stored.read(rows).chunk(2)
+        return torch.cat((second, first))
+
+    def raw(self) -> Iterator[torch.Tensor]:
+        yield self.read()
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """The values of a tensor in another shape."""
+
+    stored: TensorSource
+    shape: tuple[int, ...]
+
+    @property
+    def file(self) -> Path:
+        return self.stored.file
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        value = self.stored.read().reshape(self.shape)
+        return value if rows is None else value[:, rows]
+
+    def raw(self) -> Iterator[torch.Tensor]:
+        yield self.read()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The matrix that changes nothing, which a file leaves out: (width, width)."""
+
+    file: Path
+    width: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.width, self.width)
+
+    def read(self, rows: slice | None = None) -> torch.Tensor:
+        value = torch.eye(self.width, dtype=DTYPES[self.dtype])
+        return value if rows is None else value[:, rows]
+
+    def raw(self) -> Iterator[torch.Tensor]:
+        yield self.read()
 
 
 def digest_of(tensors: Iterable[torch.Tensor]) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.component import Component
-from exporter.checkpoint.folder import PICKLES, kept, weight_files
+from exporter.checkpoint.folder import weight_files
 from exporter.checkpoint.sources import FLOATS, TensorSource
+from exporter.checkpoint.stored import PICKLES, read_stored
 from exporter.errors import InputError, known
 from exporter.files.read import read_json
 
@@ -108,7 +109,7 @@ def open_tiny(ends: Sequence[str], decoder: Path, encoder: Path | None, channels
 def _part(end: str, place: Path) -> StoredEnd:
     """The tensors of an end, wherever a place keeps them; raises InputError."""
     file = _file(end, place)
-    stored = kept(file)
+    stored = read_stored((file,))
     prefix, others = _prefix(end, file, stored)
     ours = {k: s for k, s in stored.items() if not k.startswith(others)}
     # Without a clamp of its own, or counted by diffusers, the first layer is number 0.

@@ -36,7 +36,7 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
     ]
     if cut.t5:
         config = t5.read_config(checkpoint.component("text_encoder_3"))
-        _require_equal("text_encoder_3", "d_model", config.width,
+        _require_equal(checkpoint, "text_encoder_3", "d_model", config.width,
                        "joint_attention_dim", transformer.context_width)  # fmt: skip
         graphs.append(t5.cut(config, cut.t5_tokens))
     graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
@@ -53,7 +53,7 @@ def _ends(checkpoint: Checkpoint, channels: int, cut: Cut) -> Iterator[Graph]:
 
     if cut.vae_ends:
         autoencoder = vae.read_config(checkpoint.component("vae"))
-        _require_equal("vae", "latent_channels", autoencoder.latent_channels,
+        _require_equal(checkpoint, "vae", "latent_channels", autoencoder.latent_channels,
                        "in_channels", channels)  # fmt: skip
         cuts = {"decoder": vae.cut_decoder, "encoder": vae.cut_encoder}
         yield from (cuts[end](autoencoder, cut) for end in cut.vae_ends)
@@ -62,12 +62,14 @@ def _ends(checkpoint: Checkpoint, channels: int, cut: Cut) -> Iterator[Graph]:
         yield small[end](tiny.read_config(checkpoint.component(NAME), end), cut)
 
 
-def _require_equal(component: str, key: str, value: int, other: str, expected: int) -> None:
+def _require_equal(
+    checkpoint: Checkpoint, component: str, key: str, value: int, other: str, expected: int
+) -> None:
     if value != expected:
-        raise InputError(
-            f"{component}/config.json: {key} = {value}; "
-            f"transformer/config.json says {other} = {expected}"
+        described, transformer = (
+            checkpoint.component(name).described_in for name in (component, "transformer")
         )
+        raise InputError(f"{described}: {key} = {value}; {transformer} says {other} = {expected}")
 
 
 def _check_shapes(checkpoint: Checkpoint, graphs: Iterable[Graph]) -> None:
@@ -80,8 +82,8 @@ def _check_shapes(checkpoint: Checkpoint, graphs: Iterable[Graph]) -> None:
                 expected = graph.derived[name].stored_shape(expected)
             if found != expected:
                 raise InputError(
-                    f"{component.place}: tensor '{name}' has shape {list(found)}; "
-                    f"config.json implies {list(expected)}"
+                    f"{component.place}: tensor {component.worded(name)} has shape {list(found)}; "
+                    f"{component.configuration} implies {list(expected)}"
                 )
 
 
@@ -92,17 +94,18 @@ def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) ->
         parameters = graph.module.named_parameters()
         read.setdefault(graph.component, set()).update(name for name, _ in parameters)
     for component, names in read.items():
+        opened = checkpoint.component(component)
         unread = {"decoder", "encoder"} - {*cut.vae_ends} if component == "vae" else ()
         unused = tuple(f"{end}.*" for end in unread)
         left = [
             name
-            for name in checkpoint.component(component).tensors
+            for name in opened.tensors
             if name not in names and not any(fnmatchcase(name, pattern) for pattern in unused)
         ]
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise InputError(
-                f"{checkpoint.component(component).place}: the weights hold tensors that "
-                f"config.json does not speak of: '{min(left)}'{more}; the picture would be wrong "
-                "without them: copy config.json again from where the weights are from"
+                f"{opened.place}: the weights hold tensors that {opened.configuration} does not "
+                f"speak of: {opened.worded(min(left))}{more}; the picture would be wrong without "
+                f"them: copy {opened.configuration} again from where the weights are from"
             )

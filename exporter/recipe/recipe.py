@@ -45,7 +45,15 @@ DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "model": ("checkpoint", "revision", *PARTS, "tokenizers", "tiny_decoder", "tiny_encoder"),
+    "model": (
+        "checkpoint",
+        "revision",
+        *PARTS,
+        "tokenizers",
+        "config",
+        "tiny_decoder",
+        "tiny_encoder",
+    ),
     "schedule": ("mode", "sigmas"),
     "image": ("width_px", "height_px", "image_to_image", "decoder", "encoder", "previews"),
     "text": ("t5", "t5_tokens", "t5_parts"),
@@ -100,6 +108,7 @@ class Recipe:
         revision: of a hub id; None: its main branch.
         parts: of components, the file or folder to take it from in place of the checkpoint's.
         tokenizers: the folder of the tokenizers' folders; None: the checkpoint's.
+        config: the folder of configurations that files do not tell; None: their shapes tell all.
         mode: ``euler`` or ``renoise``.
         cut: the static choices.
         group_size, symmetric: of 4-bit weights; None: as the scheme says.
@@ -121,6 +130,7 @@ class Recipe:
     revision: str | None
     parts: Mapping[str, str]
     tokenizers: str | None
+    config: str | None
     mode: Mode
     cut: Cut
     group_size: int | None
@@ -155,7 +165,8 @@ class Recipe:
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
-        del decisive["revision"], decisive["parts"], decisive["tokenizers"], decisive["tiny"]
+        del decisive["revision"], decisive["parts"], decisive["tokenizers"], decisive["config"]
+        del decisive["tiny"]
         del decisive["most_file_bytes"]
         if self.denoiser_parts == 1:  # recipes from before the key keep their digest
             del decisive["denoiser_parts"]
@@ -209,7 +220,8 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         checkpoint=_checkpoint(get),
         revision=get.value("model", "revision", str, None),
         parts=_parts(get),
-        tokenizers=_place(get, "tokenizers") if "tokenizers" in raw.get("model", {}) else None,
+        tokenizers=_optional_place(get, "tokenizers"),
+        config=_optional_place(get, "config"),
         mode=get.choice("schedule", "mode", MODES, "euler"),
         cut=Cut(
             sigmas=_sigmas(get.value("schedule", "sigmas", list)),
@@ -299,6 +311,10 @@ def _parts(get: _Getter) -> dict[str, str]:
 def _uses_vae(get: _Getter) -> bool:
     ends, starts = _ends(get), get.value("image", "image_to_image", bool, True)
     return ends.decoder == "full" or (starts and ends.encoder == "full")
+
+
+def _optional_place(get: _Getter, key: str) -> str | None:
+    return None if get.value("model", key, str, None) is None else _place(get, key)
 
 
 def _place(get: _Getter, key: str) -> str:

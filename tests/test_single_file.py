@@ -186,7 +186,7 @@ def test_tokenizers_of_a_file_are_beside_it_or_named(whole: Path, tiny_folder: P
         one.tokenizer_folder("tokenizer")
 
 
-FAMILY = {
+FAMILY: dict[str, dict[str, Any]] = {
     "sd3-medium": {"qk_norm": None, "dual_attention_layers": ()},
     "sd3.5-medium": {"qk_norm": "rms_norm", "dual_attention_layers": (0,)},
     "sd3.5-large": {"qk_norm": "rms_norm", "dual_attention_layers": ()},

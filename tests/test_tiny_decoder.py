@@ -434,7 +434,8 @@ def test_a_recipe_without_it_is_counted_as_before(tmp_path: Path, tiny_folder: P
     """Packages of recipes that say nothing of it keep their bytes."""
     plain = recipe_of(tmp_path, tiny_folder)
     decisive = asdict(replace(plain, checkpoint="", backends=(), choices=()))
-    for key in ("revision", "parts", "tokenizers", "most_file_bytes", "denoiser_parts", "tiny"):
+    places = ("revision", "parts", "tokenizers", "config", "tiny")
+    for key in (*places, "most_file_bytes", "denoiser_parts"):
         del decisive[key]
     del decisive["cut"]["ends"]
     decisive["options"] = dict(plain.backend("onnx").choices)

@@ -27,7 +27,7 @@ from exporter.checkpoint.names import (
     gguf_t5_names,
     mmdit_names,
 )
-from exporter.checkpoint.sources import DTYPES, Exchanged, Identity, Reshaped, Sliced, TensorSource
+from exporter.checkpoint.sources import DTYPES, Exchanged, LeftOut, Reshaped, Sliced, TensorSource
 from exporter.checkpoint.stored import PICKLES, read_stored
 from exporter.errors import InputError
 from exporter.files.read import read_json
@@ -244,7 +244,7 @@ def _whole_clip(
         raise InputError(f"given as {given}, and is {width} wide, as {right} is")
     if name == "text_encoder" and "text_projection.weight" not in found:
         dtype = embedding.dtype if embedding.dtype in DTYPES else "F32"
-        found["text_projection.weight"] = Identity(file, width, dtype)
+        found["text_projection.weight"] = LeftOut(file, width, dtype)
     return found
 
 

@@ -184,7 +184,7 @@ class Reshaped:
 
 
 @dataclass(frozen=True)
-class Identity:
+class LeftOut:
     """The matrix that changes nothing, which a file leaves out: (width, width)."""
 
     file: Path

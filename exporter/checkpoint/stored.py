@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from pathlib import Path
 from exporter.checkpoint.gguf import read_gguf
 from exporter.checkpoint.sources import FLOATS, Kept, Scaled, Sliced
 from exporter.errors import InputError, known
+from exporter.files.read import parse_json
 from exporter.files.tensors import read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -102,11 +102,9 @@ def _with_scale(weight: Kept, scale: Kept) -> Scaled:
 
 def _check_format(note: Kept) -> None:
     """ComfyUI's note on how a layer is stored: JSON as bytes; raises InputError."""
-    try:
-        about = json.loads(bytes(note.read().tolist()))
-        form = about["format"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{note.file}: tensor '{note.key}' is no note of ComfyUI's") from None
+    where = f"{note.file}: tensor '{note.key}'"
+    about = parse_json(bytes(note.read().tolist()).decode("utf-8", "replace"), where)
+    form = about.get("format") if isinstance(about, dict) else None
     if form not in COMFY_FORMATS:
         layer = note.key.removesuffix(ABOUT)
         said = known("format", form, COMFY_FORMATS)

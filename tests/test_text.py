@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,38 @@ def test_ids_beyond_the_embedding_are_refused(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "text_encoder" / "config.json", vocab_size=5)
     with pytest.raises(InputError, match=r"tokenizer: has ids up to \d+, and .* has 5 rows; copy"):
         tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_added_tokens_that_the_vocabulary_has_not_are_refused(tiny_copy: Path, ready: bool) -> None:
+    """transformers adds what these files list; it would not be read here."""
+    folder = tiny_copy / "tokenizer"
+    if not ready:
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+    before = tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+    added = folder / "added_tokens.json"
+    known = before.encoder("clip_l")("")[0, 0]
+    added.write_text(json.dumps({"<|startoftext|>": int(known)}))
+    assert tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l") == before
+    for number in (0, 999, 10**6):
+        added.write_text(json.dumps({"<cat-toy>": number}))
+        with pytest.raises(InputError, match="added_tokens.json: adds the token '<cat-toy>'"):
+            tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+    added.unlink()
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder={"999": {"content": "<toy>"}})
+    with pytest.raises(InputError, match="tokenizer_config.json: adds the token '<toy>' with the"):
+        tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_tokenizer_files_as_windows_writes_them(tiny_copy: Path, ending: str) -> None:
+    before = tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l")
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json"):
+        file = tiny_copy / "tokenizer" / name
+        if file.is_file():
+            text = file.read_text("utf-8").replace("\n", ending)
+            file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert tokenizer_file(open_checkpoint(str(tiny_copy)), "clip_l") == before
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ FOLDERS = {
     "clip_g": ("tokenizer_2", "text_encoder_2"),
     "t5": ("tokenizer_3", "text_encoder_3"),
 }
+ADDED, CONFIG = "added_tokens.json", "tokenizer_config.json"
+ANEW = "load the tokenizer with transformers and save_pretrained"
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 MOST_IDS = 1 << 22
 # Contractions, runs of letters, single digits, runs of anything else (Radford et al. 2021).
@@ -61,10 +63,9 @@ def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> Tokenizer
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         text = clip_tokenizer(folder).to_str(pretty=True) + "\n"
     else:
-        raise InputError(
-            f"{folder}: no tokenizer.json; load the tokenizer with transformers and save_pretrained"
-        )
+        raise InputError(f"{folder}: no tokenizer.json; {ANEW}")
     parsed = parse_tokenizer(text, ready)
+    _refuse_unread(folder, parsed)
     pad = _pad_token(folder)
     pad_id = parsed.token_to_id(pad)
     if pad_id is None:
@@ -78,6 +79,27 @@ def _tokenizer_file(checkpoint: Checkpoint, name: str, tokens: int) -> Tokenizer
             f"{embedding.place} has {rows} rows; copy the tokenizer that belongs to it"
         )
     return TokenizerFile(text, described)
+
+
+def _refuse_unread(folder: Path, tokens: Tokens) -> None:
+    """Raise InputError for a token that was added to a vocabulary, and that its files leave out."""
+    found: dict[str, dict[Any, Any]] = {}
+    if (folder / ADDED).is_file():
+        found[ADDED] = read_json(folder / ADDED)
+    file = folder / CONFIG
+    decoder = read_json(file).get("added_tokens_decoder") if file.is_file() else None
+    if isinstance(decoder, dict):
+        found[CONFIG] = {
+            entry.get("content") if isinstance(entry, dict) else entry: number
+            for number, entry in decoder.items()
+        }
+    for name, added in found.items():
+        for token, number in added.items():
+            if str(tokens.token_to_id(str(token))) != str(number):
+                raise InputError(
+                    f"{folder / name}: adds the token {token!r} with the id {number}, which the "
+                    f"vocabulary has not; {ANEW}"
+                )
 
 
 def clip_tokenizer(folder: Path) -> Tokens:

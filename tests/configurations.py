@@ -237,7 +237,7 @@ def t5s(draw: st.DrawFn) -> T5:
 @st.composite
 def transformers(draw: st.DrawFn) -> Transformer:
     layers = draw(st.integers(1, 5))
-    heads, head_width = draw(widths(2, 1, 3))
+    heads, head_width = draw(widths(2, 1, 3, 5))
     some = st.sets(st.integers(0, layers - 1)).map(lambda found: tuple(sorted(found)))
     return Transformer(
         layers=layers,

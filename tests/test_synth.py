@@ -124,6 +124,26 @@ def test_full_size_has_the_names_and_shapes_of_the_originals() -> None:
         assert {t.name: t.shape for t in part.tensors} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "values"), [("sd3-medium", 2_028_328_000), ("sd3.5-large-turbo", 8_056_627_520)]
+)
+def test_other_networks_have_the_names_and_shapes_of_the_originals(name: str, values: int) -> None:
+    """Against diffusers on the meta device: 2.03 and 8.06 billion weights and their positions."""
+    from diffusers import SD3Transformer2DModel
+
+    preset = presets.find_preset(name)
+    (part,) = (p for p in plan(preset) if p.component == "transformer")
+    with torch.device("meta"):
+        original = SD3Transformer2DModel.from_config(dict(part.config))
+    expected = {name: tuple(value.shape) for name, value in original.state_dict().items()}
+    assert {t.name: t.shape for t in part.tensors} == expected
+    width = preset.transformer.width
+    assert sum(t.values for t in part.tensors) == values + 192**2 * width
+    twin = presets.find_preset(f"{name}-twin").transformer
+    full = preset.transformer
+    assert (twin.qk_norm, bool(twin.dual_layers)) == (full.qk_norm, bool(full.dual_layers))
+
+
 def load_all(folder: Path) -> None:
     """Load every model with diffusers and transformers; no key may be missing or unexpected."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel

@@ -21,7 +21,8 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 def command(preset: str, folder: Path, no_t5: bool, seed: int, as_json: bool) -> None:
     """Write a full-size checkpoint of random weights to DIR, to measure memory and speed with.
 
-    PRESET is sd3.5-flash; sd3.5-flash-half has 12 of the transformer's 24 layers, and
+    PRESET is sd3.5-flash, sd3-medium or sd3.5-large-turbo, or one of them with -twin: a narrow twin
+    with every part of the network. sd3.5-flash-half has 12 of the transformer's 24 layers, and
     sd3.5-flash-mini two of each network's.
     """
     require_build()

@@ -24,7 +24,8 @@ class Preset:
     vae: vae.VaeConfig
 
 
-# Stable Diffusion 3.5 Medium, of whose architecture Flash is: stabilityai's config.json files.
+# Stable Diffusion 3.5 Medium, of whose architecture Flash and Medium Turbo are: stabilityai's
+# config.json files.
 FLASH = Preset(
     denoiser.TransformerConfig(
         layers=24,
@@ -43,6 +44,25 @@ FLASH = Preset(
     t5.T5Config(4096, 10240, 64, 64, 24, 32128, 32, 128, 1e-6),
     vae.VaeConfig((128, 256, 512, 512), 16, 2, 32, 1.5305, 0.0609, True),
 )
+# Stable Diffusion 3 Medium: before the norms of queries and keys, and the second attention.
+SD3 = replace(FLASH.transformer, table_side=192, dual_layers=(), qk_norm=False)
+# Stable Diffusion 3.5 Large and Large Turbo.
+LARGE = replace(FLASH.transformer, layers=38, heads=38, table_side=192, dual_layers=())
+# A twin has every part of a network, but narrow and in few layers: it is built in seconds.
+TWIN = Preset(
+    replace(
+        FLASH.transformer,
+        layers=2,
+        heads=2,
+        context_width=256,
+        pooled_width=192,
+        dual_layers=(0,),
+    ),
+    replace(FLASH.clip_l, hidden=64, intermediate=256, layers=2, heads=1, projection=64),
+    replace(FLASH.clip_g, hidden=128, intermediate=512, layers=2, heads=2, projection=128),
+    replace(FLASH.t5, width=256, feed_forward=512, heads=4, layers=2),
+    replace(FLASH.vae, channels=(32, 32, 64, 64), layers=1, groups=8),
+)
 PRESETS: Mapping[str, Preset] = {
     "sd3.5-flash": FLASH,
     "sd3.5-flash-half": replace(  # what doubling the transformer's depth costs
@@ -54,6 +74,17 @@ PRESETS: Mapping[str, Preset] = {
         replace(FLASH.clip_g, layers=2),
         replace(FLASH.t5, layers=1),
         FLASH.vae,
+    ),
+    "sd3-medium": replace(FLASH, transformer=SD3),
+    "sd3.5-large-turbo": replace(FLASH, transformer=LARGE),
+    "sd3.5-flash-twin": TWIN,
+    "sd3-medium-twin": replace(
+        TWIN,
+        transformer=replace(TWIN.transformer, table_side=192, dual_layers=(), qk_norm=False),
+    ),
+    "sd3.5-large-turbo-twin": replace(
+        TWIN,
+        transformer=replace(TWIN.transformer, layers=3, heads=3, table_side=192, dual_layers=()),
     ),
 }
 

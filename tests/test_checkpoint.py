@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.calibrate.weights import Weights
-from exporter.checkpoint.hub import patterns_of
 from exporter.checkpoint.open import READ_AT_ONCE, Checkpoint, open_checkpoint, tensor_digest
 from exporter.checkpoint.sources import TensorSource
 from exporter.errors import InputError
@@ -287,101 +284,6 @@ def test_missing_tensor(tiny_copy: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_copy))
     with pytest.raises(InputError, match=r"tensor 'proj_out.weight' is missing"):
         cut_graphs(checkpoint, SMALL)
-
-
-class Hub:
-    """Stands in for ``huggingface_hub.snapshot_download``: a cache, and a network that can fail."""
-
-    def __init__(self, cached: Path | None, network: Path | Exception) -> None:
-        self.cached, self.network = cached, network
-        self.asked: list[dict[str, object]] = []
-
-    def __call__(self, place: str, local_files_only: bool = False, **asked: object) -> str:
-        import huggingface_hub
-
-        self.asked.append(asked | {"local": local_files_only})
-        if local_files_only:
-            if self.cached is None:
-                raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
-            return str(self.cached)
-        if isinstance(self.network, Exception):
-            raise self.network
-        return str(self.network)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path | None, Path | Exception], Hub]:
-    import huggingface_hub
-
-    def install(cached: Path | None, network: Path | Exception) -> Hub:
-        made = Hub(cached, network)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", made)
-        return made
-
-    return install
-
-
-Install = Callable[[Path | None, Path | Exception], Hub]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("LocalEntryNotFoundError", "the hub cannot be reached .* name its folder"),
-        ("GatedRepoError", "gated; accept its licence there, then: hf auth login"),
-        ("RevisionNotFoundError", "has no revision 'v9'"),
-    ],
-)
-def test_a_hub_id_that_cannot_be_fetched(hub: Install, name: str, said: str) -> None:
-    hub(None, type(name, (Exception,), {})("no"))
-    with pytest.raises(InputError, match=said):
-        open_checkpoint("nobody/nothing", revision="v9")
-
-
-def test_a_hub_id_in_the_cache_asks_no_network(hub: Install, tiny_folder: Path) -> None:
-    made = hub(tiny_folder, OSError("the network was asked"))
-    assert open_checkpoint("someone/tiny").folder == tiny_folder
-    assert len(made.asked) == 1
-
-
-def test_a_cache_that_lacks_files_is_filled(
-    hub: Install, tiny_copy: Path, tiny_folder: Path
-) -> None:
-    (tiny_copy / TRANSFORMER).unlink()
-    made = hub(tiny_copy, tiny_folder)
-    assert open_checkpoint("someone/tiny", revision="v1").folder == tiny_folder
-    first, second = made.asked
-    assert first | {"local": False} == second
-    assert second["revision"] == "v1"
-
-
-def test_only_what_is_needed_is_fetched() -> None:
-    patterns = patterns_of(components_of(replace(SMALL, t5=False)))
-
-    def fetched(file: str) -> bool:
-        return any(fnmatchcase(file, pattern) for pattern in patterns)
-
-    for file in (
-        "model_index.json",
-        "LICENSE.md",
-        "transformer/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "text_encoder/model.safetensors",
-        "text_encoder_2/model-00001-of-00002.safetensors",
-        "tokenizer_2/merges.txt",
-        "tokenizer/tokenizer.json",
-    ):
-        assert fetched(file), file
-    for file in (
-        "sd3.5_medium.safetensors",
-        "text_encoders/clip_g.safetensors",
-        "text_encoder/model.fp16.safetensors",
-        "text_encoder_3/model-00001-of-00002.safetensors",
-        "tokenizer_3/tokenizer.json",
-        "vae/diffusion_pytorch_model.bin",
-        "README.md",
-    ):
-        assert not fetched(file), file
 
 
 def test_a_revision_is_of_a_hub_id(tiny_folder: Path) -> None:

@@ -105,6 +105,7 @@ def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
         place or recipe.checkpoint,
         components_of(recipe.cut),
         None if place else recipe.revision,
+        variant=None if place else recipe.variant,
         parts=recipe.parts,
         tokenizers=recipe.tokenizers,
         config=recipe.config,

@@ -21,6 +21,7 @@ from exporter.quantize.program import Methods, Part, Unrounded
 from exporter.quantize.rounded import along
 
 LARGE_VALUES = 1 << 18
+ALIGNED_BYTES = 64  # where torch puts its own tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +82,14 @@ class Weights:
         return self._raw(source).to(self.dtype)
 
     def _raw(self, source: Stored) -> Tensor:
-        """In the checkpoint's dtype, and mapped if it is there as it is."""
+        """In the checkpoint's dtype, and mapped if it is there as it is and begins where it may."""
         component = self.checkpoint.component(source.component)
         read = functools.partial(component.read, source.name)
         value = read(None) if source.derivation is None else source.derivation.value(read)
+        if value.dtype is self.dtype and value.data_ptr() % ALIGNED_BYTES:
+            # Kernels round otherwise on a tensor that begins elsewhere, and where it begins in its
+            # file depends on what else is in it: packages of another layout would be others.
+            value = value.clone()
         if value.numel() >= LARGE_VALUES:
             release()  # what a backend made of the weight before, and what encoding it took
         return value

@@ -31,10 +31,11 @@ PARTS = {
     "vae": "vae",
 }
 # Tensors that no graph reads and that change no picture: tables of positions, CLIP's temperature,
-# the decoder of a whole T5.
+# the half of a whole CLIP that sees, the decoder of a whole T5.
+CLIP_HARMLESS = ("*position_ids", "logit_scale", "vision_model.*", "visual_projection.weight")
 HARMLESS = {
-    "text_encoder": ("*position_ids", "logit_scale"),
-    "text_encoder_2": ("*position_ids", "logit_scale"),
+    "text_encoder": CLIP_HARMLESS,
+    "text_encoder_2": CLIP_HARMLESS,
     "text_encoder_3": ("decoder.*", "lm_head.weight"),
 }
 # T5's embedding is stored under either name, or under both.

@@ -69,6 +69,26 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# What a configuration of a whole CLIP says of its text encoder, where it leaves a key out: it lists
+# only what differs from these (transformers).
+NESTED = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+}
+# Names that transformers takes for a key as well.
+ALIASES = {
+    "T5EncoderModel": {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
+}
+
+
 # Where null says the same as nothing; elsewhere it is no value.
 NULLABLE = ("out_channels", "dual_attention_layers", "qk_norm", "shift_factor")
 
@@ -78,6 +98,7 @@ def decisive(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that must be there and is not, is not there.
     """
+    config = _flat(name, config)
     found = {}
     for key, default in KEYS[name].items():
         value = config.get(key, default)
@@ -88,3 +109,25 @@ def decisive(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if name == "SD3Transformer2DModel" and found["out_channels"] is None:
         found["out_channels"] = found.get("in_channels")
     return found
+
+
+def _flat(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration in the one form: not nested, under its keys' first names.
+
+    Keys that diffusers marks as its own defaults count as missing, as they do there.
+    """
+    nested = config.get("text_config")
+    if name == "CLIPTextModelWithProjection" and isinstance(nested, Mapping):
+        # A whole CLIP projects to the width that stands outside; the one inside may be a default.
+        outside = {key: config[key] for key in ("projection_dim",) if key in config}
+        config = {**NESTED, **nested, **outside}
+    defaults = config.get("_use_default_values")
+    left_out = defaults if isinstance(defaults, list) else []
+    flat = {key: value for key, value in config.items() if key not in left_out}
+    for alias, key in ALIASES.get(name, {}).items():
+        if alias in flat:
+            flat.setdefault(key, flat[alias])
+    end = flat.get("eos_token_id")
+    if isinstance(end, list) and len(end) == 1:
+        flat["eos_token_id"] = end[0]
+    return flat

@@ -1,4 +1,8 @@
-"""A folder in diffusers layout: a folder for each component, with ``config.json`` and weights."""
+"""A folder in diffusers layout: a folder for each component, with ``config.json`` and weights.
+
+Links are followed, as in the snapshots of a hub's cache, and one that leads nowhere is told from a
+file that was never there.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,61 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.component import COMPONENTS, Component, component_of
-from exporter.checkpoint.stored import PICKLES, REMEDY, read_stored
+from exporter.checkpoint.stored import REMEDY, read_stored
+from exporter.checkpoint.weights import PLAIN, choose, weight_sets
 from exporter.errors import InputError
-from exporter.files.read import read_json
+from exporter.files.read import begins_with, read_json
 
 INDEX = "model_index.json"
-PLAIN = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+PIPELINE = "StableDiffusion3Pipeline"
+# Img2Img, Inpaint, ControlNet, PAG and those that people write themselves: the same components.
+PIPELINES = re.compile(r"(StableDiffusion(3|35)|SD3|SD35)(?![a-z0-9])\w*")
+# Of each component, other classes whose tensors hold the same network.
+ALIKE = {
+    "text_encoder": ("CLIPTextModel", "CLIPModel"),
+    "text_encoder_2": ("CLIPTextModel", "CLIPModel"),
+    "text_encoder_3": ("T5ForConditionalGeneration", "T5Model", "MT5EncoderModel"),
+}
+# A snapshot in a hub's cache; its files are links to ../../blobs.
+SNAPSHOT = re.compile(
+    r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<commit>\w+)"
+)
+POINTER = b"version https://git-lfs.github.com/spec/"  # what git writes for a file of LFS
 
 
-def open_components(folder: Path, names: Sequence[str]) -> dict[str, Component]:
-    """Those of the named components that are there; raises InputError for a folder that is none."""
-    if not (folder / INDEX).is_file():
+def open_components(
+    folder: Path, names: Sequence[str], variant: str | None = None
+) -> dict[str, Component]:
+    """Those of the named components that are there; raises InputError for a folder that is none.
+
+    Args:
+        variant: of the weights (``weights.choose``).
+    """
+    index = read_index(folder)
+    there = [name for name in names if (folder / name).is_dir()]
+    if variant:
+        _require_variant(folder, there, variant)
+    return {name: _open_component(folder, name, index, variant) for name in there}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """``model_index.json`` of a pipeline that is made of our components; raises InputError."""
+    file = folder / INDEX
+    if not file.is_file():
         raise InputError(
-            f"checkpoint {folder}: model_index.json is missing; "
+            f"checkpoint {folder}: model_index.json is missing{_fetch_hint(folder)}; "
             "name a folder in diffusers layout (StableDiffusion3Pipeline.save_pretrained)"
         )
-    index = read_json(folder / INDEX)
-    if index.get("_class_name") != "StableDiffusion3Pipeline":
+    index = read_json(file)
+    declared = index.get("_class_name")
+    # A pipeline of the user's own names its module before its class.
+    name = declared[-1] if isinstance(declared, list) and declared else declared
+    if not isinstance(name, str) or not PIPELINES.fullmatch(name):
         raise InputError(
-            f"{folder / INDEX}: pipeline class {index.get('_class_name')!r} is not "
-            "supported; supported: 'StableDiffusion3Pipeline'"
+            f"{file}: pipeline class {name!r} is not supported; supported: {PIPELINE!r} and those "
+            "made of its components, such as 'StableDiffusion3Img2ImgPipeline'"
         )
-    return {
-        name: _open_component(folder, name, index) for name in names if (folder / name).is_dir()
-    }
+    return index
 
 
 def descriptions(folder: Path, components: Mapping[str, Component]) -> dict[str, Path]:
@@ -43,71 +77,112 @@ def descriptions(folder: Path, components: Mapping[str, Component]) -> dict[str,
     return {f"{n}/config.json": folder / n / "config.json" for n in components}
 
 
-def _open_component(checkpoint: Path, name: str, index: Mapping[str, Any]) -> Component:
+def hub_id_of(folder: Path) -> tuple[str, str] | None:
+    """The hub id and the commit of a folder inside a snapshot of a hub's cache."""
+    found = SNAPSHOT.search(str(folder.absolute()))
+    return (f"{found['owner']}/{found['name']}", found["commit"]) if found else None
+
+
+def fetch_command(folder: Path) -> str:
+    """What to type where a file of a snapshot is missing; empty outside a hub's cache."""
+    place = hub_id_of(folder)
+    return f"fourstep fetch {place[0]} --revision {place[1]}" if place else ""
+
+
+def _fetch_hint(folder: Path) -> str:
+    command = fetch_command(folder)
+    return f" in the hub's cache: {command}" if command else ""
+
+
+def _require_variant(folder: Path, there: Sequence[str], variant: str) -> None:
+    """Raise InputError for a variant that no component has: it would silently not be used."""
+    have = {s.variant for name in there for s in weight_sets(_names(folder / name))}
+    if there and variant not in have:
+        listed = ", ".join(sorted(have - {PLAIN})) or "none"
+        raise InputError(
+            f"checkpoint {folder}: no component has weights of variant {variant!r}; "
+            f"variants here: {listed}{_fetch_hint(folder)}"
+        )
+
+
+def _open_component(
+    checkpoint: Path, name: str, index: Mapping[str, Any], variant: str | None
+) -> Component:
     _check_class(checkpoint / INDEX, name, index.get(name))
-    return open_part(checkpoint / name, name)
+    return open_part(checkpoint / name, name, variant)
 
 
-def open_part(folder: Path, name: str) -> Component:
+def open_part(folder: Path, name: str, variant: str | None = None) -> Component:
     """A component from the folder of its own: ``config.json`` and weights; raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such file or folder")
     described = folder / "config.json"
+    _require_file(described)
     config = read_json(described)
-    _refuse_quantized(described, config)
-    files = weight_files(folder)
+    _check_config(described, name, config)
+    files = weight_files(folder, variant)
     return component_of(name, folder, str(described), config, read_stored(files), files)
 
 
-def _refuse_quantized(described: Path, config: Mapping[str, Any]) -> None:
-    """Raise InputError for a configuration that says what its integers stand for."""
-    how = config.get("quantization_config")
-    if how is not None:
-        method = how.get("quant_method") if isinstance(how, dict) else how
-        raise InputError(f"{described}: quantization_config: {method} is not read; {REMEDY}")
+def _names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def _require_file(file: Path) -> None:
+    """Raise InputError for a link that leads nowhere, and for what git leaves in its place."""
+    if file.is_symlink() and not file.exists():
+        command = fetch_command(file.parent)
+        remedy = f"the hub's cache is not whole: {command}" if command else "copy it again"
+        raise InputError(f"{file}: is a link to a file that is not there; {remedy}")
+    if file.is_file() and begins_with(file, POINTER):
+        raise InputError(
+            f"{file}: is a pointer of Git LFS and not the file itself: git lfs pull, in its folder"
+        )
 
 
 def _check_class(file: Path, name: str, declared: object) -> None:
-    """``model_index.json`` names a library and a class for each component, or null for none."""
-    if declared is None or declared == [None, None]:
+    """``model_index.json`` names a library and a class for each component, or null for none.
+
+    Modular pipelines name where it is from besides.
+    """
+    if declared is None or (isinstance(declared, list) and declared[:2] == [None, None]):
         return
-    if not isinstance(declared, list) or len(declared) != 2:
+    is_modular = isinstance(declared, list) and len(declared) == 3 and isinstance(declared[2], dict)
+    if not isinstance(declared, list) or not (len(declared) == 2 or is_modular):
         raise InputError(f"{file}: {name}: a list of library and class is expected")
-    if declared[1] != COMPONENTS[name]:
+    if declared[1] not in (COMPONENTS[name], *ALIKE.get(name, ())):
         raise InputError(f"{file}: {name} is a {declared[1]}; supported: {COMPONENTS[name]}")
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors of a component: the shards of an index, or the one file.
+def _check_config(file: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a configuration of another network, or of weights that are quantized."""
+    allowed = (COMPONENTS[name], *ALIKE.get(name, ()))
+    declared = config.get("_class_name")
+    if isinstance(declared, str) and declared not in allowed:
+        raise InputError(f"{file}: {name} is a {declared}; supported: {COMPONENTS[name]}")
+    model_type = config.get("model_type")
+    if name == "text_encoder_3" and model_type not in (None, "t5", "mt5"):
+        raise InputError(
+            f"{file}: model_type = {model_type!r}: a T5 encoder is expected ('t5'): another network"
+        )
+    how = config.get("quantization_config")
+    if how is not None:
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise InputError(f"{file}: quantization_config: {method} is not read; {REMEDY}")
 
-    A plain name wins over one with a variant (``model.fp16.safetensors``).
+
+def weight_files(folder: Path, variant: str | None = None) -> tuple[Path, ...]:
+    """The safetensors of a component, in order: the one file, or the shards that an index lists.
+
+    Raises InputError where none are there, or it cannot be told which are meant.
     """
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    variants = sorted(folder.glob("*.safetensors.index.*.json"))
-    singles = [f for f in sorted(folder.glob("*.safetensors")) if not SHARD.search(f.name)]
-    plain = [f for f in singles if f.name in PLAIN]
-    if indices:
-        return _shards(indices[0])
-    if len(plain) == 1:
-        return (plain[0],)
-    if len(singles) + len(variants) == 1:
-        return (singles[0],) if singles else _shards(variants[0])
-    if singles or variants:
-        names = ", ".join(f.name for f in (*singles, *variants))
-        raise InputError(f"{folder}: several sets of weights: {names}; keep one of them")
-    shards = sorted(f.name for f in folder.glob("*.safetensors"))
-    if shards:
-        raise InputError(
-            f"{folder}: {shards[0]} is one of several shards, and their index is missing; copy "
-            "the file *.safetensors.index.json too"
-        )
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
-    if pickles:
-        raise InputError(
-            f"{folder / pickles[0]}: pickled weights can run code and are never opened; "
-            "save the checkpoint again with safe_serialization=True"
-        )
-    raise InputError(f"{folder}: no .safetensors file")
+    chosen = choose(_names(folder), variant, folder)
+    first = folder / chosen.first
+    _require_file(first)
+    files = _shards(first) if chosen.is_sharded else (first,)
+    for file in files:
+        _require_file(file)
+    return files
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -122,5 +197,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     there = {f.name for f in index.parent.iterdir() if f.is_file()}
     missing = [s for s in shards if s not in there]
     if missing:
-        raise InputError(f"{index}: shard {missing[0]} is missing")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        command = fetch_command(index.parent)
+        remedy = f"the hub's cache is not whole: {command}" if command else "copy it here too"
+        raise InputError(f"{index}: shard {missing[0]} is missing{more}; {remedy}")
     return tuple(index.parent / s for s in shards)

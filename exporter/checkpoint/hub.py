@@ -1,12 +1,17 @@
-"""A hub id's files: from the hub's cache if they are all there, else fetched into it."""
+"""A hub id's files: in the hub's cache, and fetched into it when that is asked for.
+
+Only ``fetch`` opens connections; what builds looks into the cache and names the command.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.weights import PICKLES, choose
 from exporter.errors import InputError
 
 # Of each component, the folder of the tokenizer that goes with it.
@@ -15,25 +20,40 @@ TOKENIZERS = {
     "text_encoder_2": "tokenizer_2",
     "text_encoder_3": "tokenizer_3",
 }
-ABOUT = ("model_index.json", "LICENSE*", "LICENCE*", "NOTICE*")
-# Weights as they are: not their copies in other precisions (model.fp16.safetensors).
-WEIGHTS = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "diffusion_pytorch_model-?????-of-?????.safetensors",
-    "*.safetensors.index.json",
-)
+ABOUT = ("model_index.json", "scheduler/*.json", "LICENSE*", "LICENCE*", "NOTICE*")
+TOKENS = ("*.json", "merges.txt")
 
 
-def patterns_of(components: Iterable[str]) -> list[str]:
-    """The files of a repository that these components need."""
-    found = [*ABOUT]
-    for name in components:
-        found += [f"{name}/{file}" for file in ("config.json", *WEIGHTS)]
-        if name in TOKENIZERS:
-            found += [f"{TOKENIZERS[name]}/*.json", f"{TOKENIZERS[name]}/merges.txt"]
-    return found
+def files_of(
+    names: Iterable[str], components: Iterable[str], variant: str | None, where: str
+) -> list[str]:
+    """Those of a repository's files that these components need, in order.
+
+    Args:
+        names: of all its files, relative to it.
+        variant: of the weights (``weights.choose``).
+        where: the repository, for errors.
+
+    Raises InputError for a component that it lacks.
+    """
+    listed = sorted(names)
+    found = [name for name in listed if any(fnmatchcase(name, pattern) for pattern in ABOUT)]
+    if "model_index.json" not in found:
+        raise InputError(
+            f"{where}: the hub repository has no model_index.json, so that it is none in diffusers "
+            "layout; download the file that you mean and name it"
+        )
+    for component in components:
+        inside = [n.rpartition("/")[2] for n in listed if n.rpartition("/")[0] == component]
+        if not inside:
+            hint = "; leave it out with --no-t5" if component == "text_encoder_3" else ""
+            raise InputError(f"{where}: the hub repository has no {component}{hint}")
+        chosen = choose(inside, variant, f"{where}: {component}")
+        found += [f"{component}/{name}" for name in ("config.json", *chosen.files)]
+        if component in TOKENIZERS:
+            wanted = [f"{TOKENIZERS[component]}/{pattern}" for pattern in TOKENS]
+            found += [n for n in listed if any(fnmatchcase(n, p) for p in wanted)]
+    return list(dict.fromkeys(name for name in found if not name.endswith(PICKLES)))
 
 
 def names_a_path(place: str) -> bool:
@@ -48,59 +68,89 @@ def names_a_path(place: str) -> bool:
     )
 
 
-def from_hub(place: str, components: Sequence[str], revision: str | None = None) -> Path:
-    """The local snapshot of a hub id; the network is asked only for what the cache lacks.
+def fetch_line(place: str, revision: str | None = None, variant: str | None = None) -> str:
+    """The command that fetches a hub id."""
+    options = {"--revision": revision, "--variant": variant}
+    given = [f"{flag} {value}" for flag, value in options.items() if value]
+    return " ".join(("fourstep fetch", place, *given))
+
+
+def from_cache(place: str, revision: str | None = None, variant: str | None = None) -> Path:
+    """The snapshot of a hub id in the hub's cache; opens no connection.
 
     Args:
-        components: folders that are needed; nothing else is fetched.
         revision: branch, tag or commit; None: the main branch.
+        variant: for the command that an error names.
+
+    Raises InputError when the cache does not hold it.
     """
+    hub = library(place)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            hub.snapshot_download(
+                place, revision=revision, allow_patterns=list(ABOUT[:1]), local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"checkpoint {place}: no such folder, and the hub's cache does not hold that id; to "
+            f"fetch it: {fetch_line(place, revision, variant)}"
+        ) from None
+    except Exception as error:  # the library raises a dozen unrelated types
+        raise InputError(f"checkpoint {place}: {hub_reason(error, revision)}") from None
+
+
+def library(place: str) -> Any:
+    """huggingface_hub, for a place that is no path; raises InputError."""
     if names_a_path(place):
         raise InputError(
             f"checkpoint {place}: no such folder; name one in diffusers layout, or a hub id"
         )
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import huggingface_hub
-        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise InputError(
-            f"checkpoint {place}: no such folder, and huggingface_hub is not installed to fetch it "
-            "as a hub id: pip install 'fourstep[build]'"
+            f"checkpoint {place}: no such folder, and huggingface_hub is not installed to look it "
+            "up as a hub id: pip install 'fourstep[build]'"
         ) from None
-    asked: dict[str, Any] = {"allow_patterns": patterns_of(components), "revision": revision}
-    try:
-        try:
-            cached = Path(huggingface_hub.snapshot_download(place, local_files_only=True, **asked))
-            if _is_whole(cached, components):
-                return cached
-        except LocalEntryNotFoundError:
-            pass  # nothing of it is in the cache
-        return Path(huggingface_hub.snapshot_download(place, **asked))
-    except Exception as error:  # the library raises a dozen unrelated types
-        raise InputError(f"checkpoint {place}: {_hub_reason(error, revision)}") from None
+    return huggingface_hub
 
 
-def _is_whole(folder: Path, components: Iterable[str]) -> bool:
-    """Whether a snapshot has every file that its components need; shards as their index says."""
-    wanted = ["model_index.json"]
+def lacking(
+    folder: Path, components: Sequence[str], variant: str | None, tokenizers: bool = True
+) -> str:
+    """The first file of a snapshot that its components need and that is not there, or nothing.
+
+    Args:
+        variant: of the weights (``weights.choose``).
+        tokenizers: whether these are needed too.
+
+    A link whose blob is gone counts as missing. Raises InputError as ``weights.choose``.
+    """
+    names = [f.relative_to(folder).as_posix() for f in sorted(folder.rglob("*")) if f.is_file()]
     for name in components:
-        wanted.append(f"{name}/config.json")
-        if name in TOKENIZERS:
-            wanted.append(TOKENIZERS[name])
-        weights = [f for pattern in WEIGHTS for f in (folder / name).glob(pattern)]
-        if not any(f.suffix == ".safetensors" for f in weights):
-            return False
-        for shard in (f for f in weights if "-of-" in f.name):
-            stem, _, total = shard.stem.rpartition("-of-")
-            first = stem.rpartition("-")[0]
-            wanted += [
-                f"{name}/{first}-{i:05}-of-{total}.safetensors" for i in range(1, int(total) + 1)
-            ]
-    return all((folder / file).exists() for file in wanted)
+        inside = [n.rpartition("/")[2] for n in names if n.rpartition("/")[0] == name]
+        if not any(n.endswith((".safetensors", *PICKLES)) for n in inside):
+            return f"{name}/*.safetensors"
+        chosen = choose(inside, variant, folder / name)
+        wanted = [
+            "model_index.json",
+            f"{name}/config.json",
+            *(f"{name}/{s}" for s in chosen.shards),
+        ]
+        if tokenizers and name in TOKENIZERS:
+            wanted.append(f"{TOKENIZERS[name]}/tokenizer_config.json")
+        for file in wanted:
+            if file not in names:
+                return file
+    return ""
 
 
-def _hub_reason(error: Exception, revision: str | None) -> str:
+def hub_reason(error: Exception, revision: str | None) -> str:
+    """Why the hub gave nothing, and what to do."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "GatedRepoError" in names:
         return "the hub repository is gated; accept its licence there, then: hf auth login"
@@ -110,7 +160,12 @@ def _hub_reason(error: Exception, revision: str | None) -> str:
         return "no such folder, and the hub has no such public repository; private: hf auth login"
     if "HFValidationError" in names:
         return "no such folder, and no name that a hub repository can have"
+    if "OfflineModeIsEnabled" in names:
+        return "HF_HUB_OFFLINE is set in the environment; unset it to fetch"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"the hub refuses it ({status}): private or gated; hf auth login"
     return (
-        "no such folder, and the hub cannot be reached to fetch it by that id "
-        f"({type(error).__name__}); download it elsewhere and name its folder"
+        f"the hub cannot be reached ({type(error).__name__}); try again: what is there already is "
+        "kept; or download it elsewhere and name its folder"
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from exporter.checkpoint import folder as diffusers_folder
 from exporter.checkpoint import single_file
 from exporter.checkpoint.component import COMPONENTS, PARTS, Component
-from exporter.checkpoint.hub import TOKENIZERS, from_hub
+from exporter.checkpoint.hub import TOKENIZERS, fetch_line, from_cache, lacking
 from exporter.checkpoint.sources import TensorSource, digest_of
 from exporter.errors import InputError
 from exporter.files.read import file_digest
@@ -140,24 +140,47 @@ def open_checkpoint(
     place: str,
     components: Sequence[str] = (),
     revision: str | None = None,
+    variant: str | None = None,
     *,
     parts: Mapping[str, str] | None = None,
     tokenizers: str | None = None,
     config: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint: a folder, a single file, or a hub id that is fetched into the hub's cache.
+    """Open a checkpoint: a folder, a single file, or a hub id whose files lie in the hub's cache.
 
-    Reads headers and configurations only. Raises InputError for whatever a user can mend.
+    Reads headers and configurations only, and opens no connection. Raises InputError for whatever a
+    user can mend.
 
     Args:
         components: those that are used, which must be there; others are neither opened nor part of
             the digest. Without any: all that are there, and all but T5 must be.
         revision: of a hub id.
+        variant: of a folder's weights, such as ``fp16``; None: the plain ones, else the only ones.
         parts: of some components, the file or folder to take it from in place of the checkpoint's.
         tokenizers: the folder that holds the tokenizers' folders, if it is not the checkpoint's.
         config: a folder with ``transformer/config.json`` and the like, for files whose shapes do
             not tell everything.
     """
+    checkpoint = open_partly(
+        place, components, revision, variant, parts=parts, tokenizers=tokenizers, config=config
+    )
+    needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
+    for name in needed:
+        checkpoint.component(name)
+    return checkpoint
+
+
+def open_partly(
+    place: str,
+    components: Sequence[str] = (),
+    revision: str | None = None,
+    variant: str | None = None,
+    *,
+    parts: Mapping[str, str] | None = None,
+    tokenizers: str | None = None,
+    config: str | None = None,
+) -> Checkpoint:
+    """As ``open_checkpoint``, with those of the components that are there."""
     parts = parts or {}
     used = components or tuple(COMPONENTS)
     for name in parts:
@@ -167,35 +190,55 @@ def open_checkpoint(
     described = single_file.Described(Path(config) if config else None)
     file = Path(place)
     if single_file.is_file(file):
-        _refuse_revision(place, revision)
+        _refuse_of_others(place, revision, variant)
         found = single_file.open_components(file, left, described)
         folder, descriptions = file.parent, {}
     else:
-        folder = _folder(place, left, revision)
-        found = diffusers_folder.open_components(folder, left)
+        folder = _folder(place, left if components else (), revision, variant, tokenizers is None)
+        found = diffusers_folder.open_components(folder, left, variant)
         descriptions = diffusers_folder.descriptions(folder, found)
         described = replace(described, base=folder)
     found |= {name: _part(Path(part), name, described) for name, part in parts.items()}
     at = Path(tokenizers) if tokenizers else None
-    checkpoint = Checkpoint(folder, found, descriptions, at, file if file.is_file() else folder)
-    needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
-    for name in needed:
-        checkpoint.component(name)
-    return checkpoint
+    return Checkpoint(folder, found, descriptions, at, file if file.is_file() else folder)
 
 
-def _refuse_revision(place: str, revision: str | None) -> None:
+def _refuse_of_others(place: str, revision: str | None, variant: str | None = None) -> None:
+    kind = "folder" if Path(place).is_dir() else "file"
     if revision is not None:
-        kind = "folder" if Path(place).is_dir() else "file"
         raise InputError(f"checkpoint {place}: is a {kind}; a revision applies to hub ids")
+    if variant is not None:
+        raise InputError(f"checkpoint {place}: is a {kind}; a variant applies to folders")
 
 
-def _folder(place: str, components: Sequence[str], revision: str | None) -> Path:
-    """A folder as it is named, or a hub id's."""
+def _folder(
+    place: str,
+    components: Sequence[str],
+    revision: str | None,
+    variant: str | None,
+    tokenizers: bool,
+) -> Path:
+    """A folder as it is named, or a hub id's in the cache, which holds what is needed.
+
+    Args:
+        components: those that are needed; without any, those whose folders are there.
+        tokenizers: whether these are needed too.
+    """
     folder = Path(place)
     if not folder.exists():
-        return from_hub(place, components, revision)
-    _refuse_revision(place, revision)
+        folder = from_cache(place, revision, variant)
+    else:
+        _refuse_of_others(place, revision)
+    cached = diffusers_folder.hub_id_of(folder)
+    if cached:
+        there = components or [name for name in COMPONENTS if (folder / name).is_dir()]
+        gone = lacking(folder, there, variant, tokenizers)
+        if gone:
+            by_id = (place, revision) if place == cached[0] else cached
+            raise InputError(
+                f"checkpoint {place}: {gone} is missing: the hub's cache does not hold all of it; "
+                f"to fetch the rest: {fetch_line(*by_id, variant)}"
+            )
     return folder
 
 

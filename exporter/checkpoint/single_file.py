@@ -28,7 +28,8 @@ from exporter.checkpoint.names import (
     mmdit_names,
 )
 from exporter.checkpoint.sources import DTYPES, Exchanged, LeftOut, Reshaped, Sliced, TensorSource
-from exporter.checkpoint.stored import PICKLES, read_stored
+from exporter.checkpoint.stored import read_stored
+from exporter.checkpoint.weights import PICKLES
 from exporter.errors import InputError
 from exporter.files.read import read_json
 

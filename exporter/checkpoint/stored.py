@@ -9,11 +9,11 @@ from pathlib import Path
 
 from exporter.checkpoint.gguf import read_gguf
 from exporter.checkpoint.sources import FLOATS, Kept, Scaled, Sliced
+from exporter.checkpoint.weights import PICKLES
 from exporter.errors import InputError, known
 from exporter.files.read import parse_json
 from exporter.files.tensors import read_header
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Names that only quantized files have, the first that matches, and what wrote them.
 QUANTIZED = (
     ("*.quant_state.bitsandbytes__*", "4-bit weights of bitsandbytes (nf4 or fp4)"),
@@ -58,7 +58,14 @@ def read_stored(files: Sequence[Path]) -> dict[str, Sliced]:
                 "save the checkpoint again with safe_serialization=True"
             )
         else:
-            kept |= {key: Kept(key, info) for key, info in read_header(file).items()}
+            header = read_header(file)
+            twice = min(header.keys() & kept.keys(), default=None)
+            if twice is not None:
+                raise InputError(
+                    f"{file}: tensor '{twice}' is also in {kept[twice].file.name}; the shards are "
+                    "not of one set: copy them again"
+                )
+            kept |= {key: Kept(key, info) for key, info in header.items()}
     return found | _scaled(kept)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 from exporter.checkpoint.component import Component
 from exporter.checkpoint.folder import weight_files
 from exporter.checkpoint.sources import FLOATS, TensorSource
-from exporter.checkpoint.stored import PICKLES, read_stored
+from exporter.checkpoint.stored import read_stored
+from exporter.checkpoint.weights import PICKLES
 from exporter.errors import InputError, known
 from exporter.files.read import read_json
 

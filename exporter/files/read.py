@@ -34,6 +34,12 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def begins_with(file: Path, start: bytes) -> bool:
+    """Whether these are the first bytes of a file."""
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start
+
+
 def reason_of(error: BaseException) -> str:
     """What an error says, on one line; for an OSError without the file's name, which is said."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__

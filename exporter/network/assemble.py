@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from exporter.checkpoint.component import Component
 from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tiny import NAME
 from exporter.errors import InputError
@@ -42,8 +43,7 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
     graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
     graphs.append(denoiser.cut(transformer, cut))
     graphs += _ends(checkpoint, transformer.channels, cut)
-    _check_shapes(checkpoint, graphs)
-    _refuse_unread(checkpoint, graphs, cut)
+    _check_tensors(checkpoint, graphs, cut)
     return tuple(graphs)
 
 
@@ -72,40 +72,56 @@ def _require_equal(
         raise InputError(f"{described}: {key} = {value}; {transformer} says {other} = {expected}")
 
 
-def _check_shapes(checkpoint: Checkpoint, graphs: Iterable[Graph]) -> None:
-    """Check every parameter's shape against the checkpoint; raises InputError."""
+def _check_tensors(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) -> None:
+    """Check that a component's tensors are those of its graphs; raises InputError.
+
+    What no graph reads would be left out of the picture silently.
+    """
+    expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for graph in graphs:
-        component = checkpoint.component(graph.component)
+        of_component = expected.setdefault(graph.component, {})
         for name, parameter in graph.module.named_parameters():
-            expected, found = tuple(parameter.shape), component.info(name).shape
-            if name in graph.derived:
-                expected = graph.derived[name].stored_shape(expected)
-            if found != expected:
-                raise InputError(
-                    f"{component.place}: tensor {component.worded(name)} has shape {list(found)}; "
-                    f"{component.configuration} implies {list(expected)}"
-                )
+            shape = tuple(parameter.shape)
+            derived = graph.derived.get(name)
+            of_component[name] = derived.stored_shape(shape) if derived else shape
+    for name, shapes in expected.items():
+        unread = {"decoder", "encoder"} - {*cut.vae_ends} if name == "vae" else ()
+        _compare(checkpoint.component(name), shapes, [f"{end}.*" for end in unread])
 
 
-def _refuse_unread(checkpoint: Checkpoint, graphs: Iterable[Graph], cut: Cut) -> None:
-    """Raise InputError for tensors that no graph reads: what they do would be left out silently."""
-    read: dict[str, set[str]] = {}
-    for graph in graphs:
-        parameters = graph.module.named_parameters()
-        read.setdefault(graph.component, set()).update(name for name, _ in parameters)
-    for component, names in read.items():
-        opened = checkpoint.component(component)
-        unread = {"decoder", "encoder"} - {*cut.vae_ends} if component == "vae" else ()
-        unused = tuple(f"{end}.*" for end in unread)
-        left = [
-            name
-            for name in opened.tensors
-            if name not in names and not any(fnmatchcase(name, pattern) for pattern in unused)
-        ]
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise InputError(
-                f"{opened.place}: the weights hold tensors that {opened.configuration} does not "
-                f"speak of: {opened.worded(min(left))}{more}; the picture would be wrong without "
-                f"them: copy {opened.configuration} again from where the weights are from"
-            )
+def _compare(
+    component: Component, expected: Mapping[str, tuple[int, ...]], unused: Sequence[str]
+) -> None:
+    """Raise InputError naming the tensors that are missing, of another shape or not expected."""
+    found, told = component.tensors, component.configuration
+    missing = [name for name in expected if name not in found]
+    misshapen = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
+    left = sorted(
+        name
+        for name in found.keys() - expected.keys()
+        if not any(fnmatchcase(name, pattern) for pattern in unused)
+    )
+    listed = f"{component.worded(left[0])}{_more(left)}" if left else ""
+    if missing:
+        also = f"; {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+        others = f"; it holds {listed}, which {told} does not speak of" if left else ""
+        raise InputError(
+            f"{component.place}: tensor {component.worded(missing[0])} is missing; the weights do "
+            f"not fit {told}{also}{others}"
+        )
+    if misshapen:
+        name = misshapen[0]
+        raise InputError(
+            f"{component.place}: tensor {component.worded(name)} has shape "
+            f"{list(found[name].shape)}; {told} implies {list(expected[name])}{_more(misshapen)}"
+        )
+    if left:
+        raise InputError(
+            f"{component.place}: the weights hold tensors that {told} does not speak of: {listed}; "
+            f"the picture would be wrong without them: copy {told} again from where the weights "
+            "are from"
+        )
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

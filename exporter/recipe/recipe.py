@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model": (
         "checkpoint",
         "revision",
+        "variant",
         *PARTS,
         "tokenizers",
         "config",
@@ -106,6 +107,7 @@ class Recipe:
         name: the file's name without suffix.
         checkpoint: a folder or a hub id.
         revision: of a hub id; None: its main branch.
+        variant: of the weights' files, such as ``fp16``; None: the plain ones, else the only ones.
         parts: of components, the file or folder to take it from in place of the checkpoint's.
         tokenizers: the folder of the tokenizers' folders; None: the checkpoint's.
         config: the folder of configurations that files do not tell; None: their shapes tell all.
@@ -128,6 +130,7 @@ class Recipe:
     name: str
     checkpoint: str
     revision: str | None
+    variant: str | None
     parts: Mapping[str, str]
     tokenizers: str | None
     config: str | None
@@ -165,8 +168,8 @@ class Recipe:
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
-        del decisive["revision"], decisive["parts"], decisive["tokenizers"], decisive["config"]
-        del decisive["tiny"]
+        for key in ("revision", "variant", "parts", "tokenizers", "config", "tiny"):
+            del decisive[key]
         del decisive["most_file_bytes"]
         if self.denoiser_parts == 1:  # recipes from before the key keep their digest
             del decisive["denoiser_parts"]
@@ -219,6 +222,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         name=file.stem,
         checkpoint=_checkpoint(get),
         revision=get.value("model", "revision", str, None),
+        variant=get.value("model", "variant", str, None) or None,
         parts=_parts(get),
         tokenizers=_optional_place(get, "tokenizers"),
         config=_optional_place(get, "config"),

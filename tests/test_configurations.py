@@ -50,7 +50,9 @@ OTHER = Configuration(
 # The network of Stable Diffusion 3.5 Large: norms of queries and keys, no second attention. (That
 # of 3 Medium, without either, is OTHER's.)
 LARGE = replace(
-    OTHER, transformer=Transformer(3, 5, 16, 2, (), "rms_norm", 2), cut=replace(OTHER.cut, t5=True)
+    OTHER,
+    transformer=Transformer(3, 5, 16, 2, (), "rms_norm", 2),
+    cut=replace(OTHER.cut, width_px=48, height_px=32),
 )
 
 

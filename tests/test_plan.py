@@ -39,6 +39,7 @@ from exporter.progress import Progress
 from exporter.quantize.formats import METHODS, Format, Scheme, parse_format
 from exporter.quantize.program import NEAREST, QuantizedProgram, quantize, quantize_all
 from exporter.quantize.schemes import load_scheme
+from exporter.quantize.split import split
 from exporter.recipe.plan import is_plan, read_plan, scheme_of, write_plan
 from exporter.recipe.recipe import DEFAULT_BACKENDS, Recipe, read_recipe
 from exporter.runtime.package import open_package
@@ -408,6 +409,32 @@ def test_memory_bounds_every_graph(small: Path, traced: Model, tmp_path: Path) -
     assert whole and whole < {*programs}
     result = fourstep("plan", small, "-o", tmp_path / "b.toml", "--memory", "20MB", *GIVEN)
     mistake(result, "--memory 20,000,000 bytes: ", "bytes too few for clip_l, with every weight")
+
+
+def test_memory_bounds_the_parts_of_a_graph(traced: Model) -> None:
+    """They are opened in turn, so that a graph that is cut may take more in the same memory."""
+    costs = backends.costs_of(backends.load("onnx"), "--memory")
+    low, high = (run_bytes(p["denoiser"], costs) for p in extreme_programs(traced))
+    memory = (low + high) // 2
+    aim, kept = search.Aim(memory_bytes=memory), []
+    for count in (1, 3):
+        recipe = replace(traced.recipe, denoiser_parts=count, backends=("onnx",))
+        problem = search.problem_of(
+            replace(traced, recipe=recipe), ["denoiser"], [*map(parse_format, FORMATS)]
+        )
+        noise = {
+            key: {str(f): 1 / f.bits for f in weight.formats}
+            for key, weight in problem.asked.items()
+        }
+        options = problem.options(noise)
+        own: tuple[str, ...] = ("denoiser",)
+        budgets = {own: search.budgets_of(problem, aim)[own]}
+        choice, _ = search.choose(problem, options, budgets, aim, traced.weights, False, Progress())
+        scheme = scheme_of("plan", "int8", (), problem.formats(choice))
+        program = quantize_all(traced.programs, scheme)["denoiser"]
+        assert max(run_bytes(part, costs) for part in split(program, count)) <= memory
+        kept.append(program.stored_bytes())
+    assert kept[1] > 1.2 * kept[0]
 
 
 @pytest.mark.usefixtures("once")

@@ -13,13 +13,18 @@ STDIN = "standard input"
 
 def read_prompts(file: Path, failure: Failure = InputError) -> dict[int, str]:
     """The prompts of a file by the number of their line, from 1; raises ``failure``."""
-    return parse_prompts(read_text(file, failure), file, failure)
+    return parse_prompts(read_text(file, _expecting(failure)), file, failure)
 
 
 def prompts_from(stream: BinaryIO, failure: Failure = InputError) -> dict[int, str]:
     """The same of standard input, which is read to its end."""
-    text = parse_text(stream.read(MOST_TEXT_BYTES + 1), STDIN, failure)
+    text = parse_text(stream.read(MOST_TEXT_BYTES + 1), STDIN, _expecting(failure))
     return parse_prompts(text, STDIN, failure)
+
+
+def _expecting(failure: Failure) -> Failure:
+    """The same failure, which says besides what is expected."""
+    return lambda said: failure(f"{said}; a prompt in each line is expected, in UTF-8")
 
 
 def parse_prompts(text: str, where: object, failure: Failure = InputError) -> dict[int, str]:

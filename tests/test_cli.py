@@ -124,10 +124,10 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     mistake(fourstep("build", large, "--out", out), "a multiple of 16 up to 160")
     lost = tmp_path / "lost.toml"
     lost.write_text(recipe.read_text().replace('checkpoint = "', 'checkpoint = "/nowhere'))
-    mistake(fourstep("build", lost, "--out", out), "/nowhere", "no such folder")
+    mistake(fourstep("build", lost, "--out", out), "/nowhere", "no such file or folder")
     mistake(fourstep("build", recipe, "--out", "/proc/none"), "/proc/none")
     flash = ROOT / "recipes" / "sd3.5-flash.toml"
-    mistake(fourstep("build", flash, "--out", out), "sd3.5-flash: no such folder; name one in")
+    mistake(fourstep("build", flash, "--out", out), "sd3.5-flash: no such file or folder; name")
     assert not out.exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from exporter.build.pipeline import build
 from exporter.checkpoint.component import COMPONENTS
 from exporter.checkpoint.configs import decisive
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.errors import InputError
 from exporter.files.read import read_json
 from exporter.network.assemble import cut_graphs
-from exporter.recipe.recipe import read_recipe
+from exporter.recipe.recipe import Recipe, read_recipe
 from tests import single_files
 from tests.conftest import ROOT, SHAPES, SMALL
 
@@ -184,6 +186,36 @@ def test_tokenizers_of_a_file_are_beside_it_or_named(whole: Path, tiny_folder: P
     one = open_checkpoint(str(whole), config=str(tiny_folder))
     with pytest.raises(InputError, match="folder 'tokenizer' is missing; name the folder that"):
         one.tokenizer_folder("tokenizer")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+    }
+
+
+@pytest.mark.parametrize("form", ["one", pytest.param("several", marks=pytest.mark.full)])
+def test_packages_have_the_bytes_of_the_folders(
+    form: str,
+    whole: Path,
+    tiny_package: Path,
+    tiny_folder: Path,
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+) -> None:
+    """From one file, and from one without encoders and theirs; the licence lies beside it."""
+    if form == "one":
+        file, parts = Path(shutil.copyfile(whole, tmp_path / "m.safetensors")), {}
+    else:
+        file = save(single_files.whole(tiny_folder, encoders=False), tmp_path / "m.safetensors")
+        parts = dict.fromkeys(single_files.ENCODERS, str(whole))
+    shutil.copyfile(tiny_folder / "LICENSE", tmp_path / "LICENSE")
+    there = str(tiny_folder)
+    recipe = replace(tiny_recipe, checkpoint=str(file), parts=parts, tokenizers=there, config=there)
+    (built,) = build(recipe, tmp_path / "out", ["onnx"], ["int4"])
+    found, expected = files_of(built.path), files_of(tiny_package)
+    assert len(expected) > 10
+    assert found == expected
 
 
 FAMILY: dict[str, dict[str, Any]] = {
@@ -404,13 +436,21 @@ def test_parts_that_are_something_else(tiny_folder: Path, tmp_path: Path) -> Non
     others = {
         "text_encoder_3": (vae, "given as t5 in [model], and holds vae"),
         "text_encoder": (save(wide, tmp_path / "g.safetensors"), "given as clip_l, and is 1280 wi"),
-        "vae": (tiny_folder / "LICENSE", "not a checkpoint; its name ends in none of .safeten"),
+        "vae": (tiny_folder / "LICENSE", "not a checkpoint: a .safetensors or .gguf file is ex"),
         "transformer": (
             save({"double_blocks.0.img_attn.weight": torch.ones(2)}, tmp_path / "f.safetensors"),
             "tensor 'double_blocks.0.img_attn.weight': not of SD3, but of FLUX",
         ),
         "text_encoder_2": (tmp_path / "no", "no: no such file or folder"),
     }
+    lora = save(
+        {"x.transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2)},
+        tmp_path / "l.safetensors",
+    )
+    with pytest.raises(InputError, match=r"lora_A.weight': a LoRA's; name its file in \[\[lo"):
+        open_checkpoint(str(lora))
+    with pytest.raises(InputError, match=r"no such file or folder; name a .safetensors or .gguf"):
+        open_checkpoint("models/none.safetensors")
     pickle = tmp_path / "m.ckpt"
     pickle.write_bytes(b"no")
     with pytest.raises(InputError, match="m.ckpt: pickled weights can run code"):

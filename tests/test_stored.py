@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -302,9 +301,11 @@ def test_gguf_of_another_architecture(tmp_path: Path) -> None:
         read_stored((small_gguf(tmp_path, "flux"),))
 
 
-def test_gguf_is_loaded_for_gguf_alone(tiny_folder: Path) -> None:
-    code = (
-        "import sys; from exporter.checkpoint.open import open_checkpoint; "
-        f"open_checkpoint({str(tiny_folder)!r}); sys.exit('gguf' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_gguf_is_needed_for_gguf_alone(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = small_gguf(tmp_path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    open_checkpoint(str(tiny_folder))
+    with pytest.raises(InputError, match=r"^gguf is not installed: pip install 'fourst"):
+        read_stored((file,))

@@ -22,6 +22,7 @@ TOKENIZERS = {
 }
 ABOUT = ("model_index.json", "scheduler/*.json", "LICENSE*", "LICENCE*", "NOTICE*")
 TOKENS = ("*.json", "merges.txt")
+FILES = (".safetensors", ".gguf", *PICKLES)  # what no repository is called
 
 
 def files_of(
@@ -57,13 +58,14 @@ def files_of(
 
 
 def names_a_path(place: str) -> bool:
-    """Whether a checkpoint's name can only be that of a folder, not ``owner/name`` of the hub."""
+    """Whether a checkpoint's name can only be that of a path, not ``owner/name`` of the hub."""
     parts = place.split("/")
     return (
         len(parts) != 2
         or not all(parts)
         or place.startswith((".", "~"))
         or "\\" in place
+        or place.lower().endswith(FILES)
         or Path(parts[0]).exists()
     )
 
@@ -106,7 +108,8 @@ def library(place: str) -> Any:
     """huggingface_hub, for a place that is no path; raises InputError."""
     if names_a_path(place):
         raise InputError(
-            f"checkpoint {place}: no such folder; name one in diffusers layout, or a hub id"
+            f"checkpoint {place}: no such file or folder; name a .safetensors or .gguf file, a "
+            "folder in diffusers layout, or a hub id"
         )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

@@ -5,6 +5,7 @@ Nothing is converted: a tensor of diffusers is rows of what the file holds, or i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -63,8 +64,8 @@ NOT_SD3 = {
     "double_layers.": "AuraFlow",
     "input_blocks.": "Stable Diffusion 1, 2 or XL",
     "down_blocks.": "Stable Diffusion 1, 2 or XL",
-    "lora_": "a LoRA: name it as file in [[lora]]",
 }
+LORA = re.compile(r"(^|[._])lora[._]")
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ def is_file(place: Path) -> bool:
     """Whether a path is that of a weights file; raises InputError for a file of another kind."""
     if not place.is_file():
         return False
-    if place.suffix in PICKLES:
+    if place.suffix.lower() in PICKLES:
         raise InputError(
             f"{place}: pickled weights can run code and are never opened; save them as .safetensors"
         )
-    if place.suffix not in SUFFIXES:
-        raise InputError(f"{place}: not a checkpoint; its name ends in none of .safetensors, .gguf")
+    if place.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{place}: not a checkpoint: a .safetensors or .gguf file is expected")
     return True
 
 
@@ -156,9 +157,11 @@ def _held(file: Path) -> dict[str, Held]:
 def _sign(file: Path, bare: Mapping[str, Sliced]) -> str:
     """The component of names that begin with no prefix; raises InputError when there is none."""
     for name, signs in SIGNS.items():
-        if any(key.startswith(signs) for key in bare):
+        if any(key.startswith(signs) and not LORA.search(key) for key in bare):
             return name
     for key in bare:
+        if LORA.search(key):
+            raise InputError(f"{file}: tensor '{key}': a LoRA's; name its file in [[lora]]")
         for sign, what in NOT_SD3.items():
             if key.startswith(sign):
                 raise InputError(f"{file}: tensor '{key}': not of SD3, but of {what}")
@@ -168,7 +171,7 @@ def _sign(file: Path, bare: Mapping[str, Sliced]) -> str:
 def _component(file: Path, name: str, held: Held, near: Described) -> Component:
     usual = max(held.prefixes.values(), key=len)
     try:
-        names = _names(file, name, held.tensors)
+        names = _names(name, held.tensors)
         in_file = names.in_file() if names else {}
 
         def called(tensor: str) -> str:
@@ -185,13 +188,13 @@ def _component(file: Path, name: str, held: Held, near: Described) -> Component:
     return component_of(name, file, str(place or file), config, tensors, (file,), called)
 
 
-def _names(file: Path, name: str, tensors: Mapping[str, Sliced]) -> Names | None:
+def _names(name: str, tensors: Mapping[str, Sliced]) -> Names | None:
     """How the file calls the component's tensors; None: as diffusers and transformers do."""
     if name == "transformer" and any(key.startswith("joint_blocks.") for key in tensors):
         return mmdit_names(tensors)
     if name == "vae" and any(key.startswith(("decoder.up.", "decoder.mid.")) for key in tensors):
         return autoencoder_names(tensors)
-    if name == "text_encoder_3" and file.suffix == ".gguf" and "token_embd.weight" in tensors:
+    if name == "text_encoder_3" and any(key.startswith("enc.blk.") for key in tensors):
         return gguf_t5_names(tensors)
     if name in CLIPS and not any(key.startswith("text_model.") for key in tensors):
         return flat_clip_names(tensors)
@@ -225,7 +228,7 @@ def _as_diffusers(key: str, source: TensorSource, names: Names) -> TensorSource:
     if key in names.matrices and len(shape) == 4 and shape[2:] == (1, 1):
         return Reshaped(source, shape[:2])
     # llama.cpp drops leading axes of length one.
-    if key == "pos_embed" and len(shape) == 2 and source.file.suffix == ".gguf":
+    if key == "pos_embed" and len(shape) == 2 and source.file.suffix.lower() == ".gguf":
         return Reshaped(source, (1, *shape))
     return source
 

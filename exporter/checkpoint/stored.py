@@ -50,9 +50,9 @@ def read_stored(files: Sequence[Path]) -> dict[str, Sliced]:
     found: dict[str, Sliced] = {}
     kept: dict[str, Kept] = {}
     for file in files:
-        if file.suffix == ".gguf":
+        if file.suffix.lower() == ".gguf":
             found |= read_gguf(file)
-        elif file.suffix in PICKLES:
+        elif file.suffix.lower() in PICKLES:
             raise InputError(
                 f"{file}: pickled weights can run code and are never opened; "
                 "save the checkpoint again with safe_serialization=True"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.checkpoint.lora import Lora
 from exporter.errors import InputError
 from exporter.recipe.recipe import read_recipe
 from tests.conftest import ROOT
@@ -168,6 +169,37 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
         read_recipe(written(tmp_path, text))
     assert str(caught.value).startswith(str(tmp_path / "recipe.toml"))
     assert "\n" not in str(caught.value)
+
+
+def test_loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the recipe; the weight decides the bytes, and not where the file lies."""
+    monkeypatch.setenv("HOME", "/home/user")
+    tables = '[[lora]]\nfile = "a.safetensors"\n[[lora]]\nfile = "~/b"\nweight = -1\n'
+    recipe = read_recipe(written(tmp_path, GOOD + tables))
+    assert recipe.loras == (Lora(tmp_path / "a.safetensors"), Lora(Path("/home/user/b"), -1.0))
+    moved = read_recipe(written(tmp_path, GOOD + tables.replace("~/b", "c")))
+    assert moved.digest("onnx") == recipe.digest("onnx")
+    weaker = read_recipe(written(tmp_path, GOOD + tables.replace("-1", "-0.5")))
+    assert weaker.digest("onnx") != recipe.digest("onnx")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[lora]\nfile = "a"', "[[lora]] must be a table, in two pairs of brackets, with a file"),
+        ("[[lora]]", "[[lora]] file: the name of a .safetensors file or a folder is expected"),
+        ('[[lora]]\nfile = ""', "[[lora]] file: the name of a .safetensors file or a folder"),
+        ('[[lora]]\nfile = "a"\nscale = 1', "unknown key in [[lora]] 'scale'; known: file, weight"),
+        ('[[lora]]\nfile = "a"\nweight = "1"', "[[lora]] weight = '1': must be a number"),
+        ('[[lora]]\nfile = "a"\nweight = true', "[[lora]] weight = True: must be a number"),
+        ('[[lora]]\nfile = "a"\nweight = 0', "[[lora]] weight = 0: a would change nothing; leave"),
+        ('[[lora]]\nfile = "a"\nweight = nan', "nan is not a number"),
+    ],
+)
+def test_mistakes_in_loras(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(InputError) as told:
+        read_recipe(written(tmp_path, GOOD + table))
+    assert message in str(told.value)
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
         parts=recipe.parts,
         tokenizers=recipe.tokenizers,
         config=recipe.config,
+        loras=recipe.loras,
     )
     return with_tiny(found, recipe)
 

@@ -26,6 +26,7 @@ from exporter.package.manifest import (
     DeviceEntry,
     FileEntry,
     GraphEntry,
+    LoraEntry,
     Manifest,
     NoiseEntry,
     OriginEntry,
@@ -156,6 +157,7 @@ def _origin_entry(
         methods=origin.scheme.used_methods,
         tools=tools_of(backend),
         licence=licences[0].name if licences else "",
+        loras=tuple(LoraEntry(lora.digest, lora.weight) for lora in model.checkpoint.loras),
     )
 
 

@@ -20,6 +20,7 @@ from exporter.checkpoint import folder as diffusers_folder
 from exporter.checkpoint import single_file
 from exporter.checkpoint.component import COMPONENTS, PARTS, Component
 from exporter.checkpoint.hub import TOKENIZERS, fetch_line, from_cache, lacking
+from exporter.checkpoint.lora import Lora, OpenedLora, merged, open_lora
 from exporter.checkpoint.sources import TensorSource, digest_of
 from exporter.errors import InputError
 from exporter.files.read import file_digest
@@ -40,6 +41,7 @@ class Checkpoint:
             the checkpoint lies.
         tokenizers: the tokenizers' folders lie in it; None: in ``folder``.
         place: what was opened, for errors; None: ``folder``.
+        loras: that are merged into the components' tensors, in order.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Checkpoint:
     descriptions: Mapping[str, Path] = field(default_factory=dict, repr=False)
     tokenizers: Path | None = None
     place: Path | None = None
+    loras: tuple[OpenedLora, ...] = field(default=(), repr=False)
 
     def component(self, name: str) -> Component:
         """A component by its name; raises InputError when the checkpoint lacks it."""
@@ -145,6 +148,7 @@ def open_checkpoint(
     parts: Mapping[str, str] | None = None,
     tokenizers: str | None = None,
     config: str | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Checkpoint:
     """Open a checkpoint: a folder, a single file, or a hub id whose files lie in the hub's cache.
 
@@ -160,6 +164,7 @@ def open_checkpoint(
         tokenizers: the folder that holds the tokenizers' folders, if it is not the checkpoint's.
         config: a folder with ``transformer/config.json`` and the like, for files whose shapes do
             not tell everything.
+        loras: to merge, in order; they must fit.
     """
     checkpoint = open_partly(
         place, components, revision, variant, parts=parts, tokenizers=tokenizers, config=config
@@ -167,6 +172,8 @@ def open_checkpoint(
     needed = components or [name for name in COMPONENTS if name != "text_encoder_3"]
     for name in needed:
         checkpoint.component(name)
+    for lora in loras:
+        checkpoint = with_lora(checkpoint, open_lora(lora, checkpoint.components))
     return checkpoint
 
 
@@ -246,3 +253,9 @@ def _part(place: Path, name: str, described: single_file.Described) -> Component
     if single_file.is_file(place):
         return single_file.open_part(place, name, described)
     return diffusers_folder.open_part(place, name)
+
+
+def with_lora(checkpoint: Checkpoint, lora: OpenedLora) -> Checkpoint:
+    """A checkpoint whose tensors a LoRA is merged into, as they are read."""
+    components = merged(checkpoint.components, lora)
+    return replace(checkpoint, components=components, loras=(*checkpoint.loras, lora))

@@ -42,6 +42,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"T5 {'on board' if manifest.text.t5 else 'replaced by null tokens'}; "
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}"
     )
+    for lora in manifest.origin.loras:
+        show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")
     for graph in manifest.graphs:
         formats = ", ".join(f"{n:,} {name}" for name, n in graph.formats.items())
         show(f"  {graph.name:<12} {megabytes(graph.bytes):>10}  {formats}")

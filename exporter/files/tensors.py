@@ -59,6 +59,12 @@ def read_header(file: Path, failure: Failure = InputError) -> dict[str, TensorIn
         }
 
 
+def read_metadata(file: Path, failure: Failure = InputError) -> dict[str, str]:
+    """The words that a file carries beside its tensors; raises ``failure``."""
+    with opened(file, "numpy", failure) as stream:
+        return dict(stream.metadata() or {})
+
+
 def read_tensors(file: Path, failure: Failure = InputError, remedy: str = REMEDY) -> dict[str, Any]:
     """All tensors of a file as numpy arrays by name; raises ``failure``."""
     with opened(file, "numpy", failure, remedy) as stream:

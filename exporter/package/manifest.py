@@ -350,6 +350,19 @@ class GoldenEntry:
 
 
 @dataclass(frozen=True)
+class LoraEntry:
+    """A LoRA that was merged into the checkpoint.
+
+    Attributes:
+        sha256: of what it changes, at a weight of 1, whatever its file calls it.
+        weight: that its changes were multiplied by.
+    """
+
+    sha256: Digest
+    weight: float
+
+
+@dataclass(frozen=True)
 class OriginEntry:
     """What decided the package's bytes.
 
@@ -361,6 +374,7 @@ class OriginEntry:
         methods: by which codes were chosen, beyond rounding to nearest.
         tools: versions of what built it.
         licence: the file of the weights' licence, or empty.
+        loras: that were merged into the checkpoint, in order.
     """
 
     recipe_sha256: Digest
@@ -370,6 +384,7 @@ class OriginEntry:
     methods: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
     licence: OptionalPath = ""
+    loras: tuple[LoraEntry, ...] = field(default=(), metadata=SINCE_4_1)
 
 
 @dataclass(frozen=True)

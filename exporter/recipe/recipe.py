@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from exporter import backends
 from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
+from exporter.checkpoint.lora import Lora
 from exporter.errors import InputError, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
@@ -63,6 +64,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "golden": ("prompts", "seed"),
     "calibration": ("prompts", "seed", "methods"),
 }
+LORA_KEYS = ("file", "weight")
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
 
 
@@ -125,6 +127,7 @@ class Recipe:
         prompts, seed: what the golden images show; without prompts there are none.
         calibration: the prompts and the seed of trajectories that activations are measured on.
         tiny: the tiny autoencoder, where ``cut.ends`` use it.
+        loras: merged into the checkpoint, in order.
     """
 
     name: str
@@ -150,6 +153,7 @@ class Recipe:
     seed: int
     calibration: CalibrationChoice
     tiny: TinyFiles = TinyFiles()
+    loras: tuple[Lora, ...] = ()
 
     def scheme(self, name: str) -> Scheme:
         """A scheme with this recipe's group size, zero points, overrides and methods."""
@@ -175,6 +179,9 @@ class Recipe:
             del decisive["denoiser_parts"]
         if self.cut.ends == Ends():
             del decisive["cut"]["ends"]
+        del decisive["loras"]
+        if self.loras:
+            decisive["loras"] = [lora.weight for lora in self.loras]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -205,7 +212,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
     for backend in sorted({*backends.names()} - {*able} & {*raw}):
         backends.load(backend)  # says why it cannot be
     keys_of = KEYS | {n: ("scheme", *backends.load(n).options) for n in able}
-    _refuse_unknown("section", raw, keys_of)
+    _refuse_unknown("section", raw, {*keys_of, "lora"})
     for section, keys in keys_of.items():
         table = raw.get(section, {})
         if not isinstance(table, dict):
@@ -254,6 +261,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             get.names("calibration", "methods", METHODS, default=()),
         ),
         tiny=_tiny(get),
+        loras=_loras(raw.get("lora", []), file.parent),
     )
 
 
@@ -338,6 +346,26 @@ def _place_near(get: _Getter, key: str, given: str) -> Path:
             f"relative to its folder: {os.path.relpath(given, get.folder)!r} would be right"
         )
     return place
+
+
+def _loras(raw: Any, folder: Path) -> tuple[Lora, ...]:
+    """The tables ``[[lora]]``, in order."""
+    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
+        raise InputError("[[lora]] must be a table, in two pairs of brackets, with a file")
+    return tuple(_lora(table, folder) for table in raw)
+
+
+def _lora(raw: Mapping[str, Any], folder: Path) -> Lora:
+    where = "[[lora]]"
+    _refuse_unknown(f"key in {where}", raw, LORA_KEYS)
+    file, weight = raw.get("file"), raw.get("weight", 1.0)
+    if not isinstance(file, str) or not file:
+        raise InputError(f"{where} file: the name of a .safetensors file or a folder is expected")
+    if type(weight) not in (int, float):
+        raise InputError(f"{where} weight = {weight!r}: must be a number")
+    if weight == 0:
+        raise InputError(f"{where} weight = 0: {file} would change nothing; leave the table out")
+    return Lora(place_in(folder, file), float(weight))
 
 
 def place_in(folder: Path, name: str) -> Path:

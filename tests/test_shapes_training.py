@@ -45,6 +45,16 @@ def test_from_nothing_to_a_checkpoint(tmp_path: Path) -> None:
         "assemble", "--tokenizers", checkpoint, "--vae", runs / "vae",
         "--teacher", runs / "teacher", "--student", runs / "student", "--out", checkpoint,
     )  # fmt: skip
+    train(
+        "tiny", "--checkpoint", checkpoint, "--out", runs / "tiny", "--crowded", 20,
+        "--batch", 4, "--steps", 2,
+    )  # fmt: skip
+    train(
+        "tiny", "--checkpoint", checkpoint, "--out", runs / "tiny", "--rendered", 20,
+        "--drawn", 4, "--batch", 4, "--steps", 4,
+    )  # fmt: skip
+    assert steps(runs / "tiny")[-1] == 4
+    assert (checkpoint / "vae_tiny" / "diffusion_pytorch_model.safetensors").is_file()
     train("card", "--runs", runs, "--checkpoint", checkpoint)
     assert (checkpoint / "losses.png").is_file() and (checkpoint / "samples.png").is_file()
     assert (checkpoint / "transformer" / "diffusion_pytorch_model.safetensors").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image as Picture
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
 from exporter.backends.contract import EmitOptions, SessionOptions
 from exporter.build.model import open_asked
@@ -30,7 +32,7 @@ from exporter.errors import CheckFailed, InputError
 from exporter.network import strips
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Ends
-from exporter.package.measures import relative_error
+from exporter.package.measures import psnr_db, relative_error
 from exporter.package.pixels import to_pixels
 from exporter.program.run import run
 from exporter.program.trace import trace
@@ -38,8 +40,8 @@ from exporter.quantize.program import quantize
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe, TinyFiles, read_recipe
 from exporter.report.make import make
-from exporter.runtime.package import open_package
-from tests.conftest import SMALL, edit_json, needs, random_inputs, seal
+from exporter.runtime.package import Package, open_package
+from tests.conftest import ROOT, SHAPES, SMALL, edit_json, needs, random_inputs, seal
 
 CHANNELS = 16
 EXACT = SessionOptions("float32")
@@ -662,3 +664,54 @@ def test_packages_of_every_backend_and_scheme_verify(
         chosen = [b for b in able if b not in ("coreml", "reference") or scheme != "int8-w8a8"]
         for package in build(tiny_ends(ends), tmp_path / scheme, chosen, [scheme]):
             assert package.report.ok, package.path.name
+
+
+# --- the model in the box -----------------------------------------------------------------------
+
+LEAST_DB, LEAST_TIMES_AS_FAST = 30.0, 5.0
+
+
+@pytest.fixture(scope="session")
+def shapes_both(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """shapes-flash by the shipped recipe, with its VAE's decoder and its tiny one."""
+    recipe = read_recipe(ROOT / "recipes" / "shapes-flash-tiny.toml")
+    recipe = replace(recipe, prompts=())  # nothing to verify with: tests below draw and compare
+    (built,) = build(recipe, tmp_path_factory.mktemp("shapes"), ["onnx"], ["fp32"])
+    return open_package(built.path)
+
+
+def test_the_tiny_autoencoder_of_shapes_flash_is_small() -> None:
+    files = [f for f in (SHAPES / "vae_tiny").iterdir() if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 2_000_000
+    ends = {name.partition(".")[0] for name in stored(SHAPES / "vae_tiny")}
+    assert ends == {"decoder", "encoder"}
+
+
+def test_shapes_flash_is_decoded_as_by_the_vae(shapes_both: Package) -> None:
+    """Held-out prompts of every category: each picture, not only their mean."""
+    prompts = evaluation_prompts(2)
+    requests = [Request(p.text, p.seed) for p in prompts]
+    previews, pictures = dict[int, np.ndarray](), dict[int, np.ndarray]()
+    for event in generate(shapes_both.player(), requests):
+        if isinstance(event, Step) and event.step == event.steps:
+            assert event.preview is not None
+            previews[event.index] = event.preview()
+        elif isinstance(event, Image):
+            pictures[event.index] = event.pixels
+    assert len(pictures) == len(prompts) == 12
+    for index, picture in pictures.items():
+        away = psnr_db(previews[index], picture)
+        assert away >= LEAST_DB, f"{prompts[index].text}: {away:.1f} dB"
+
+
+def test_it_takes_a_fifth_of_the_vaes_time_at_most(shapes_both: Package) -> None:
+    """The fastest of several calls of either, in turn: other work on the machine slows both."""
+    latent = {"latent": np.random.default_rng(0).standard_normal((1, 16, 16, 16), np.float32)}
+    sessions = {name: shapes_both.session(name) for name in ("vae_decoder", "tiny_decoder")}
+    fastest = dict.fromkeys(sessions, float("inf"))
+    for _ in range(40):
+        for name, session in sessions.items():
+            started = time.perf_counter()
+            session(latent)
+            fastest[name] = min(fastest[name], time.perf_counter() - started)
+    assert fastest["vae_decoder"] >= LEAST_TIMES_AS_FAST * fastest["tiny_decoder"]

@@ -10,6 +10,8 @@ tensors, so no renaming table exists; what is not in the checkpoint is a ``const
     denoiser        once per step    latent, context, one modulation row -> velocity
     vae_decoder     once             latent -> image
     vae_encoder     image to image   image -> latent
+    tiny_decoder    once, previews   latent -> image
+    tiny_encoder    image to image   image -> latent
 """
 
 from __future__ import annotations

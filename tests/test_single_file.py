@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.build.pipeline import build
+from exporter.build.write import licences_of
 from exporter.checkpoint.component import COMPONENTS
 from exporter.checkpoint.configs import decisive
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
@@ -47,6 +48,26 @@ def test_tokenizers_from_another_folder(
     opened = open_checkpoint(str(base), tokenizers=str(SHAPES))
     assert opened.digest == tiny.digest
     assert opened.tokenizer_folder("tokenizer_2") == SHAPES / "tokenizer_2"
+
+
+def test_licences_of_parts_travel_too(tiny_folder: Path, tmp_path: Path) -> None:
+    """The checkpoint's own first; one that it has, whatever it is called, only once."""
+    texts = {"a": "test weights\n", "b": "others\n"}
+    parts = {}
+    for (where, text), name in zip(texts.items(), ("text_encoder", "vae"), strict=True):
+        shutil.copytree(tiny_folder / name, tmp_path / where / name)
+        (tmp_path / where / "LICENSE").write_text(text)
+        shutil.copyfile(tiny_folder / "model_index.json", tmp_path / where / "model_index.json")
+        parts[name] = str(tmp_path / where / name)
+    opened = open_checkpoint(str(tiny_folder), parts=parts)
+    assert {name: file.read_text() for name, file in licences_of(opened).items()} == {
+        "LICENSE": "test weights\n",
+        "LICENSE-vae": "others\n",
+    }
+    alone = tmp_path / "b" / "vae" / "diffusion_pytorch_model.safetensors"
+    (alone.parent / "NOTICE.md").write_text("more\n")
+    opened = open_checkpoint(str(tiny_folder), parts={"vae": str(alone)})
+    assert list(licences_of(opened)) == ["LICENSE", "NOTICE.md"]
 
 
 def test_a_part_that_is_not_used_is_refused(tiny_folder: Path) -> None:

@@ -45,7 +45,7 @@ def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: O
         "statistics": origin.statistics_sha256,
         "plan": origin.plan_sha256,
         "sensitivities": origin.plan.details if origin.plan else None,
-        "licences": {f.name: file_digest(f) for f in licences_of(checkpoint.folder)},
+        "licences": {n: file_digest(f) for n, f in licences_of(checkpoint).items()},
         "tools": tools_of(backend),
         "code": [_code_digest(name) for name in (__name__, type(backend).__module__)],
     }

@@ -17,6 +17,7 @@ from exporter.build import golden
 from exporter.build.golden import Drawing, Pictures
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
+from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest, parse_json
 from exporter.files.staging import write_whole
@@ -123,7 +124,7 @@ def fill(
     files += _write_tokenizers(folder, tokenizers)
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
-    licences = _copy_licences(model.checkpoint.folder, folder)
+    licences = _copy_licences(model.checkpoint, folder)
     manifest = Manifest(
         format_version=FIRST_VERSION,
         name=recipe.name,
@@ -235,13 +236,29 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
     return [folder / "plan.toml", folder / "plan.json"]
 
 
-def licences_of(checkpoint: Path) -> list[Path]:
-    """The files that travel with the weights."""
-    return sorted({f for pattern in LICENCES for f in checkpoint.glob(pattern) if f.is_file()})
+def licences_of(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The files that travel with the weights, by their names in a package.
+
+    Those of components from elsewhere too: under their own names, or with the component's where
+    another file is called the same.
+    """
+    found = {file.name: file for file in _licences_in(checkpoint.folder)}
+    for component, folder in sorted(checkpoint.beside.items()):
+        digests = {file_digest(file) for file in found.values()}
+        for file in _licences_in(folder):
+            if file_digest(file) not in digests:
+                other = f"{file.stem}-{component}{file.suffix}"
+                found[other if file.name in found else file.name] = file
+    return found
 
 
-def _copy_licences(checkpoint: Path, folder: Path) -> list[Path]:
-    return [Path(shutil.copyfile(f, folder / f.name)) for f in licences_of(checkpoint)]
+def _licences_in(folder: Path) -> list[Path]:
+    return sorted({f for pattern in LICENCES for f in folder.glob(pattern) if f.is_file()})
+
+
+def _copy_licences(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    found = licences_of(checkpoint)
+    return [Path(shutil.copyfile(file, folder / name)) for name, file in found.items()]
 
 
 def tools_of(backend: Backend) -> dict[str, str]:

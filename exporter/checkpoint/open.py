@@ -41,6 +41,7 @@ class Checkpoint:
             the checkpoint lies.
         tokenizers: the tokenizers' folders lie in it; None: in ``folder``.
         place: what was opened, for errors; None: ``folder``.
+        beside: of components from elsewhere, the folder that their licences lie in.
         loras: that are merged into the components' tensors, in order.
     """
 
@@ -49,6 +50,7 @@ class Checkpoint:
     descriptions: Mapping[str, Path] = field(default_factory=dict, repr=False)
     tokenizers: Path | None = None
     place: Path | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict, repr=False)
     loras: tuple[OpenedLora, ...] = field(default=(), repr=False)
 
     def component(self, name: str) -> Component:
@@ -207,7 +209,15 @@ def open_partly(
         described = replace(described, base=folder)
     found |= {name: _part(Path(part), name, described) for name, part in parts.items()}
     at = Path(tokenizers) if tokenizers else None
-    return Checkpoint(folder, found, descriptions, at, file if file.is_file() else folder)
+    opened = file if file.is_file() else folder
+    beside = {name: _home(Path(part)) for name, part in parts.items()}
+    return Checkpoint(folder, found, descriptions, at, opened, beside)
+
+
+def _home(part: Path) -> Path:
+    """Where the licences of a component from elsewhere lie: a checkpoint's folder, or its own."""
+    inside = (part.parent / diffusers_folder.INDEX).is_file()
+    return part.parent if inside or part.is_file() else part
 
 
 def _refuse_of_others(place: str, revision: str | None, variant: str | None = None) -> None:

@@ -76,7 +76,7 @@ def calls(recipe: Recipe) -> dict[str, int]:
     """Of each graph, on the recipe's calibration prompts."""
     from exporter.calibrate.trajectories import call_counts
 
-    return call_counts(len(recipe.calibration.prompts), recipe.cut.steps)
+    return call_counts(len(recipe.calibration.prompts), recipe.schedule)
 
 
 def run_one(backend_name: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exporter.network.cut import Cut
-from exporter.package.manifest import Mode
+from exporter.package.manifest import Guidance, Mode
 from tests.conftest import SHAPES
 
 CLIP_IDS, START, END = 700, 656, 657  # a vocabulary of so many, and ids of shapes-flash's tokenizer
@@ -146,6 +146,7 @@ class Configuration:
     cut: Cut
     mode: Mode
     seed: int
+    guidance: Guidance | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """The checkpoint's networks by folder, with random weights."""
@@ -265,6 +266,12 @@ def vaes(draw: st.DrawFn) -> Vae:
     )
 
 
+def guidances() -> st.SearchStrategy[Guidance | None]:
+    """Often none; negative prompts that are fixed, the empty one too, and others."""
+    texts = st.sampled_from((None, "", "a blue square, blurred"))
+    return st.one_of(st.none(), st.builds(Guidance, st.sampled_from((1.5, 4.5, 7.0)), texts))
+
+
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
     """Everything at once."""
@@ -288,4 +295,5 @@ def configurations(draw: st.DrawFn) -> Configuration:
         ),
         mode=draw(st.sampled_from(("euler", "renoise"))),
         seed=draw(st.integers(0, 99)),
+        guidance=draw(guidances()),
     )

@@ -25,6 +25,7 @@ from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut
 from exporter.network.t5 import position_buckets
+from exporter.package.manifest import Guidance
 from exporter.recipe.recipe import read_recipe
 from exporter.runtime.package import open_package
 from tests.configurations import END, T5, Clip, Configuration, Transformer, Vae, configurations
@@ -44,6 +45,7 @@ OTHER = Configuration(
     cut=Cut((1.0, 0.3, 0.0), 40, 24, t5=False, t5_tokens=130),
     mode="renoise",
     seed=0,
+    guidance=Guidance(4.5, "a blue square"),
 )
 
 
@@ -64,7 +66,7 @@ def tokenizers() -> dict[str, Any]:
 
 def by_diffusers(configuration: Configuration, modules: dict[str, Any]) -> np.ndarray:
     """What diffusers draws: (H, W, 3) uint8."""
-    cut = configuration.cut
+    cut, guidance = configuration.cut, configuration.guidance
     parts = {**modules, **tokenizers()}
     if not cut.t5:
         parts["text_encoder_3"] = None
@@ -78,7 +80,8 @@ def by_diffusers(configuration: Configuration, modules: dict[str, Any]) -> np.nd
         PROMPT,
         width=cut.width_px,
         height=cut.height_px,
-        guidance_scale=1.0,
+        guidance_scale=guidance.scale if guidance else 1.0,
+        negative_prompt=guidance.negative_prompt if guidance else None,
         sigmas=[s / (SHIFT - (SHIFT - 1) * s) for s in cut.sigmas[:-1]],  # undoes the shift
         max_sequence_length=cut.t5_tokens,
     ).images
@@ -105,7 +108,7 @@ def check(configuration: Configuration, others: Sequence[str]) -> None:
             choices=tuple(choices),
             prompts=("a red circle",),
             calibration=replace(recipe.calibration, methods=()),
-        )
+        ).with_guidance(configuration.guidance)
         # A package that is not what its program computes does not verify, and is not built.
         for built in build(recipe, folder / "out", ["onnx", *others]):
             if built.scheme != "fp32":

@@ -34,7 +34,7 @@ README = PAGES["README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 RUN = ("run", "verify", "inspect", "bench", "report", "doctor")
-NOT_RUN = ("--device", "--cache", "--half", "--image", "--metric", "--recipe")
+NOT_RUN = ("--device", "--cache", "--half", "--image", "--metric", "--negative", "--recipe")
 PLACES = r"`((?:exporter|recipes|benchmarks|tests|docs|artifacts)/[\w./-]*)`"
 MADE = re.compile(r"^artifacts/(frontier|fullsize|demo-|shapes-flash/(onnx|openvino|coreml)-)")
 

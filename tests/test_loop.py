@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Picture
 
 from exporter.drawing.loop import (
@@ -21,15 +22,18 @@ from exporter.drawing.loop import (
     Step,
     first_step,
     generate,
+    guided,
 )
 from exporter.drawing.noise import TorchNoise
 from exporter.errors import CheckFailed, InputError
 from exporter.package.manifest import (
+    Guidance,
     Mode,
     PictureEntry,
     PreviewEntry,
     Schedule,
     Source,
+    SourceKind,
     Stage,
 )
 from exporter.package.pixels import from_pixels, to_pixels
@@ -65,6 +69,7 @@ class Fake:
     def __init__(self) -> None:
         self.open_now: list[str] = []
         self.opened: list[str] = []
+        self.texts: list[int] = []  # lengths of the prompts that the steps were given
 
     def open(self, name: str) -> Session:
         self.opened.append(name)
@@ -75,6 +80,16 @@ class Fake:
         ids = {"letters": lambda prompt: np.full((1, 77), len(prompt), np.int32)}
         picture = replace(PICTURE, preview=preview)
         return Player(Schedule(mode, SIGMAS), picture, ids, STAGES, self.open)
+
+    def guided(self, negative_prompt: str | None = None, mode: Mode = "euler") -> Player:
+        """With guidance, away from a prompt of the request's or from twice the latent."""
+        other: SourceKind = "negative output" if negative_prompt is None else "output"
+        words = Source(other, "words", "hidden")
+        stages = [s for s in STAGES if s.graph != "move"]
+        (move,) = (s for s in STAGES if s.graph == "move")
+        move = replace(move, runs="twice each step", negative_inputs=move.inputs | {"text": words})
+        schedule = Schedule(mode, SIGMAS, Guidance(3.0, negative_prompt))
+        return replace(self.player(), schedule=schedule, stages=[*stages[:3], move, stages[3]])
 
 
 class _FakeSession:
@@ -94,7 +109,9 @@ class _FakeSession:
             return {"found": np.ones(LATENT, np.float32)}
         if self.name == "move":
             assert {*inputs} == {"at", "row", "text"} and inputs["row"].shape == (1, 1)
-            return {"speed": inputs["at"] * inputs["row"][0, 0]}
+            assert inputs["text"].shape == (1, 77, 1)
+            self.owner.texts.append(int(inputs["text"].flat[0]))
+            return {"speed": inputs["at"] * inputs["row"][0, 0] * np.float32(self.owner.texts[-1])}
         return {"picture": np.zeros((1, 3, 16, 24), np.float32)}
 
     def __del__(self) -> None:
@@ -224,6 +241,55 @@ def test_renoise_formula() -> None:
     for row, (sigma, following) in enumerate(pairwise(SIGMAS)):
         x = (1 - following) * (x - sigma * row * x) + following * noise.randn(*LATENT)
     np.testing.assert_allclose(last.latent, x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["euler", "renoise"])
+def test_guidance_leads_away_from_the_negative_prompt(mode: Mode) -> None:
+    """v = row * x for a prompt of one letter, n = 2 v for one of two: n + 3 (v - n) = -v."""
+    fake = Fake()
+    events = generate(fake.guided(mode=mode), [Request("a", 5, negative="bb")])
+    last = next(e for e in events if isinstance(e, Image))
+    assert fake.texts == [1, 2] * 3
+    noise = TorchNoise(5)
+    x = noise.randn(*LATENT)
+    for row, (sigma, following) in enumerate(pairwise(SIGMAS)):
+        v = -row * x
+        if mode == "euler":
+            x = x + (following - sigma) * v
+        else:
+            x = (1 - following) * (x - sigma * v) + following * noise.randn(*LATENT)
+    np.testing.assert_allclose(last.latent, x, rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_is_rounded_as_it_is_written() -> None:
+    """The difference first, then the product, then the sum: in float32, without fused products."""
+    rng = np.random.default_rng(0)
+    v, n = rng.normal(size=(2, 1000)).astype(np.float32)
+    expected = torch.from_numpy(n) + 4.6 * (torch.from_numpy(v) - torch.from_numpy(n))
+    found = guided(Guidance(4.6), v, n)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_every_request_has_its_own_negative_prompt() -> None:
+    """Each distinct text is encoded once; the empty one stands where none is named."""
+    fake = Fake()
+    requests = [Request("a"), Request("a", negative="bb"), Request("bb", negative="a")]
+    events = list(generate(fake.guided(), requests))
+    assert events[0] == Conditioned(3)
+    assert fake.texts == [1, 0] * 3 + [1, 2] * 3 + [2, 1] * 3
+    assert fake.opened == ["words-a", "words-b", "about", "move", "paint"]
+
+
+def test_a_fixed_negative_prompt_is_not_encoded() -> None:
+    fake = Fake()
+    events = list(generate(fake.guided("no"), [Request("a"), Request("bb")]))
+    assert events[0] == Conditioned(2) and fake.texts == [1, 1] * 3 + [2, 2] * 3
+    with pytest.raises(InputError, match=r"negative: .*is fixed: 'no'; build without negative_pr"):
+        next(generate(fake.guided("no"), [Request("a", negative="b")]))
+    with pytest.raises(InputError, match="negative: this package draws without guidance"):
+        next(generate(fake.player(), [Request("a"), Request("a", negative="")]))
+    assert fake.opened == ["words-a", "words-b", "about", "move", "paint"]
 
 
 def test_image_to_image_enters_late() -> None:

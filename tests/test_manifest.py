@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import CheckFailed, InputError
+from exporter.package.manifest import Guidance, to_json, version_of
 from exporter.package.read import digest_line, read_manifest, write_manifest
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT, seal
@@ -154,6 +155,59 @@ def test_values_are_checked(
     seal(package, raw)
     expected = rf"manifest\.json: damaged: .*({message}).*; build it again: fourstep build RECIPE"
     with pytest.raises(CheckFailed, match=expected):
+        open_package(package)
+
+
+STEP = "stages.5"  # of the denoiser
+CONDITIONS = {
+    "latent": {"kind": "latent"},
+    "context": {"kind": "negative output", "name": "conditioner", "port": "context"},
+    "modulation": {
+        "kind": "negative output", "name": "conditioner", "port": "modulation", "row_of_step": True,
+    },
+}  # fmt: skip
+
+
+def guide(raw: dict[str, Any]) -> None:
+    """Turns a package into one with guidance away from a prompt of each request's."""
+    raw["schedule"]["guidance"] = {"scale": 4.5}
+    inputs = json.loads(json.dumps(CONDITIONS))
+    raw["stages"][5] |= {"runs": "twice each step", "negative_inputs": inputs}
+
+
+def test_guidance_is_read(package: Path, raw: dict[str, Any]) -> None:
+    guide(raw)
+    seal(package, raw)
+    found = open_package(package).manifest
+    assert found.schedule.guidance == Guidance(4.5, None)
+    assert json.loads(to_json(found))["stages"][5]["negative_inputs"].keys() == CONDITIONS.keys()
+    assert version_of(found) == "4.1"
+
+
+UNGUIDED: list[tuple[Change, str]] = [
+    (put("schedule.guidance.scale", 1.0), "guidance.scale: expected float > 1.0"),
+    (put("schedule.guidance.scale", 101), "guidance.scale: expected float <= 100.0"),
+    (put("schedule.guidance", None), "runs: 'twice each step' does not go with schedule.guidance"),
+    (put("schedule.guidance.negative_prompt", "x"), "does not go with the sources"),
+    (put(f"{STEP}.runs", "each step"), "runs: 'each step' does not go with schedule.guidance"),
+    (put(f"{STEP}.runs", "thrice each step"), "runs: invalid enum value 'thrice each step'"),
+    (put(f"{STEP}.negative_inputs.latent", "-"), r"negative_inputs: .* not those of denoiser"),
+    (put(f"{STEP}.negative_inputs.context.port", "x"), "no output 'x' of a graph 'conditioner'"),
+    (put(f"{STEP}.negative_inputs.modulation.row_of_step", False), "takes float32 .* and gets"),
+    (put("stages.3.inputs.hidden_l.kind", "negative output"), "only what runs twice each step"),
+    (put("stages.3.negative_inputs", CONDITIONS), "there are some, and it runs once per prompt"),
+    (put(f"{STEP}.negative_inputs", {"latent": {"kind": "latent"}}), "does not go with the"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), UNGUIDED, ids=[m for _, m in UNGUIDED])
+def test_what_contradicts_guidance_is_refused(
+    package: Path, raw: dict[str, Any], change: Change, message: str
+) -> None:
+    guide(raw)
+    change(raw)
+    seal(package, raw)
+    with pytest.raises(CheckFailed, match=rf"manifest\.json: damaged: .*({message})"):
         open_package(package)
 
 

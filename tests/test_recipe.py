@@ -8,7 +8,8 @@ import pytest
 
 from exporter.checkpoint.lora import Lora
 from exporter.errors import InputError
-from exporter.recipe.recipe import read_recipe
+from exporter.package.manifest import Guidance
+from exporter.recipe.recipe import RecipeWarning, read_recipe
 from tests.conftest import ROOT
 
 GOOD = """
@@ -111,6 +112,35 @@ def test_overrides(tmp_path: Path) -> None:
     assert str(scheme.format_of("denoiser", "transformer_blocks.0.x.bias", "vector")) == "fp32"
 
 
+def test_guidance_is_diffusers(tmp_path: Path) -> None:
+    """On above 1; off at 1 and below, which is said where it is not plain."""
+
+    def guidance(lines: str) -> Guidance | None:
+        text = GOOD.replace("[schedule]", f"[schedule]\n{lines}")
+        return read_recipe(written(tmp_path, text)).guidance
+
+    assert guidance("") is guidance("guidance = 1.0") is guidance("guidance = 1") is None
+    assert guidance("guidance = 7") == Guidance(7.0, None)
+    assert guidance('guidance = 4.5\nnegative_prompt = ""') == Guidance(4.5, "")
+    for low in ("0", "0.5", "-2"):
+        with pytest.warns(RecipeWarning, match=rf"guidance = {low}: 1 and below is none"):
+            assert guidance(f"guidance = {low}") is None
+
+
+# Of ``GOOD``, before there was guidance.
+OF_4_0 = "a2215c9064fb22b799495ea9c4dd28e19eb46402e88c93069568223a2cf82dff"
+
+
+def test_guidance_decides_the_bytes_where_there_is_some(tmp_path: Path) -> None:
+    """A recipe without it has the digest that it had before there was any."""
+    plain, known = read_recipe(written(tmp_path, GOOD)), Guidance(4.5, None)
+    others = (known, Guidance(5.0, None), Guidance(4.5, ""), Guidance(4.5, "x"))
+    digests = [plain.with_guidance(one).digest("onnx") for one in others]
+    assert len({plain.digest("onnx"), *digests}) == 5
+    assert plain.with_guidance(known).with_guidance(None) == plain
+    assert plain.digest("onnx") == OF_4_0
+
+
 MISTAKES = {
     "unknown section": (GOOD + "[speed]\nfast = true", "unknown section 'speed'; known: build"),
     "unknown key": (
@@ -133,7 +163,35 @@ MISTAKES = {
     "sigmas without end": (GOOD.replace(", 0.0]", "]"), "must fall from at most 1.0 to 0.0"),
     "steps instead of sigmas": (
         GOOD.replace("sigmas = [1.0, 0.5, 0.0]", "steps = 4"),
-        r"unknown key in \[schedule\] 'steps'; known: mode, sigmas",
+        r"unknown key in \[schedule\] 'steps'; known: guidance, mode, negative_prompt, sigmas",
+    ),
+    "guidance is no number": (
+        GOOD.replace("[schedule]", '[schedule]\nguidance = "4.5"'),
+        r"\[schedule\] guidance = '4.5': must be a number",
+    ),
+    "guidance is true": (
+        GOOD.replace("[schedule]", "[schedule]\nguidance = true"),
+        r"\[schedule\] guidance = True: must be a number",
+    ),
+    "too much guidance": (
+        GOOD.replace("[schedule]", "[schedule]\nguidance = 101"),
+        r"\[schedule\] guidance = 101: must be at most 100",
+    ),
+    "a negative prompt that nothing uses": (
+        GOOD.replace("[schedule]", '[schedule]\nnegative_prompt = ""'),
+        r"\[schedule\] negative_prompt: is used by guidance above 1 alone, such as guidance = 4.5",
+    ),
+    "a negative prompt with guidance of 1": (
+        GOOD.replace("[schedule]", '[schedule]\nguidance = 1\nnegative_prompt = "x"'),
+        "negative_prompt: is used by guidance above 1 alone.* and guidance is 1$",
+    ),
+    "a negative prompt that is no text": (
+        GOOD.replace("[schedule]", "[schedule]\nguidance = 4\nnegative_prompt = 3"),
+        r"\[schedule\] negative_prompt = 3: must be a string",
+    ),
+    "a negative prompt without end": (
+        GOOD.replace("[schedule]", f'[schedule]\nguidance = 4\nnegative_prompt = "{"x" * 100001}"'),
+        r"a \[schedule\] negative_prompt of 100001 characters: at most 100000",
     ),
     "wrong type": (GOOD.replace("128", '"128"'), "width_px = '128': must be a whole number"),
     "too many tokens": (GOOD + "[text]\nt5_tokens = 1000", "must be from 2 to 512"),

@@ -17,7 +17,7 @@ from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint
 from exporter.network.assemble import cut_graphs
 from exporter.network.graph import Graph
-from exporter.package.manifest import Port
+from exporter.package.manifest import Guidance, Port
 from exporter.plan import sensitivity
 from exporter.plan.candidates import CandidateChanges, candidates, chosen_ranges, parse_formats
 from exporter.plan.sensitivity import Noise, measure
@@ -230,6 +230,15 @@ def model(request: pytest.FixtureRequest, traced: Model) -> Model:
     return replace(traced, recipe=replace(traced.recipe, mode=request.param))
 
 
+@pytest.fixture(scope="module", params=["", None], ids=["fixed", "free"])
+def guided(request: pytest.FixtureRequest, traced: Model) -> Model:
+    """With guidance away from the empty prompt, folded and encoded as the others are."""
+    recipe = traced.recipe.with_guidance(Guidance(3.0, request.param))
+    if request.param is None:
+        return replace(traced, recipe=recipe)
+    return trace_model(recipe, 1 << 30, Progress())
+
+
 class Moved(Weights):
     """Weights of which one is moved."""
 
@@ -295,6 +304,15 @@ def moved(model: Model) -> dict[tuple[str, str], np.ndarray]:
 
 
 def test_noise_is_what_moved_weights_do_to_the_latent(model: Model) -> None:
+    compare_noise(model)
+
+
+@pytest.mark.full
+def test_noise_counts_both_calls_of_guidance(guided: Model) -> None:
+    compare_noise(guided)
+
+
+def compare_noise(model: Model) -> None:
     """Along the very directions that were drawn to 2 %; from all, their mean ratio, to 50 %.
 
     One standard error of a weight's noise is 40 % with 2 prompts and 6 probes.

@@ -21,6 +21,7 @@ from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import open_checkpoint
 from exporter.drawing.loop import Player
 from exporter.errors import InputError
+from exporter.package.manifest import Guidance
 from exporter.package.names import MMDIT
 from exporter.program.program import Stored, linears
 from exporter.progress import Progress
@@ -127,7 +128,7 @@ def changed(recipe: Recipe, **changes: object) -> Recipe:
     return replace(recipe, calibration=replace(recipe.calibration, **changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("what", ["prompts", "order", "seed", "cut", "mode", "graphs"])
+@pytest.mark.parametrize("what", ["prompts", "order", "seed", "cut", "mode", "guidance", "graphs"])
 def test_statistics_of_anything_else_are_measured_anew(
     model: Model, copied: Path, drawn: list[Sequence[str]], what: str
 ) -> None:
@@ -138,6 +139,7 @@ def test_statistics_of_anything_else_are_measured_anew(
         "seed": (changed(recipe, seed=6), MMDIT),
         "cut": (replace(recipe, cut=replace(recipe.cut, sigmas=(1.0, 0.6, 0.0))), MMDIT),
         "mode": (replace(recipe, mode="renoise"), MMDIT),
+        "guidance": (recipe.with_guidance(Guidance(4.5)), MMDIT),
         "graphs": (recipe, ("clip_l", *MMDIT)),
     }[what]
     place, whole = inside(copied), content(copied)

@@ -259,7 +259,7 @@ class Clock:
 
     def reopened_s(self, player: Player) -> float:
         """To open, in a step, the parts of a graph of each step that is cut."""
-        cut = [s.parts for s in player.stages if s.runs == "each step" and len(s.parts) > 1]
+        cut = [s.parts for s in player.stages if s.in_steps and len(s.parts) > 1]
         return sum(statistics.median(self.opens_s[name]) for parts in cut for name in parts)
 
 
@@ -267,6 +267,14 @@ def parts_of(player: Player, runs: Runs) -> list[str]:
     """What is opened for a picture from a prompt, of the stages that run so."""
     stages = [s for s in player.stages if s.runs == runs and not s.image_to_image_only]
     return [part for stage in stages for part in stage.parts]
+
+
+def _parts_of_step(player: Player) -> list[str]:
+    return [part for stage in player.stages if stage.in_steps for part in stage.parts]
+
+
+def _calls_of_step(player: Player) -> int:
+    return 1 if player.schedule.guidance is None else 2
 
 
 def _timed(seconds: list[float], work: Callable[[], T]) -> T:
@@ -297,7 +305,8 @@ def draw(
     return Times(
         loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
         encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
-        step_s=clock.median_s(parts_of(player, "each step")) + clock.reopened_s(player),
+        step_s=_calls_of_step(player) * clock.median_s(_parts_of_step(player))
+        + clock.reopened_s(player),
         decode_s=clock.median_s(parts_of(player, "once")),
         first_s=seconds[0],
         next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,

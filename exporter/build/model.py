@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from exporter.build import reference
+from exporter.build.negative import fixed_states, fold_negative
 from exporter.calibrate.store import (
     Calibration,
     Provenance,
@@ -46,7 +49,7 @@ class Model:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.recipe.mode, self.recipe.cut.sigmas)
+        return self.recipe.schedule
 
     @functools.cached_property
     def unrounded(self) -> dict[str, QuantizedProgram]:
@@ -57,7 +60,7 @@ class Model:
         """What statistics of these graphs are measured on."""
         given = self.recipe.calibration
         return provenance_of(
-            self.checkpoint, self.recipe.cut, self.recipe.mode, given.prompts, given.seed, graphs
+            self.checkpoint, self.recipe.cut, self.schedule, given.prompts, given.seed, graphs
         )
 
     def travel(self, programs: Mapping[str, QuantizedProgram], weights: Weights) -> Trajectories:
@@ -130,6 +133,10 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
         progress(f"trace {graph.name}")
         programs[graph.name] = trace(graph)
     tokenizers = tokenizer_files(checkpoint, token_counts(programs))
+    if recipe.guidance is not None and recipe.guidance.negative_prompt is not None:
+        encoders = {name: file.encoder(name) for name, file in tokenizers.items()}
+        states = fixed_states(checkpoint, programs, encoders, recipe.guidance.negative_prompt)
+        programs["conditioner"] = fold_negative(programs["conditioner"], states)
     return Model(recipe, checkpoint, programs, tokenizers, weights)
 
 
@@ -181,4 +188,10 @@ def calibrate(
 
 def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
     """Every graph, without reading a weight; raises InputError."""
-    return {graph.name: trace(graph) for graph in cut_graphs(checkpoint, cut)}
+    programs = {graph.name: trace(graph) for graph in cut_graphs(checkpoint, cut)}
+    programs["conditioner"] = fold_negative(programs["conditioner"], _unread)
+    return programs
+
+
+def _unread(encoder: str, output: str) -> np.ndarray:
+    raise AssertionError(f"{encoder} would have to run for its {output}")

@@ -35,8 +35,9 @@ def reference_player(
 ) -> Player:
     """A player over programs in torch: what every backend is compared with."""
     graphs = tuple(programs.values())
+    turns = stages(graphs, schedule.guidance)
     opened = functools.partial(_open, programs, weights)
-    return Player(schedule, picture_of(graphs), tokenizers, stages(graphs), opened)
+    return Player(schedule, picture_of(graphs), tokenizers, turns, opened)
 
 
 def _open(programs: Mapping[str, QuantizedProgram], weights: Weights, name: str) -> Session:

@@ -136,7 +136,7 @@ def fill(
         picture=picture,
         noise=NoiseEntry(),
         text=TextEntry(recipe.cut.t5, described),
-        stages=stages(graphs),
+        stages=stages(graphs, model.schedule.guidance),
         graphs=tuple(graphs),
         golden=entry,
         files=_describe(folder, [*files, *licences]),

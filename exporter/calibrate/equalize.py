@@ -159,6 +159,7 @@ def _vectors(denoiser: Program, conditioner: Program) -> dict[fx.Node, Writer]:
 
 def _columns(program: Program, rows: fx.Node) -> dict[int, Writer]:
     """The linear layers with a bias that are side by side in ``rows`` (S, M), by first column."""
+    rows = _whole(program, rows)
     added = torch.zeros(aten.shape(rows)[1], dtype=torch.float64)
     if rows.target == ATEN.add.Tensor and len(rows.args) == 2 and not rows.kwargs:
         left, right = rows.args
@@ -172,6 +173,15 @@ def _columns(program: Program, rows: fx.Node) -> dict[int, Writer]:
             found[begin] = Writer(layer, 0, added[begin:end])
         begin = end
     return found
+
+
+def _whole(program: Program, rows: fx.Node) -> fx.Node:
+    """What ``rows`` is cut out of, where that gives nothing but results of the same kind: rows for
+    the prompt and for a negative one, which the same graph reads."""
+    source = rows.args[0] if rows.target == ATEN.slice.Tensor and rows.args[1] == 0 else rows
+    assert isinstance(source, fx.Node)
+    slices = {n for n in program.results() if n.target == ATEN.slice.Tensor and n.args[1] == 0}
+    return source if source is not rows and set(source.users) <= slices else rows
 
 
 def _value_writers(program: Program, attention: fx.Node) -> tuple[Writer, ...]:

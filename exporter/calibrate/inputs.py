@@ -1,9 +1,9 @@
 """What a model's own trajectories say about its weights: the inputs that each layer meets.
 
-The trajectories are the fixed steps without guidance, over a recipe's calibration prompts: what the
-model will meet on a device. A layer's inputs are measured while all trajectories pass it, operator
-by operator, and written before the next layer's, so the memory needed is one layer's, whatever the
-number of layers.
+The trajectories are the fixed steps, with both calls of guidance where there is some, over a
+recipe's calibration prompts: what the model will meet on a device. A layer's inputs are measured
+while all trajectories pass it, operator by operator, and written before the next layer's, so the
+memory needed is one layer's, whatever the number of layers.
 """
 
 from __future__ import annotations

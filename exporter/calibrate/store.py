@@ -27,7 +27,8 @@ from exporter.files.lock import locked
 from exporter.files.read import convert, file_digest, parse_json, read_json, read_text
 from exporter.files.staging import remove, staging
 from exporter.files.tensors import opened
-from exporter.network.cut import Cut
+from exporter.network.cut import Cut, Ends
+from exporter.package.manifest import Schedule
 from exporter.program.program import Program, Stored
 
 FORMAT_VERSION = 1
@@ -104,13 +105,20 @@ class Calibration:
 def provenance_of(
     checkpoint: Checkpoint,
     cut: Cut,
-    mode: str,
+    schedule: Schedule,
     prompts: Sequence[str],
     seed: int,
     graphs: Sequence[str],
 ) -> Provenance:
     """What statistics of these graphs would be measured on."""
-    shapes = json.dumps([asdict(cut), mode], sort_keys=True)
+    shape = asdict(cut)
+    del shape["fixed_negative"]  # guidance says it
+    if cut.ends == Ends():
+        del shape["ends"]  # statistics from before there were others stay what they are
+    decisive: list[object] = [shape, schedule.mode]
+    if schedule.guidance is not None:
+        decisive.append(asdict(schedule.guidance))
+    shapes = json.dumps(decisive, sort_keys=True)
     return Provenance(
         checkpoint.digest,
         hashlib.sha256(shapes.encode()).hexdigest(),

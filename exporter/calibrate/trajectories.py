@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from exporter.drawing.loop import Player, Request, Session, Step, generate
+from exporter.drawing.loop import Player, Request, Session, Step, generate, texts_of
+from exporter.package.manifest import Schedule
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -17,7 +18,10 @@ class Trajectories:
     """Every call that the model makes on its way from calibration prompts to pictures.
 
     Attributes:
-        calls: inputs by port name, of every call of a graph, by graph; prompt by prompt.
+        calls: inputs by port name, of every call of a graph, by graph; prompt by prompt. With
+            guidance each step has two calls, of the prompt and then of the negative prompt; and
+            where text encoders run for that, each picture has two of theirs: the graphs that run
+            once per prompt have those of all prompts first, then as many of negative ones.
         latents: final latent (1, C, h, w) of each prompt.
     """
 
@@ -25,9 +29,10 @@ class Trajectories:
     latents: tuple[np.ndarray, ...]
 
 
-def call_counts(prompts: int, steps: int) -> dict[str, int]:
+def call_counts(prompts: int, schedule: Schedule) -> dict[str, int]:
     """How many calls ``travel`` makes of the graphs whose inputs may be rounded, by graph."""
-    return {"denoiser": prompts * steps, "vae_decoder": prompts}
+    each = 1 if schedule.guidance is None else 2
+    return {"denoiser": prompts * schedule.steps * each, "vae_decoder": prompts}
 
 
 def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
@@ -40,8 +45,21 @@ def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
             latents.append(event.latent)
             if len(latents) == len(requests):
                 break  # nothing need be decoded
-    calls["vae_decoder"] = [{"latent": latent} for latent in latents]
-    return Trajectories(calls, tuple(latents))
+    drawn = {name: _by_picture(player, name, found, requests) for name, found in calls.items()}
+    drawn["vae_decoder"] = [{"latent": latent} for latent in latents]
+    return Trajectories(drawn, tuple(latents))
+
+
+def _by_picture(
+    player: Player, part: str, calls: Sequence[Inputs], requests: Sequence[Request]
+) -> Sequence[Inputs]:
+    """Of a graph that ran once for each distinct text: its calls for each picture."""
+    stage = next(s for s in player.stages if part in s.parts)
+    if stage.runs != "once per prompt":
+        return calls
+    texts = texts_of(player.schedule, requests)
+    by_text = dict(zip(dict.fromkeys(texts), calls, strict=True))
+    return [by_text[text] for text in texts]
 
 
 def _recording(player: Player, calls: dict[str, list[Inputs]]) -> Player:

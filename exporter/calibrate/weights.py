@@ -14,7 +14,7 @@ from exporter.calibrate.store import Calibration
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.files.heap import release
-from exporter.program.program import Constant, Stored
+from exporter.program.program import Constant, Folded, Stored
 from exporter.quantize.formats import Format
 from exporter.quantize.nearest import Encoded, decode, encode, refuse_infinite
 from exporter.quantize.program import Methods, Part, Unrounded
@@ -57,13 +57,15 @@ class Weights:
         return self.checkpoint.component(source.component).info(source.name).shape
 
     def read(self, source: object) -> Tensor:
-        """The value of a Stored, Constant, Part or Unrounded; floats in this reader's dtype.
+        """The value of a tensor's source, floats in this reader's dtype.
 
         Raises InputError when a weight cannot be encoded.
         """
         if isinstance(source, Constant):
             value = torch.from_numpy(source.value)
             return value.to(torch.int32 if source.value.dtype.kind in "iu" else self.dtype)
+        if isinstance(source, Folded):
+            return torch.from_numpy(source.compute()).to(self.dtype)
         if source in self._kept:
             return self._kept[source]
         if isinstance(source, Stored):

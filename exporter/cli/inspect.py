@@ -9,7 +9,8 @@ import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option
-from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json
+from exporter.package.manifest import Schedule
 
 
 @click.command("inspect")
@@ -39,6 +40,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"{manifest.name}  {manifest.backend}-{manifest.scheme}  {megabytes(manifest.bytes)}  "
         f"{manifest.picture.width_px} x {manifest.picture.height_px} px\n"
         f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
+        f"{_guidance(schedule)}"
         f"T5 {'on board' if manifest.text.t5 else 'replaced by null tokens'}; "
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}"
     )
@@ -51,6 +53,18 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
             show(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
         for remark in graph.remarks:
             show(f"    {remark}")
+
+
+def _guidance(schedule: Schedule) -> str:
+    """What is said of guidance, if there is any."""
+    if schedule.guidance is None:
+        return ""
+    text = schedule.guidance.negative_prompt
+    of_run = "as run --negative gives it, else empty"
+    return (
+        f"guidance {schedule.guidance.scale:g}, negative prompt "
+        f"{of_run if text is None else repr(text)}; "
+    )
 
 
 def _predicted(size_bytes: int | None) -> str:
@@ -66,11 +80,12 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
     from exporter.checkpoint.open import open_checkpoint
     from exporter.predict.checkpoint import default_cut, sizes
     from exporter.quantize.schemes import load_scheme, scheme_names
-    from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts, read_recipe
+    from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts
 
-    recipe = read_recipe(recipe_file) if recipe_file else None
+    recipe = recipe_of(recipe_file) if recipe_file else None
     checkpoint = open_asked(recipe, place) if recipe else open_checkpoint(place)
     cut = recipe.cut if recipe else default_cut(checkpoint)
+    schedule = recipe.schedule if recipe else Schedule("euler", cut.sigmas)
     prompts = recipe.calibration.prompts if recipe else calibration_prompts()
     scheme_of = recipe.scheme if recipe else load_scheme
     found = sizes(
@@ -83,7 +98,7 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
         },
         {name: scheme_of(name) for name in scheme_names()},
         recipe.graph_parts if recipe else {},
-        call_counts(len(prompts), cut.steps),
+        call_counts(len(prompts), schedule),
     )
     if as_json:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}

@@ -60,6 +60,8 @@ SEED = Seed()
 
 def as_typed(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Text as UTF-8, in which terminals type it, whatever Python took the locale for."""
+    if value is None:
+        return None
     if isinstance(value, tuple):
         return tuple(as_typed(context, parameter, part) for part in value)
     return None if value is None else os.fsencode(value).decode("utf-8", "surrogateescape")

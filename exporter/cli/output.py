@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter import backends
 from exporter.errors import decoded, needs_extra, printable
 from exporter.progress import say
+
+if TYPE_CHECKING:
+    from exporter.recipe.recipe import Recipe
 
 BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 # The flag of each field that the library's errors speak of.
@@ -29,6 +36,7 @@ FLAGS = {
     "image": "--image",
     "memory_bytes": "--memory",
     "metric": "--metric",
+    "negative": "--negative",
     "out": "--out",
     "previews": "--previews",
     "prompts": "--prompts",
@@ -62,6 +70,24 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     complain(f"warning: {message}")
+
+
+@contextmanager
+def warnings_shown(*categories: type[Warning]) -> Iterator[None]:
+    """Show warnings of these categories, each text once; others as Python would decide."""
+    with warnings.catch_warnings():
+        for category in categories:
+            warnings.simplefilter("once", category)
+        warnings.showwarning = show_warning
+        yield
+
+
+def recipe_of(file: Path) -> Recipe:
+    """Read a recipe, and show what is said of it; raises InputError."""
+    from exporter.recipe.recipe import RecipeWarning, read_recipe
+
+    with warnings_shown(RecipeWarning):
+        return read_recipe(file)
 
 
 def require_build() -> None:

@@ -111,6 +111,11 @@ class Wanted:
     callback=as_typed,
     help=f"With --image: colour below what is transparent and beside it [default: {BACKGROUND}].",
 )
+@click.option(
+    "--negative",
+    callback=as_typed,
+    help="What not to draw, for packages with guidance; empty unless given.",
+)
 @click.option("--previews", type=PLACE, help="Folder for a preview per step.")
 @click.option(
     "--no-metadata", is_flag=True, help="Do not write prompt, seed and package into pictures."
@@ -133,6 +138,7 @@ def command(
     strength: float,
     fit: Fit | None,
     background: str | None,
+    negative: str | None,
     previews: Path | None,
     no_metadata: bool,
     exact: bool,
@@ -158,7 +164,7 @@ def command(
                 warnings.simplefilter("always", kind)
             warnings.showwarning = show_warning
             asked = _prompts(prompts, listed)
-            rows = _run(package, asked, seeds, start, output, options, at_once)
+            rows = _run(package, asked, seeds, negative, start, output, options, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -204,6 +210,7 @@ def _run(
     folder: Path,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    negative: str | None,
     start: Start,
     output: Output,
     options: SessionOptions,
@@ -218,7 +225,7 @@ def _run(
                 raise InputError(f"--{field} applies to --image only")
     places = _places(output.out, len(prompts) * len(seeds))
     package = runtime.open_package(folder)
-    requests = _requests(package.manifest, prompts, seeds, start)
+    requests = _requests(package.manifest, prompts, seeds, negative, start)
     wanted = [
         Wanted(request, place, _about(package.manifest, request) if output.metadata else {})
         for request, place in zip(requests, places, strict=True)
@@ -233,7 +240,11 @@ def _run(
 
 
 def _requests(
-    manifest: Manifest, prompts: Sequence[str], seeds: Sequence[int], start: Start
+    manifest: Manifest,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative: str | None,
+    start: Start,
 ) -> list[Request]:
     """A request for each prompt and seed; the picture to start from is read."""
     from exporter.runtime import Request, start_picture
@@ -242,7 +253,9 @@ def _requests(
     if start.image is not None:
         fit = start.fit or "cover"
         source = start_picture(start.image, size.width_px, size.height_px, fit, start.background)
-    return [Request(p, s, source, start.strength) for p in prompts for s in seeds]
+    return [
+        Request(p, s, source, start.strength, negative=negative) for p in prompts for s in seeds
+    ]
 
 
 def _about(manifest: Manifest, request: Request) -> dict[str, str]:
@@ -254,6 +267,8 @@ def _about(manifest: Manifest, request: Request) -> dict[str, str]:
         "version": __version__,
         "Software": f"fourstep {__version__}",
     }
+    if request.negative is not None:
+        found["negative"] = request.negative
     if request.image is not None:
         found["strength"] = f"{request.strength:g}"
     return found

@@ -6,6 +6,7 @@ after it, so the peak is the largest graph and not the sum.
 
     x_0 = noise
     v   = denoiser(x, context, modulation row of the step)
+    guidance: n = denoiser(x, the same of the negative prompt), v' = n + scale (v - n)
     euler:   x' = x + (s' - s) v
     renoise: x' = (1 - s') (x - s v) + s' noise
 """
@@ -13,7 +14,7 @@ after it, so the peak is the largest graph and not the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from exporter.drawing.noise import TorchNoise, check_seed
 from exporter.drawing.start import Fit, start_picture
 from exporter.drawing.text import Encode, check_prompt
 from exporter.errors import CheckFailed, InputError
-from exporter.package.manifest import PictureEntry, Result, Schedule, Source, Stage
+from exporter.package.manifest import Guidance, PictureEntry, Result, Schedule, Source, Stage
 from exporter.package.pixels import NOT_FINITE, from_pixels, to_pixels
 from exporter.package.preview import preview_of
 
@@ -91,6 +92,8 @@ class Request:
         strength: how much of the schedule an ``image`` goes through, in (0, 1].
         fit: of an ``image`` of another size than the package's, as ``start_picture`` does it.
         background: below an ``image`` and around it; None: white.
+        negative: what not to draw, for packages with guidance whose negative prompt is not fixed;
+            None: the package's own, which is empty unless it is fixed.
     """
 
     prompt: str
@@ -99,11 +102,12 @@ class Request:
     strength: float = 1.0
     fit: Fit = "cover"
     background: str | None = None
+    negative: str | None = None
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """All prompts are encoded; the text encoders are released."""
+    """All prompts, negative ones among them, are encoded; the text encoders are released."""
 
     prompts: int
 
@@ -147,7 +151,7 @@ def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, No
     """
     starts = [_check(player, request) for request in requests]
     images = _start_pictures(player, requests)
-    values = condition(player, [r.prompt for r in requests])
+    values = condition(player, texts_of(player.schedule, requests))
     yield Conditioned(len(values))
 
     encoded = _encode_images(player, images)
@@ -160,7 +164,7 @@ def condition(player: Player, prompts: Sequence[str]) -> dict[str, Values]:
     found: dict[str, Values] = {prompt: {} for prompt in prompts}
     turns = [s for s in player.stages if s.runs == "once per prompt"]
     for stage in turns:
-        calls = [_inputs(player, stage, Feed(values, p)) for p, values in found.items()]
+        calls = [_inputs(player, stage.inputs, Feed(v, p)) for p, v in found.items()]
         ends = [f"prompt {prompt!r:.60}" for prompt in found]
         for values, outputs in zip(found.values(), _run(player, stage, calls, ends), strict=True):
             values.update({(stage.graph, port): value for port, value in outputs.items()})
@@ -183,6 +187,7 @@ class Feed:
     Attributes:
         values: what graphs gave for the prompt.
         prompt: its text.
+        negative: what graphs gave for the negative prompt, where one is encoded.
         latent: (1, channels, h, w), where there is one.
         image: (1, 3, H, W) to start from, where there is one.
         step: counted from 0.
@@ -190,20 +195,22 @@ class Feed:
 
     values: Values
     prompt: str
+    negative: Values = field(default_factory=dict)
     latent: np.ndarray | None = None
     image: np.ndarray | None = None
     step: int = 0
 
 
-def _inputs(player: Player, stage: Stage, feed: Feed) -> Ports:
-    return {port: _value(player, source, feed) for port, source in stage.inputs.items()}
+def _inputs(player: Player, sources: Mapping[str, Source], feed: Feed) -> Ports:
+    return {port: _value(player, source, feed) for port, source in sources.items()}
 
 
 def _value(player: Player, source: Source, feed: Feed) -> np.ndarray:
     if source.kind == "tokens":
         return player.tokenizers[source.name](feed.prompt)
-    if source.kind == "output":
-        value = feed.values[source.name, source.port]
+    if source.kind in ("output", "negative output"):
+        values = feed.values if source.kind == "output" else feed.negative
+        value = values[source.name, source.port]
         return value[feed.step : feed.step + 1] if source.row_of_step else value
     given = {"latent": feed.latent, "image": feed.image}[source.kind]
     assert given is not None  # a package that asks for what is not there was not opened
@@ -213,8 +220,8 @@ def _value(player: Player, source: Source, feed: Feed) -> np.ndarray:
 def _used_after(stages: Sequence[Stage], stage: Stage) -> set[tuple[str, str]]:
     """The outputs that stages after this one take."""
     later = stages[stages.index(stage) + 1 :]
-    sources = [source for s in later for source in s.inputs.values()]
-    return {(source.name, source.port) for source in sources if source.kind == "output"}
+    kinds = ("output", "negative output")
+    return {(x.name, x.port) for s in later for x in s.sources if x.kind in kinds}
 
 
 def _run(
@@ -258,7 +265,7 @@ def _walk(
     encoded: Mapping[int, np.ndarray],
 ) -> Generator[Event, None, list[np.ndarray]]:
     """All steps of all pictures; returns their final latents."""
-    turns = [s for s in player.stages if s.runs == "each step"]
+    turns = [s for s in player.stages if s.in_steps]
     opened = _held(player, turns)
     decoded = DecodedPreviews(player) if player.picture.preview_graph else None
     latents = []
@@ -267,8 +274,10 @@ def _walk(
         latent: np.ndarray = noise.randn(*player.latent)
         if index in encoded:
             latent = begin(player.schedule, start, encoded[index], latent)
+        negative = negative_of(player.schedule, request)
+        others = {} if negative is None else values[negative]
         for step in range(start, player.schedule.steps):
-            feed = Feed(values[request.prompt], request.prompt, latent, step=step)
+            feed = Feed(values[request.prompt], request.prompt, others, latent, step=step)
             velocity = _velocity(player, turns, opened, feed)
             latent = advance(
                 player.schedule, step, latent, velocity, partial(noise.randn, *player.latent)
@@ -293,13 +302,39 @@ def _held(player: Player, stages: Sequence[Stage]) -> Callable[[str], Session]:
 def _velocity(
     player: Player, turns: Sequence[Stage], opened: Callable[[str], Session], feed: Feed
 ) -> np.ndarray:
-    """What the stages of each step give for one step."""
+    """What the stages of each step give for one step: with guidance, of both its calls."""
     (stage,) = turns
-    outputs = _inputs(player, stage, feed)
+    (port,) = (port for port, result in stage.results.items() if result == "velocity")
+    where = f"step {feed.step + 1} of {player.schedule.steps}"
+    guidance = player.schedule.guidance
+    calls = {where: _inputs(player, stage.inputs, feed)}
+    if guidance is not None:
+        calls[f"{where}, negative prompt"] = _inputs(player, stage.negative_inputs, feed)
     for part in stage.parts:
-        end = f"step {feed.step + 1} of {player.schedule.steps}"
-        outputs = _finite(part, opened(part)(outputs), end)
-    return next(outputs[port] for port, result in stage.results.items() if result == "velocity")
+        session = opened(part)
+        calls = {end: _finite(part, session(inputs), end) for end, inputs in calls.items()}
+    velocities = [outputs[port] for outputs in calls.values()]
+    return velocities[0] if guidance is None else guided(guidance, *velocities)
+
+
+def guided(guidance: Guidance, velocity: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The velocity away from that of a negative prompt, in float32 like diffusers' pipeline."""
+    apart = np.float32(guidance.scale) * (velocity - negative)
+    found: np.ndarray = negative + apart
+    return found
+
+
+def negative_of(schedule: Schedule, request: Request) -> str | None:
+    """The negative prompt that has to be encoded for a request, or None."""
+    if schedule.guidance is None or schedule.guidance.negative_prompt is not None:
+        return None
+    return request.negative or ""
+
+
+def texts_of(schedule: Schedule, requests: Sequence[Request]) -> list[str]:
+    """What has to be encoded: all prompts, then all negative prompts."""
+    negatives = [negative_of(schedule, request) for request in requests]
+    return [*(r.prompt for r in requests), *(n for n in negatives if n is not None)]
 
 
 def begin(schedule: Schedule, step: int, encoded: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -343,8 +378,10 @@ def _decode(
     stage = player.giving("image")
     assert stage is not None
     (port,) = (port for port, result in stage.results.items() if result == "image")
-    feeds = [Feed(values[r.prompt], r.prompt, x) for r, x in zip(requests, latents, strict=True)]
-    calls = [_inputs(player, stage, feed) for feed in feeds]
+    feeds = [
+        Feed(values[r.prompt], r.prompt, latent=x) for r, x in zip(requests, latents, strict=True)
+    ]
+    calls = [_inputs(player, stage.inputs, feed) for feed in feeds]
     ends = [f"picture {i + 1}" for i in range(len(calls))]
     for index, outputs in enumerate(_run(player, stage, calls, ends)):
         pixels = to_pixels(outputs[port], player.picture.pixels)
@@ -363,6 +400,7 @@ def first_step(strength: float, player: Player) -> int:
 def _check(player: Player, request: Request) -> int:
     """The step at which a request enters the schedule; raises InputError for what is no request."""
     check_prompt(request.prompt)
+    _check_negative(player.schedule, request.negative)
     check_seed(request.seed)
     start = first_step(request.strength, player)
     if request.image is None:
@@ -378,6 +416,24 @@ def _check(player: Player, request: Request) -> int:
             field="image",
         )
     return start
+
+
+def _check_negative(schedule: Schedule, negative: str | None) -> None:
+    if negative is None:
+        return
+    if schedule.guidance is None:
+        raise InputError(
+            "this package draws without guidance, and nothing else uses a negative prompt; build "
+            "with guidance above 1 in [schedule] of a recipe",
+            field="negative",
+        )
+    if schedule.guidance.negative_prompt is not None:
+        raise InputError(
+            f"the negative prompt of this package is fixed: {schedule.guidance.negative_prompt!r}; "
+            "build without negative_prompt in [schedule] of a recipe to give others",
+            field="negative",
+        )
+    check_prompt(negative, "negative prompt")
 
 
 def _start_pictures(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:
@@ -403,7 +459,7 @@ def _encode_images(player: Player, images: dict[int, np.ndarray]) -> dict[int, n
     (port,) = (port for port, result in stage.results.items() if result == "start")
     firsts = {id(image): index for index, image in reversed(images.items())}
     values = [from_pixels(images[index], player.picture.pixels) for index in firsts.values()]
-    calls = [_inputs(player, stage, Feed({}, "", image=image)) for image in values]
+    calls = [_inputs(player, stage.inputs, Feed({}, "", image=image)) for image in values]
     outputs = _run(player, stage, calls, [f"picture {i + 1}" for i in firsts.values()])
     latents = {key: found[port] for key, found in zip(firsts, outputs, strict=True)}
     return {index: latents[id(image)] for index, image in images.items()}

@@ -22,14 +22,18 @@ class PromptCut(UserWarning):
     """A prompt is longer than an encoder reads; the message names what is not read."""
 
 
-def check_prompt(prompt: object) -> None:
-    """Raise InputError for a prompt that is no text or longer than any encoder could read."""
+def check_prompt(prompt: object, name: str = "prompt") -> None:
+    """Raise InputError for a prompt that is no text or longer than any encoder could read.
+
+    Args:
+        name: what it is called in the error.
+    """
     if not isinstance(prompt, str):
-        raise InputError(f"is no text but of type {type(prompt).__name__}", field="prompt")
+        raise InputError(f"is no text but of type {type(prompt).__name__}", field=name)
     if not is_text(prompt):
-        raise InputError(f"prompt {prompt[:40]!r}: is not UTF-8 text")
+        raise InputError(f"{name} {prompt[:40]!r}: is not UTF-8 text")
     if len(prompt) > MOST_CHARACTERS:
-        raise InputError(f"a prompt of {len(prompt)} characters: at most {MOST_CHARACTERS}")
+        raise InputError(f"a {name} of {len(prompt)} characters: at most {MOST_CHARACTERS}")
 
 
 def load_tokenizer(file: Path, content: bytes, entry: Tokenizer, name: str) -> Encode:

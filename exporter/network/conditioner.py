@@ -1,6 +1,8 @@
 """conditioner: everything of the MMDiT-X that a prompt decides, computed once.
 
-hidden and pooled states -> context (1, N, D), modulation (S, M).
+hidden and pooled states -> context (1, N, D), modulation (S, M). With a fixed negative prompt it
+gives both of that, too; the negative prompt's states are inputs until they are folded into the
+program (``Program.fold``).
 
 The S timesteps are constants, so each adaLN linear runs here on S rows and leaves the step loop:
 at full size 762 M of 2,243 M weights. The 1 of adaLN's 1 + scale is added here too.
@@ -9,6 +11,7 @@ at full size 762 M of 2,243 M weights. The 1 of adaLN's 1 + scale is added here 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from exporter.network.denoiser import TransformerConfig, text_tokens
 from exporter.network.graph import Graph
 from exporter.network.layers import CLIP_TOKENS, constant, constants_of
 from exporter.package.manifest import Port
+from exporter.package.names import NEGATIVE
 
 FREQUENCIES = 128
 
@@ -93,7 +97,7 @@ class TimeTextEmbedding(nn.Module):
         return embedded
 
 
-class Conditioner(nn.Module):
+class Layers(nn.Module):
     """Context embedder, timestep and pooled embedders, and all adaLN linears."""
 
     null_token: Tensor
@@ -115,6 +119,24 @@ class Conditioner(nn.Module):
         if not cut.t5:
             constant(self, "null_token", np.zeros((1, 1, config.context_width)))
 
+    def text(self, hidden_l: Tensor, hidden_g: Tensor, hidden_t5: Tensor | None) -> Tensor:
+        """All tokens of a prompt: (1, N, width of the encoders' states)."""
+        clip = torch.cat([hidden_l, hidden_g], 2)
+        clip = F.pad(clip, (0, self.context_width - clip.shape[2]))
+        tail = self.null_token if hidden_t5 is None else hidden_t5
+        return torch.cat([clip, tail], 1)
+
+    def modulation(self, embedded: Tensor) -> Tensor:
+        """A row (M,) for each embedded timestep with its pooled text, (R, D)."""
+        steps = F.silu(embedded)
+        rows = [block(steps) for block in self.transformer_blocks]
+        rows.append(self.norm_out(steps))
+        return torch.cat(rows, 1) + self.one_for_scales
+
+
+class Conditioner(Layers):
+    """The conditions of a prompt."""
+
     def forward(
         self,
         hidden_l: Tensor,
@@ -123,16 +145,32 @@ class Conditioner(nn.Module):
         pooled_g: Tensor,
         hidden_t5: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        clip = torch.cat([hidden_l, hidden_g], 2)
-        clip = F.pad(clip, (0, self.context_width - clip.shape[2]))
-        tail = self.null_token if hidden_t5 is None else hidden_t5
-        context = self.context_embedder(torch.cat([clip, tail], 1))
-
+        context = self.context_embedder(self.text(hidden_l, hidden_g, hidden_t5))
         pooled = torch.cat([pooled_l, pooled_g], 1)
-        steps = F.silu(self.time_text_embed(self.timesteps, pooled))
-        rows = [block(steps) for block in self.transformer_blocks]
-        rows.append(self.norm_out(steps))
-        return context, torch.cat(rows, 1) + self.one_for_scales
+        return context, self.modulation(self.time_text_embed(self.timesteps, pooled))
+
+
+class GuidedConditioner(Layers):
+    """The conditions of a prompt, and those of a negative one behind them.
+
+    Both pass each layer together, so that a weight has one reader: their tokens side by side, the
+    rows of one below those of the other.
+    """
+
+    def forward(self, *states: Tensor) -> tuple[Tensor, ...]:
+        """(context, modulation, the same of the negative prompt), from the states in the order of
+        ``STATES``, then those of the negative prompt."""
+        half = len(states) // 2
+        texts, pooled = [], []
+        for hidden_l, hidden_g, pooled_l, pooled_g, *t5 in (states[:half], states[half:]):
+            texts.append(self.text(hidden_l, hidden_g, t5[0] if t5 else None))
+            pooled.append(torch.cat([pooled_l, pooled_g], 1))
+        context = self.context_embedder(torch.cat(texts, 1))
+        times = self.time_text_embed.timestep_embedder(self.timesteps)
+        both = self.time_text_embed.text_embedder(torch.cat(pooled))
+        rows = self.modulation(torch.cat([times + both[:1], times + both[1:]]))
+        tokens, steps = texts[0].shape[1], times.shape[0]
+        return context[:, :tokens], rows[:steps], context[:, tokens:], rows[steps:]
 
 
 def cut(config: TransformerConfig, clip_l: ClipConfig, clip_g: ClipConfig, cut: Cut) -> Graph:
@@ -148,7 +186,7 @@ def cut(config: TransformerConfig, clip_l: ClipConfig, clip_g: ClipConfig, cut: 
             f"joint_attention_dim = {config.context_width} of transformer/config.json"
         )
     with torch.device("meta"):
-        module = Conditioner(config, cut)
+        module = (GuidedConditioner if cut.fixed_negative else Conditioner)(config, cut)
     inputs = [
         Port("hidden_l", (1, CLIP_TOKENS, clip_l.hidden)),
         Port("hidden_g", (1, CLIP_TOKENS, clip_g.hidden)),
@@ -157,14 +195,18 @@ def cut(config: TransformerConfig, clip_l: ClipConfig, clip_g: ClipConfig, cut: 
     ]
     if cut.t5:
         inputs.append(Port("hidden_t5", (1, cut.t5_tokens, config.context_width)))
+    outputs = [
+        Port("context", (1, text_tokens(cut), config.width)),
+        Port("modulation", (cut.steps, config.modulation_width)),
+    ]
+    if cut.fixed_negative:
+        for ports in (inputs, outputs):
+            ports += [replace(port, name=f"{NEGATIVE}{port.name}") for port in ports]
     return Graph(
         "conditioner",
         "transformer",
         module,
         inputs=tuple(inputs),
-        outputs=(
-            Port("context", (1, text_tokens(cut), config.width)),
-            Port("modulation", (cut.steps, config.modulation_width)),
-        ),
+        outputs=tuple(outputs),
         constants=constants_of(module),
     )

@@ -36,6 +36,8 @@ class Cut:
         t5_tokens: L, the number of T5 tokens, real or null.
         image_to_image: also emit an encoder.
         ends: which decoder and encoder.
+        fixed_negative: the conditioner also gives the conditions of a negative prompt, whose text
+            is fixed.
     """
 
     sigmas: tuple[float, ...]
@@ -45,6 +47,7 @@ class Cut:
     t5_tokens: int = 77
     image_to_image: bool = True
     ends: Ends = Ends()
+    fixed_negative: bool = False
 
     @property
     def steps(self) -> int:

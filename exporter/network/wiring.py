@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from exporter.network.cut import Previews
-from exporter.package.manifest import PictureEntry, Port, PreviewEntry, Source, Stage
-from exporter.package.names import DECODERS, ENCODERS, graph_of
+from exporter.package.manifest import (
+    Guidance,
+    PictureEntry,
+    Port,
+    PreviewEntry,
+    Source,
+    SourceKind,
+    Stage,
+)
+from exporter.package.names import DECODERS, ENCODERS, NEGATIVE, graph_of
 
 START = ("vae_encoder", "tiny_encoder")
 ORDER = (*ENCODERS, "conditioner", *START, "denoiser", *DECODERS)
@@ -24,7 +33,7 @@ class Ported(Protocol):
     def outputs(self) -> tuple[Port, ...]: ...
 
 
-def stages(graphs: Iterable[Ported]) -> tuple[Stage, ...]:
+def stages(graphs: Iterable[Ported], guidance: Guidance | None = None) -> tuple[Stage, ...]:
     """The turns of these graphs, the parts of a cut one in one turn."""
     parts: dict[str, list[Ported]] = {}
     for graph in graphs:
@@ -32,7 +41,7 @@ def stages(graphs: Iterable[Ported]) -> tuple[Stage, ...]:
     decoders = [name for name in DECODERS if name in parts]
     shows = decoders[1:]  # a second one is there for previews
     return tuple(
-        _preview_stage(name, parts[name]) if name in shows else _stage(name, parts[name])
+        _preview_stage(name, parts[name]) if name in shows else _stage(name, parts[name], guidance)
         for name in ORDER
         if name in parts
     )
@@ -43,27 +52,43 @@ def _preview_stage(name: str, parts: Sequence[Ported]) -> Stage:
     return Stage(name, names, "for previews", {"latent": Source("latent")}, {"image": "preview"})
 
 
-def _stage(name: str, parts: Sequence[Ported]) -> Stage:
+def _stage(name: str, parts: Sequence[Ported], guidance: Guidance | None) -> Stage:
     names = tuple(part.name for part in parts)
     if name in ENCODERS:
         return Stage(name, names, "once per prompt", {"ids": Source("tokens", name)})
     if name == "conditioner":
-        # "hidden_l" is what clip_l gives at "hidden".
-        encoders = {encoder.removeprefix("clip_"): encoder for encoder in ENCODERS}
-        pairs = {port.name: port.name.split("_") for port in parts[0].inputs}
-        inputs = {p: Source("output", encoders[end], port) for p, (port, end) in pairs.items()}
+        inputs = {p.name: Source("output", *state_of(p.name)) for p in parts[0].inputs}
         return Stage(name, names, "once per prompt", inputs)
     if name == "denoiser":
-        inputs = {
-            "latent": Source("latent"),
-            "context": Source("output", "conditioner", "context"),
-            "modulation": Source("output", "conditioner", "modulation", row_of_step=True),
-        }
-        return Stage(name, names, "each step", inputs, {"velocity": "velocity"})
+        stage = Stage(name, names, "each step", _conditions("output"), {"velocity": "velocity"})
+        if guidance is None:
+            return stage
+        fixed = guidance.negative_prompt is not None
+        others = _conditions("output", NEGATIVE) if fixed else _conditions("negative output")
+        return replace(stage, runs="twice each step", negative_inputs=others)
     if name in START:
         image = {"image": Source("image")}
         return Stage(name, names, "once", image, {"latent": "start"}, image_to_image_only=True)
     return Stage(name, names, "once", {"latent": Source("latent")}, {"image": "image"})
+
+
+def state_of(port: str) -> tuple[str, str]:
+    """The text encoder and its output that a port of the conditioner takes, of either prompt.
+
+    ``hidden_l`` is what ``clip_l`` gives at ``hidden``.
+    """
+    encoders = {encoder.removeprefix("clip_"): encoder for encoder in ENCODERS}
+    output, end = port.removeprefix(NEGATIVE).split("_")
+    return encoders[end], output
+
+
+def _conditions(kind: SourceKind, prefix: str = "") -> dict[str, Source]:
+    """What the denoiser is fed, its conditions from the conditioner's ports with a prefix."""
+    return {
+        "latent": Source("latent"),
+        "context": Source(kind, "conditioner", f"{prefix}context"),
+        "modulation": Source(kind, "conditioner", f"{prefix}modulation", row_of_step=True),
+    }
 
 
 def picture_of(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-from exporter.package.manifest import GraphEntry, Manifest, Port, Stage
+from exporter.package.manifest import GraphEntry, Manifest, Port, Source, Stage
 
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
 # How many stages have to give it, of one at most.
@@ -34,6 +34,15 @@ def _schedule(manifest: Manifest) -> Iterator[str]:
     sigmas = manifest.schedule.sigmas
     if not all(a > b for a, b in pairwise(sigmas)) or sigmas[0] > 1 or sigmas[-1] != 0:
         yield f"schedule.sigmas: {list(sigmas)} do not fall from at most 1 to 0"
+    guidance = manifest.schedule.guidance
+    for i, stage in enumerate(manifest.stages):
+        runs = "each step" if guidance is None else "twice each step"
+        if stage.in_steps and stage.runs != runs:
+            yield f"stages[{i}].runs: '{stage.runs}' does not go with schedule.guidance"
+    kinds = {source.kind for stage in manifest.stages for source in stage.sources}
+    of_request = guidance is not None and guidance.negative_prompt is None
+    if of_request != ("negative output" in kinds):
+        yield "schedule.guidance.negative_prompt: does not go with the sources of the stages"
 
 
 def _picture(manifest: Manifest) -> Iterator[str]:
@@ -112,13 +121,19 @@ def _stages(manifest: Manifest) -> Iterator[str]:
         for before, after in pairwise(parts):
             if _kinds(before.outputs) != _kinds(after.inputs):
                 yield f"{where}.parts: {after.name} does not take what {before.name} gives"
-        if {*stage.inputs} != {p.name for p in parts[0].inputs}:
-            yield f"{where}.inputs: {sorted(stage.inputs)} are not those of {parts[0].name}"
-            return
-        for port in parts[0].inputs:
-            problem = _source(manifest, stage, port, given)
-            if problem:
-                yield f"{where}.inputs.{port.name}: {problem}"
+        fed = {"inputs": stage.inputs}
+        if stage.runs == "twice each step":
+            fed["negative_inputs"] = stage.negative_inputs
+        elif stage.negative_inputs:
+            yield f"{where}.negative_inputs: there are some, and it runs {stage.runs}"
+        for side, sources in fed.items():
+            if {*sources} != {p.name for p in parts[0].inputs}:
+                yield f"{where}.{side}: {sorted(sources)} are not those of {parts[0].name}"
+                return
+            for port in parts[0].inputs:
+                problem = _source(manifest, stage, sources[port.name], port, given)
+                if problem:
+                    yield f"{where}.{side}.{port.name}: {problem}"
         yield from _results(manifest, stage, parts[-1].outputs, where)
         given[stage.graph] = stage
     for result, least in RESULTS.items():
@@ -145,9 +160,10 @@ def _preview_graph(manifest: Manifest) -> Iterator[str]:
         yield f"picture.preview_graph: there is no stage of '{name}'"
 
 
-def _source(manifest: Manifest, stage: Stage, port: Port, given: dict[str, Stage]) -> str:
+def _source(
+    manifest: Manifest, stage: Stage, source: Source, port: Port, given: dict[str, Stage]
+) -> str:
     """What is wrong with what an input is fed from, or nothing."""
-    source = stage.inputs[port.name]
     picture = manifest.picture
     if source.kind == "tokens":
         entry = manifest.text.tokenizers.get(source.name)
@@ -163,6 +179,8 @@ def _source(manifest: Manifest, stage: Stage, port: Port, given: dict[str, Stage
             return "only a stage of image to image that runs once has an image"
         fed = Port("", (1, 3, picture.height_px, picture.width_px))
     else:
+        if source.kind == "negative output" and stage.runs != "twice each step":
+            return "only what runs twice each step takes something of the negative prompt"
         before = given.get(source.name)
         outputs = manifest.parts(source.name)[-1].outputs if before else ()
         found = [p for p in outputs if p.name == source.port]
@@ -172,7 +190,7 @@ def _source(manifest: Manifest, stage: Stage, port: Port, given: dict[str, Stage
             return f"'{source.name}' runs {before.runs}; outputs of once per prompt alone are kept"
         shape = found[0].shape
         if source.row_of_step:
-            if stage.runs != "each step" or shape[:1] != (manifest.schedule.steps,):
+            if not stage.in_steps or shape[:1] != (manifest.schedule.steps,):
                 return f"{list(shape)} has no row for each step"
             shape = (1, *shape[1:])
         fed = Port("", shape, found[0].dtype)
@@ -201,7 +219,7 @@ def _results(
         found = ports.get(name)
         if found is None or (found.shape, found.dtype) != (shapes[result], "float32"):
             yield f"{where}.results.{name}: no output of the shape of the {result}"
-        if (result == "velocity") != (stage.runs == "each step"):
+        if (result == "velocity") != stage.in_steps:
             yield f"{where}.runs: '{stage.runs}' does not give the {result}"
         if (result == "start") != stage.image_to_image_only:
             yield f"{where}.image_to_image_only: does not go with the {result}"

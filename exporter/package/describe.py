@@ -119,7 +119,8 @@ def _kind(part: Mapping[str, Any]) -> str:
 
 def _limits(part: Mapping[str, Any]) -> str:
     if "exclusiveMinimum" in part:
-        return f" above {part['exclusiveMinimum']}"
+        most = f", to {part['maximum']}" if "maximum" in part else ""
+        return f" above {part['exclusiveMinimum']}{most}"
     if "minimum" not in part:
         return ""
     most = part["maximum"]

@@ -23,6 +23,7 @@ SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
 MOST = 2**53 - 1  # what every language's numbers hold
 MOST_PX = 1 << 14
 MOST_STEPS = 1000
+MOST_GUIDANCE = 100
 
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -32,8 +33,8 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 OptionalDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=100)]
 
-Runs = Literal["once per prompt", "each step", "once", "for previews"]
-SourceKind = Literal["tokens", "output", "latent", "image"]
+Runs = Literal["once per prompt", "each step", "twice each step", "once", "for previews"]
+SourceKind = Literal["tokens", "output", "negative output", "latent", "image"]
 Mode = Literal["euler", "renoise"]
 Result = Literal["velocity", "start", "image", "preview"]
 
@@ -139,8 +140,9 @@ class Source:
 
     Attributes:
         kind: ``tokens``: the prompt's ids by the tokenizer ``name``; ``output``: what the graph
-            ``name`` gave at ``port``; ``latent``: the latent as it is now; ``image``: the picture
-            to start from.
+            ``name`` gave at ``port`` for the prompt; ``negative output``: what it gave there for
+            the negative prompt; ``latent``: the latent as it is now; ``image``: the picture to
+            start from.
         name: of a tokenizer or a graph; else empty.
         port: of that graph; else empty.
         row_of_step: of an output take row k of the first axis at step k, counted from 0, and keep
@@ -165,12 +167,14 @@ class Stage:
         parts: names of the entries of ``graphs`` that it is cut into, in order: itself, unless it
             is cut. The first takes the inputs; each other takes the outputs of the one before by
             their names; the last gives the outputs.
-        runs: when.
+        runs: when. ``twice each step``: once with ``inputs`` and once with ``negative_inputs``, for
+            the two velocities of ``Guidance``.
         inputs: the source of each input port.
         results: output ports that the loop itself takes: ``velocity`` for the schedule's step,
             ``start`` as the latent of a picture to start from, ``image`` as the picture,
             ``preview`` as what a latent between steps would be.
         image_to_image_only: whether it runs only for requests that start from a picture.
+        negative_inputs: the source of each input port in the second call; empty without guidance.
     """
 
     graph: Name
@@ -179,6 +183,34 @@ class Stage:
     inputs: dict[str, Source]
     results: dict[str, Result] = field(default_factory=dict)
     image_to_image_only: bool = False
+    negative_inputs: dict[str, Source] = field(default_factory=dict, metadata=SINCE_4_1)
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether it runs in every step."""
+        return self.runs in ("each step", "twice each step")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Of all its calls."""
+        return (*self.inputs.values(), *self.negative_inputs.values())
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: every step is taken away from what a negative prompt asks for.
+
+    With the velocities v of the prompt and n of the negative prompt, the step's velocity is
+    n + scale * (v - n): in float32, the difference first, then the product, then the sum.
+
+    Attributes:
+        scale: above 1; rounded to float32.
+        negative_prompt: a fixed one, whose conditions a graph holds as constants; null: each
+            request may name its own, and the empty text stands where it names none.
+    """
+
+    scale: Annotated[float, Meta(gt=1, le=MOST_GUIDANCE)]
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,10 +221,12 @@ class Schedule:
         mode: ``euler``: x' = x + (s' - s) v; ``renoise``: x' = (1 - s') (x - s v) + s' noise, with
             new noise at every step. In float32.
         sigmas: S + 1 noise levels that fall from at most 1 to 0.
+        guidance: away from a negative prompt, or nothing.
     """
 
     mode: Mode
     sigmas: Annotated[tuple[float, ...], Meta(min_length=2, max_length=MOST_STEPS + 1)]
+    guidance: Guidance | None = field(default=None, metadata=SINCE_4_1)
 
     @property
     def steps(self) -> int:

@@ -10,6 +10,7 @@ DECODERS = ("vae_decoder", "tiny_decoder")  # of the latent; the first that is t
 UPSTREAM = NAMES[:5]  # of the final latent
 MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into
 ENCODERS = NAMES[:3]  # of the prompt
+NEGATIVE = "negative_"  # how the conditioner's ports for a fixed negative prompt begin
 
 
 def part_name(graph: str, number: int) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 
 from exporter.calibrate.trajectories import Inputs, Trajectories
 from exporter.package.manifest import Schedule
-from exporter.package.names import ENCODERS
+from exporter.package.names import ENCODERS, NEGATIVE
 from exporter.program.differentiate import Read, kept_bytes, pull_back
 from exporter.program.program import Program
 from exporter.quantize.rounded import CHANNELS
@@ -109,15 +109,36 @@ def _products(
     progress: Callable[[str], None],
 ) -> Products:
     """<v, J dW> of each weight and candidate, float64 by prompt."""
-    measuring = _Measuring(programs, read, changes, len(cotangents), progress, {})
+    count = len(cotangents)
+    measuring = _Measuring(programs, read, changes, count, progress, {})
     conditions = _through_steps(trajectories, schedule, cotangents, measuring.back)
-    below = measuring.back("conditioner", trajectories.calls["conditioner"], conditions)
-    for graph in (g for g in ENCODERS if g in trajectories.calls):
-        suffix = graph.removeprefix("clip_")
-        ports = {p.name: f"{p.name}_{suffix}" for p in programs[graph].outputs}
-        given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
-        measuring.back(graph, trajectories.calls[graph], given)
+    for turn, given_by_prompt in enumerate(_turns(schedule, conditions)):
+        some = slice(turn * count, (turn + 1) * count)
+        below = measuring.back(
+            "conditioner", trajectories.calls["conditioner"][some], given_by_prompt
+        )
+        for graph in (g for g in ENCODERS if g in trajectories.calls):
+            suffix = graph.removeprefix("clip_")
+            ports = {p.name: f"{p.name}_{suffix}" for p in programs[graph].outputs}
+            given = [{port: b[name] for port, name in ports.items() if name in b} for b in below]
+            measuring.back(graph, trajectories.calls[graph][some], given)
     return measuring.products
+
+
+def _turns(schedule: Schedule, conditions: Back) -> list[Back]:
+    """The gradients by the conditions, for each time that the conditioner runs for a picture.
+
+    A fixed negative prompt's conditions are further outputs of the same call; any other's come
+    from a call of its own.
+    """
+    guidance = schedule.guidance
+    if guidance is None or guidance.negative_prompt is not None:
+        return [conditions]
+    names = ("context", "modulation")
+    return [
+        [{name: own[f"{prefix}{name}"] for name in names} for own in conditions]
+        for prefix in ("", NEGATIVE)
+    ]
 
 
 @dataclass(frozen=True)
@@ -205,22 +226,36 @@ def _through_steps(
 ) -> Back:
     """Pull the final latents' gradients back through the steps, to the conditions'."""
     count, steps = len(cotangents), schedule.steps
-    context: list[Tensor | None] = [None] * count
-    rows: list[list[Tensor]] = [[] for _ in range(count)]
+    parts = _parts_of_velocity(schedule)
+    found: list[dict[str, list[Tensor]]] = [{} for _ in range(count)]
     for step in reversed(range(steps)):
         sigma, following = schedule.sigmas[step : step + 2]
         euler = schedule.mode == "euler"
         by_velocity = following - sigma if euler else -(1 - following) * sigma
         by_latent = 1.0 if euler else 1 - following
-        calls = [trajectories.calls["denoiser"][i * steps + step] for i in range(count)]
-        found = back("denoiser", calls, [{"velocity": by_velocity * c} for c in cotangents])
-        for i, gradients in enumerate(found):
-            cotangents[i] = by_latent * cotangents[i] + gradients["latent"]
-            earlier = context[i]
-            context[i] = gradients["context"] if earlier is None else earlier + gradients["context"]
-            rows[i].insert(0, gradients["modulation"])
-    return [
-        {"context": c, "modulation": torch.cat(r)}
-        for c, r in zip(context, rows, strict=True)
-        if c is not None
-    ]
+        pulled = [by_latent * cotangent for cotangent in cotangents]
+        for part, (prefix, factor) in enumerate(parts.items()):
+            places = [(i * steps + step) * len(parts) + part for i in range(count)]
+            calls = [trajectories.calls["denoiser"][place] for place in places]
+            given = [{"velocity": factor * by_velocity * c} for c in cotangents]
+            for i, gradients in enumerate(back("denoiser", calls, given)):
+                pulled[i] = pulled[i] + gradients["latent"]
+                for name in ("context", "modulation"):
+                    found[i].setdefault(f"{prefix}{name}", []).append(gradients[name])
+        cotangents[:] = pulled
+    return [{name: _over_steps(name, parts) for name, parts in own.items()} for own in found]
+
+
+def _over_steps(name: str, gradients: Sequence[Tensor]) -> Tensor:
+    """The gradient by a condition, from those of the steps, last one first."""
+    if name.endswith("modulation"):
+        return torch.cat([*reversed(gradients)])
+    return sum(gradients[1:], gradients[0])
+
+
+def _parts_of_velocity(schedule: Schedule) -> dict[str, float]:
+    """The denoiser's calls in a step, by how their conditions' names begin: what of its velocity
+    each makes up. With guidance it is g v + (1 - g) n."""
+    if schedule.guidance is None:
+        return {"": 1.0}
+    return {"": schedule.guidance.scale, NEGATIVE: 1 - schedule.guidance.scale}

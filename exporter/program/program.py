@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,18 @@ class Constant:
     value: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A value that text encoders give for a text that is fixed; computed when it is read.
+
+    Attributes:
+        compute: gives it, float32; the same array every time.
+    """
+
+    shape: tuple[int, ...]
+    compute: Callable[[], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Program:
     """A traced graph.
@@ -55,6 +67,16 @@ class Program:
         """The nodes whose values are the inputs, in order."""
         placeholders = (n for n in self.graph.nodes if n.op == "placeholder")
         return tuple(n for n in placeholders if n.name not in self.tensors)
+
+    def fold(self, values: Mapping[str, Callable[[], np.ndarray]]) -> Program:
+        """The same with inputs of these names known: what gives them is asked when it is read."""
+        folded = {
+            node.name: Folded(port.shape, values[port.name])
+            for node, port in zip(self.feeds(), self.inputs, strict=True)
+            if port.name in values
+        }
+        left = tuple(port for port in self.inputs if port.name not in values)
+        return replace(self, inputs=left, tensors={**self.tensors, **folded})
 
     def results(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are the outputs, in order."""

@@ -8,6 +8,7 @@ at a time.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch import Tensor, fx
 from exporter.errors import InputError
 from exporter.package.manifest import Adjusted
 from exporter.package.names import MMDIT
-from exporter.program.program import MOST_ROWS, Constant, Program, Stored, linears
+from exporter.program.program import MOST_ROWS, Constant, Folded, Program, Stored, linears
 from exporter.quantize.formats import FORMATS, Format, Scheme, fitting_format
 from exporter.quantize.schemes import is_shipped
 
@@ -65,6 +66,13 @@ def stored_behind(source: object) -> Stored | None:
     return source if isinstance(source, Stored) else None
 
 
+def constant_shape(source: object) -> tuple[int, ...] | None:
+    """Of a value, float32 or int32, that is not the checkpoint's; else None."""
+    if isinstance(source, Constant):
+        return source.value.shape
+    return source.shape if isinstance(source, Folded) else None
+
+
 @dataclass(frozen=True)
 class QuantizedProgram(Program):
     """A program with its weights in formats.
@@ -100,8 +108,8 @@ class QuantizedProgram(Program):
     def stored_bytes(self) -> int:
         """Bytes of constants and of all weights in their formats: values or codes, scales."""
         rows = (s for s in self.tensors.values() if isinstance(s, Unrounded))
-        constants = (s.value for s in self.tensors.values() if isinstance(s, Constant))
-        added = sum(4 * value.size for value in constants)  # float32 or int32
+        shapes = (constant_shape(source) for source in self.tensors.values())
+        added = sum(4 * math.prod(shape) for shape in shapes if shape is not None)
         added += sum(4 * (s.rows - 1) * torch.Size(s.of.shape).numel() for s in rows)
         return added + sum(self.formats[n].stored_bytes(s.shape) for n, s in self.stored().items())
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from exporter import backends
 from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
 from exporter.checkpoint.lora import Lora
+from exporter.drawing.text import check_prompt
 from exporter.errors import InputError, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
 from exporter.network.cut import Cut, End, Ends, Previews
-from exporter.package.manifest import Mode
+from exporter.package.manifest import MOST_GUIDANCE, Guidance, Mode, Schedule
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
     FORMATS,
@@ -56,7 +58,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "tiny_decoder",
         "tiny_encoder",
     ),
-    "schedule": ("mode", "sigmas"),
+    "schedule": ("mode", "sigmas", "guidance", "negative_prompt"),
     "image": ("width_px", "height_px", "image_to_image", "decoder", "encoder", "previews"),
     "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
@@ -66,6 +68,10 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 LORA_KEYS = ("file", "weight")
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
+
+
+class RecipeWarning(UserWarning):
+    """A key of a recipe means less than whoever wrote it may think."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ class Recipe:
         calibration: the prompts and the seed of trajectories that activations are measured on.
         tiny: the tiny autoencoder, where ``cut.ends`` use it.
         loras: merged into the checkpoint, in order.
+        guidance: away from a negative prompt, or None. ``with_guidance`` sets it, since the cut
+            depends on it.
     """
 
     name: str
@@ -154,6 +162,16 @@ class Recipe:
     calibration: CalibrationChoice
     tiny: TinyFiles = TinyFiles()
     loras: tuple[Lora, ...] = ()
+    guidance: Guidance | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.mode, self.cut.sigmas, self.guidance)
+
+    def with_guidance(self, guidance: Guidance | None) -> Recipe:
+        """The same recipe with this guidance, or without any."""
+        fixed = guidance is not None and guidance.negative_prompt is not None
+        return replace(self, guidance=guidance, cut=replace(self.cut, fixed_negative=fixed))
 
     def scheme(self, name: str) -> Scheme:
         """A scheme with this recipe's group size, zero points, overrides and methods."""
@@ -174,7 +192,7 @@ class Recipe:
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
         for key in ("revision", "variant", "parts", "tokenizers", "config", "tiny"):
             del decisive[key]
-        del decisive["most_file_bytes"]
+        del decisive["most_file_bytes"], decisive["cut"]["fixed_negative"]  # guidance says it
         if self.denoiser_parts == 1:  # recipes from before the key keep their digest
             del decisive["denoiser_parts"]
         if self.cut.ends == Ends():
@@ -182,6 +200,8 @@ class Recipe:
         del decisive["loras"]
         if self.loras:
             decisive["loras"] = [lora.weight for lora in self.loras]
+        if self.guidance is None:
+            del decisive["guidance"]
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -225,7 +245,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
     prompts = _prompts(
         "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
     )
-    return Recipe(
+    recipe = Recipe(
         name=file.stem,
         checkpoint=_checkpoint(get),
         revision=get.value("model", "revision", str, None),
@@ -263,6 +283,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         tiny=_tiny(get),
         loras=_loras(raw.get("lora", []), file.parent),
     )
+    return recipe.with_guidance(_guidance(get))
 
 
 def _ends(get: _Getter) -> Ends:
@@ -411,6 +432,12 @@ class _Getter:
             raise InputError(f"[{section}] {key} = {value}: must be from {low} to {high}")
         return int(value)
 
+    def number(self, section: str, key: str, default: float) -> float:
+        value = self._raw.get(section, {}).get(key, default)
+        if type(value) not in (int, float):
+            raise InputError(f"[{section}] {key} = {value!r}: must be a number")
+        return float(value)
+
     def optional_integer(self, section: str, key: str, low: int, high: int) -> int | None:
         return self.integer(section, key, low, high) if key in self._raw.get(section, {}) else None
 
@@ -462,6 +489,30 @@ def _sigmas(values: list[Any]) -> tuple[float, ...]:
             "one more than the steps, such as [1.0, 0.9, 0.75, 0.5, 0.0]"
         )
     return sigmas
+
+
+def _guidance(get: _Getter) -> Guidance | None:
+    """Above 1, as diffusers takes it; else none, and RecipeWarning if that is not plain.
+
+    Raises InputError for what is no number, and for a negative prompt that nothing would use.
+    """
+    scale = get.number("schedule", "guidance", 1.0)
+    negative = get.value("schedule", "negative_prompt", str, None)
+    if scale > MOST_GUIDANCE:
+        raise InputError(f"[schedule] guidance = {scale:g}: must be at most {MOST_GUIDANCE}")
+    if scale > 1:
+        if negative is not None:
+            check_prompt(negative, "[schedule] negative_prompt")
+        return Guidance(scale, negative)
+    if negative is not None:
+        raise InputError(
+            "[schedule] negative_prompt: is used by guidance above 1 alone, such as "
+            f"guidance = 4.5, and guidance is {scale:g}"
+        )
+    if scale != 1:
+        said = f"[schedule] guidance = {scale:g}: 1 and below is none, as in diffusers"
+        warnings.warn(said, RecipeWarning, stacklevel=2)
+    return None
 
 
 def _group_size(value: Any, where: str) -> int | None:

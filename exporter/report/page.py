@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 
+from exporter.package.manifest import Schedule
 from exporter.report.decoders import decoders, shows_previews
 from exporter.report.diagrams import frontiers, graph_bytes, steps
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry
@@ -97,6 +98,7 @@ def _header(report: Comparison) -> str:
             ("Pictures", f"{report.width_px} \N{MULTIPLICATION SIGN} {report.height_px} px"),
             ("Schedule", text(f"{schedule.steps} steps, {schedule.mode}")),
             ("Noise levels", text(numbers)),
+            ("Guidance", text(_guidance(schedule))),
             ("T5", "on board" if report.t5 else "replaced by null tokens"),
             ("Yardstick", text(_yardstick(report))),
             ("Tools", text(", ".join(f"{n} {' and '.join(sorted(v))}" for n, v in tools.items()))),
@@ -111,6 +113,15 @@ def _header(report: Comparison) -> str:
         paragraph(_lede(report), "lede"),
         about,
     )
+
+
+def _guidance(schedule: Schedule) -> str:
+    guidance = schedule.guidance
+    if guidance is None:
+        return "none"
+    if guidance.negative_prompt is None:
+        return f"{guidance.scale:g}, away from an empty prompt"
+    return f"{guidance.scale:g}, away from “" + (f"{guidance.negative_prompt}”")
 
 
 def _yardstick(report: Comparison) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from exporter.drawing.loop import Player, advance, draws_per_step
+from exporter.drawing.loop import Player, Request, advance, draws_per_step, guided, texts_of
 from exporter.drawing.noise import TorchNoise
 from exporter.drawing.vectors import IN_A_ROW, ids, same_noise
 from exporter.errors import CheckFailed
@@ -91,11 +91,12 @@ def _picture(
     package: Package, player: Player, golden: Golden, tensors: Tensors
 ) -> Iterator[Vector]:
     where = f"image {golden.prompt!r:.60}"
+    texts = dict.fromkeys(texts_of(player.schedule, [Request(golden.prompt, golden.seed)]))
     for stage in player.stages:
         for port, source in stage.inputs.items():
-            if source.kind == "tokens":
-                found = player.tokenizers[source.name](golden.prompt)
-                same = np.array_equal(found, tensors[f"{stage.graph}/0/in/{port}"])
+            for call, text in enumerate(texts if source.kind == "tokens" else ()):
+                found = player.tokenizers[source.name](text)
+                same = np.array_equal(found, tensors[f"{stage.graph}/{call}/in/{port}"])
                 yield Vector(f"{where}: ids of {source.name} differ", same)
     stream = TorchNoise(golden.seed)
     draws = 1 + draws_per_step(player.schedule) * player.schedule.steps
@@ -113,7 +114,7 @@ def _steps(player: Player, where: str, tensors: Tensors) -> Iterator[Vector]:
     """Each step from the latent before it and the recorded velocity, without a graph."""
     latent = tensors["noise/0"]
     for step in range(player.schedule.steps):
-        velocity = tensors[_recorded(player, "velocity", step)]
+        velocity = _velocity(player, tensors, step)
         drawn = partial(tensors.__getitem__, f"noise/{step + 1}")
         found = advance(player.schedule, step, latent, velocity, drawn)
         latent = tensors[f"latent/{step + 1}"]
@@ -123,6 +124,15 @@ def _steps(player: Player, where: str, tensors: Tensors) -> Iterator[Vector]:
             shown = preview_of(entry, player.picture.pixels).picture(latent).astype(int)
             largest = np.abs(shown - tensors[f"preview/{step + 1}"]).max()
             yield Vector(f"{where}: preview {step + 1} differs", bool(largest <= PREVIEW_LEVELS))
+
+
+def _velocity(player: Player, tensors: Tensors, step: int) -> np.ndarray:
+    """A step's, from what the calls of its graph gave."""
+    guidance = player.schedule.guidance
+    if guidance is None:
+        return tensors[_recorded(player, "velocity", step)]
+    both = (tensors[_recorded(player, "velocity", 2 * step + call)] for call in (0, 1))
+    return guided(guidance, *both)
 
 
 def _recorded(player: Player, result: Result, call: int) -> str:

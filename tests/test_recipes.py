@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 
 from exporter.checkpoint.open import open_checkpoint
 from exporter.cli import main
@@ -40,7 +42,7 @@ def text_of(name: str) -> str:
 
 def test_every_full_size_recipe_is_tested_here() -> None:
     shipped = {file.stem for file in (ROOT / "recipes").glob("*.toml")}
-    assert shipped == {*PRESETS, "shapes-flash"}
+    assert shipped == {*PRESETS, "shapes-flash", "shapes-flash-tiny"}
 
 
 def shifted(time: float) -> float:
@@ -91,6 +93,21 @@ def fourstep(*arguments: object) -> str:
     return found.stdout
 
 
+def adapt(checkpoint: Path, folder: Path) -> None:
+    """A LoRA for a checkpoint's transformer, as PEFT saves one."""
+    folder.mkdir()
+    generator, tensors = torch.Generator().manual_seed(1), {}
+    for name, source in open_checkpoint(str(checkpoint)).component("transformer").tensors.items():
+        if name.endswith(("attn.to_q.weight", "attn.to_v.weight", "proj_out.weight")):
+            out, inner = source.shape
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{layer}.lora_A.weight"] = torch.randn((4, inner), generator=generator)
+            tensors[f"{layer}.lora_B.weight"] = torch.randn((out, 4), generator=generator) / 1000
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8})
+    (folder / "adapter_config.json").write_text(settings)
+
+
 def build_and_draw(name: str, checkpoint: Path, folder: Path, px: int | None = None) -> Path:
     """Build a shipped recipe with a checkpoint in the place that it names, and draw."""
     text = text_of(name)
@@ -101,6 +118,8 @@ def build_and_draw(name: str, checkpoint: Path, folder: Path, px: int | None = N
     file.write_text(text)
     recipe = read_recipe(file)
     Path(recipe.checkpoint).resolve().symlink_to(checkpoint)
+    for lora in recipe.loras:
+        adapt(checkpoint, lora.file.resolve())
     built = fourstep("build", file, "--no-golden", "--json", "--out", folder / "out")
     (package,) = [Path(row["path"]) for row in json.loads(built)]
     picture = folder / "fox.png"
@@ -110,6 +129,7 @@ def build_and_draw(name: str, checkpoint: Path, folder: Path, px: int | None = N
     assert pixels.std() > 5, "a picture that shows nothing"
     manifest = open_package(package).manifest
     assert manifest.schedule.sigmas == recipe.cut.sigmas
+    assert [lora.weight for lora in manifest.origin.loras] == [1.0] * (name == "sd3.5-swd-6")
     assert len(manifest.parts("denoiser")) == recipe.denoiser_parts
     return package
 

@@ -375,6 +375,11 @@ DAMAGES: dict[str, tuple[Callable[[single_files.Tensors], Any], str]] = {
         f"tensor '{QKV}' (read as 'transformer_blocks.1.attn.to_q.weight') has shape [99, 96]; "
         "config.json implies [96, 96]",
     ),
+    "of another shape than its bias": (
+        lambda t: t.update({f"{PREFIX}context_embedder.weight": torch.ones(97, 96)}),
+        f"tensor '{PREFIX}context_embedder.weight' has shape [97, 96], and "
+        f"'{PREFIX}context_embedder.bias' has [96]",
+    ),
     "of a shape that cannot be cut": (
         lambda t: t.update({QKV: torch.ones(289, 96)}),
         f"tensor '{QKV}' has shape [289, 96]",

@@ -53,6 +53,16 @@ class Shapes:
     found: Mapping[str, tuple[int, ...]]
     called: Callable[[str], str]
 
+    def agreed(self, tensor: str, axis: int, other: str, its: int) -> int:
+        """The length of an axis that another tensor has too; raises InputError naming both."""
+        length = self.axis(tensor, axis)
+        if self.axis(other, its) != length:
+            raise InputError(
+                f"tensor '{self.called(tensor)}' has shape {list(self.found[tensor])}, and "
+                f"'{self.called(other)}' has {list(self.found[other])}"
+            )
+        return length
+
     def axis(self, tensor: str, axis: int) -> int:
         """The length of an axis; raises InputError that names a tensor that has none."""
         shape = self.found.get(tensor)
@@ -84,10 +94,14 @@ def inferred(
 
 
 def _transformer(shapes: Shapes) -> dict[str, Any]:
-    width = shapes.axis("context_embedder.weight", 0)
+    width = shapes.agreed("context_embedder.weight", 0, "context_embedder.bias", 0)
     normed = "transformer_blocks.0.attn.norm_q.weight"
-    head = shapes.axis(normed, 0) if normed in shapes.found else HEAD_WIDTH
-    patch = shapes.axis("pos_embed.proj.weight", 2)
+    head = (
+        shapes.agreed(normed, 0, normed.replace("_q.", "_k."), 0)
+        if normed in shapes.found
+        else HEAD_WIDTH
+    )
+    patch = shapes.agreed("pos_embed.proj.weight", 2, "pos_embed.proj.weight", 3)
     layers = shapes.count(r"transformer_blocks\.(\d+)\.")
     second = "transformer_blocks.{}.attn2.to_q.weight"
     return {
@@ -95,7 +109,7 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
         "num_attention_heads": width // head,
         "attention_head_dim": head,
         "in_channels": shapes.axis("pos_embed.proj.weight", 1),
-        "out_channels": shapes.axis("proj_out.weight", 0) // (patch * patch),
+        "out_channels": shapes.agreed("proj_out.weight", 0, "proj_out.bias", 0) // (patch * patch),
         "patch_size": patch,
         "joint_attention_dim": shapes.axis("context_embedder.weight", 1),
         "pooled_projection_dim": shapes.axis("time_text_embed.text_embedder.linear_1.weight", 1),
@@ -107,10 +121,14 @@ def _transformer(shapes: Shapes) -> dict[str, Any]:
 
 
 def _clip(shapes: Shapes) -> dict[str, Any]:
-    width = shapes.axis("text_model.embeddings.token_embedding.weight", 1)
+    tokens, positions = (
+        f"text_model.embeddings.{n}_embedding.weight" for n in ("token", "position")
+    )
+    width = shapes.agreed(tokens, 1, positions, 1)
+    dense = "text_model.encoder.layers.0.mlp.fc1"
     return {
         "hidden_size": width,
-        "intermediate_size": shapes.axis("text_model.encoder.layers.0.mlp.fc1.weight", 0),
+        "intermediate_size": shapes.agreed(f"{dense}.weight", 0, f"{dense}.bias", 0),
         "num_hidden_layers": shapes.count(r"text_model\.encoder\.layers\.(\d+)\."),
         "num_attention_heads": max(1, width // HEAD_WIDTH),
         "projection_dim": shapes.axis("text_projection.weight", 0),
@@ -127,10 +145,12 @@ def _t5(shapes: Shapes) -> dict[str, Any]:
     )
     heads = shapes.axis(f"{attention}.relative_attention_bias.weight", 1)
     gated = f"{dense}.wi_0.weight" in shapes.found
+    wide = f"{dense}.wi_0.weight" if gated else f"{dense}.wi.weight"
     return {
-        "d_model": shapes.axis("shared.weight", 1),
-        "d_ff": shapes.axis(f"{dense}.wi_0.weight" if gated else f"{dense}.wi.weight", 0),
-        "d_kv": shapes.axis(f"{attention}.q.weight", 0) // max(1, heads),
+        "d_model": shapes.agreed("shared.weight", 1, "encoder.final_layer_norm.weight", 0),
+        "d_ff": shapes.agreed(wide, 0, f"{dense}.wo.weight", 1),
+        "d_kv": shapes.agreed(f"{attention}.q.weight", 0, f"{attention}.o.weight", 1)
+        // max(1, heads),
         "num_heads": heads,
         "num_layers": shapes.count(r"encoder\.block\.(\d+)\."),
         "vocab_size": shapes.axis("shared.weight", 0),
@@ -143,8 +163,10 @@ def _t5(shapes: Shapes) -> dict[str, Any]:
 
 def _autoencoder(shapes: Shapes) -> dict[str, Any]:
     levels = shapes.count(r"decoder\.up_blocks\.(\d+)\.")
+    level = "decoder.up_blocks.{}.resnets.0.conv1"
     rising = [
-        shapes.axis(f"decoder.up_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels)
+        shapes.agreed(f"{level.format(i)}.weight", 0, f"{level.format(i)}.bias", 0)
+        for i in range(levels)
     ]
     drawn = "encoder.conv_in.weight"
     return {
@@ -153,7 +175,7 @@ def _autoencoder(shapes: Shapes) -> dict[str, Any]:
         "layers_per_block": shapes.count(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1,
         "mid_block_add_attention": shapes.any(".mid_block.attentions."),
         "in_channels": shapes.axis(drawn, 1) if drawn in shapes.found else 3,
-        "out_channels": shapes.axis("decoder.conv_out.weight", 0),
+        "out_channels": shapes.agreed("decoder.conv_out.weight", 0, "decoder.conv_out.bias", 0),
         "use_quant_conv": "quant_conv.weight" in shapes.found,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes.found,
     }

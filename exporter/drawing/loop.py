@@ -384,7 +384,7 @@ def _decode(
     calls = [_inputs(player, stage.inputs, feed) for feed in feeds]
     ends = [f"picture {i + 1}" for i in range(len(calls))]
     for index, outputs in enumerate(_run(player, stage, calls, ends)):
-        pixels = to_pixels(outputs[port], player.picture.pixels)
+        pixels = to_pixels(outputs[port], player.picture.pixels, stage.graph)
         yield Image(index, requests[index], pixels, latents[index])
 
 
@@ -488,7 +488,7 @@ class DecodedPreviews:
                 self._sessions[part] = self._player.open(part)
             outputs = _finite(part, self._sessions[part](outputs), end)
         (port,) = self._stage.results
-        return to_pixels(outputs[port], self._player.picture.pixels)
+        return to_pixels(outputs[port], self._player.picture.pixels, self._stage.graph)
 
     def release(self) -> None:
         """Let go of the graph."""

@@ -17,14 +17,26 @@ from typing import Any, NoReturn
 import click
 
 from exporter import __version__
-from exporter.cli import bench, build, doctor, fetch, inspect, plan, report, run, synth, verify
+from exporter.cli import (
+    bench,
+    build,
+    doctor,
+    fetch,
+    inspect,
+    plan,
+    recipe,
+    report,
+    run,
+    synth,
+    verify,
+)
 from exporter.cli.output import FLAGS, complain
 from exporter.errors import FourstepError
 from exporter.files.staging import SHORTER
 from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
-COMMANDS = (fetch, build, plan, run, verify, bench, inspect, report, synth, doctor)
+COMMANDS = (fetch, recipe, build, plan, run, verify, bench, inspect, report, synth, doctor)
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C
 

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json
+from exporter.errors import InputError
 from exporter.package.manifest import Schedule
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.open import Checkpoint
+    from exporter.checkpoint.survey import Survey
+    from exporter.recipe.recipe import Recipe
 
 
 @click.command("inspect")
 @click.argument("place", metavar="CHECKPOINT|PACKAGE")
 @click.option("--recipe", type=PLACE, help="Cut a checkpoint as this recipe.")
+@click.option("--revision", help="Of a hub id: branch, tag or commit.")
+@click.option("--variant", help="Of a checkpoint's files, such as fp16.")
 @json_option
-def command(place: str, recipe: Path | None, as_json: bool) -> None:
-    """Show a package's contents, or what a checkpoint would become in each scheme."""
+def command(
+    place: str, recipe: Path | None, revision: str | None, variant: str | None, as_json: bool
+) -> None:
+    """Show a package's contents, or what a checkpoint holds and would become in each scheme.
+
+    A checkpoint is a folder, a single file, a GGUF file, a LoRA, or a hub id that was fetched.
+    """
+    if recipe and (revision or variant):
+        raise InputError(
+            "--revision and --variant: the recipe says them; leave out one or the other"
+        )
     place = str(PLACE.convert(place, None, None)) if place.startswith("~") else place
     if (Path(place) / "manifest.json").is_file():
         _inspect_package(Path(place), as_json)
     else:
-        _inspect_checkpoint(place, recipe, as_json)
+        _inspect_checkpoint(place, recipe, revision, variant, as_json)
 
 
 def _inspect_package(folder: Path, as_json: bool) -> None:
@@ -71,19 +89,71 @@ def _predicted(size_bytes: int | None) -> str:
     return "not measured" if size_bytes is None else megabytes(size_bytes)
 
 
-def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> None:
+def _inspect_checkpoint(
+    place: str,
+    recipe_file: Path | None,
+    revision: str | None,
+    variant: str | None,
+    as_json: bool,
+) -> None:
     require_build()
     from dataclasses import asdict
 
-    from exporter.build.model import open_asked, traced
+    from exporter.build.model import open_asked
+    from exporter.checkpoint.component import COMPONENTS
+    from exporter.checkpoint.open import open_partly
+    from exporter.checkpoint.survey import lora_summary, survey
+
+    file = Path(place)
+    lora = lora_summary(file) if file.suffix == ".safetensors" and file.is_file() else None
+    if lora is not None:
+        if as_json:
+            show_json({"layout": "LoRA", **asdict(lora)})
+        else:
+            show(f"{place}  LoRA, {lora.worded}")
+        return
+    recipe = recipe_of(recipe_file) if recipe_file else None
+    checkpoint = open_asked(recipe, place) if recipe else open_partly(place, (), revision, variant)
+    found = survey(place, checkpoint)
+    told = {
+        "layout": found.layout,
+        "network": found.network,
+        "components": [asdict(component) for component in found.components],
+        "missing": list(found.missing),
+        "unused": list(found.unused),
+    }
+    if not as_json:
+        show("\n".join(_lines(place, found)))
+    if recipe is None and set(found.lacks) & set(COMPONENTS):
+        if as_json:
+            show_json(told)
+        return
+    _sizes(place, checkpoint, recipe, told if as_json else None)
+
+
+def _lines(place: str, found: Survey) -> list[str]:
+    """What a checkpoint holds: its layout, the network, a line for each component, what is not."""
+    lines = [f"{place}  {found.layout}{f', {found.network}' if found.network else ''}"]
+    lines += [f"  {component.worded}" for component in found.components]
+    if found.missing:
+        lines.append(f"  missing: {', '.join(found.missing)}")
+    if found.unused:
+        lines.append(f"  not used: {', '.join(found.unused)}")
+    return lines
+
+
+def _sizes(
+    place: str, checkpoint: Checkpoint, recipe: Recipe | None, told: Mapping[str, object] | None
+) -> None:
+    """What the graphs would take in each scheme; as JSON beside what is told, if that is given."""
+    from dataclasses import asdict
+
+    from exporter.build.model import traced
     from exporter.calibrate.trajectories import call_counts
-    from exporter.checkpoint.open import open_checkpoint
     from exporter.predict.checkpoint import default_cut, sizes
     from exporter.quantize.schemes import load_scheme, scheme_names
     from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts
 
-    recipe = recipe_of(recipe_file) if recipe_file else None
-    checkpoint = open_asked(recipe, place) if recipe else open_checkpoint(place)
     cut = recipe.cut if recipe else default_cut(checkpoint)
     schedule = recipe.schedule if recipe else Schedule("euler", cut.sigmas)
     prompts = recipe.calibration.prompts if recipe else calibration_prompts()
@@ -100,9 +170,9 @@ def _inspect_checkpoint(place: str, recipe_file: Path | None, as_json: bool) -> 
         recipe.graph_parts if recipe else {},
         call_counts(len(prompts), schedule),
     )
-    if as_json:
+    if told is not None:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
-        show_json({**shape, "graphs": [asdict(size) for size in found]})
+        show_json({**told, **shape, "graphs": [asdict(size) for size in found]})
         return
     show(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
     for backend in dict.fromkeys(size.backend for size in found):

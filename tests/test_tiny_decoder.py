@@ -643,7 +643,7 @@ def test_the_report_shows_both_decoders(built: dict[Ends, Path], tmp_path: Path)
     package = built[DRAWS_WITH_BOTH]
     made = make(package.parent, tmp_path / "report")
     (entry,) = made.packages
-    assert entry.times is not None and entry.times.preview_s is not None
+    assert entry.times is not None and entry.times.fastest_preview_s is not None
     assert len(entry.previews_db) == 1 and np.isfinite(entry.previews_db[0])
     page = (tmp_path / "report" / "index.html").read_text()
     for words in ("Two decoders on the same latents", "by the tiny decoder of onnx-int8"):

@@ -29,21 +29,23 @@ import numpy as np
 
 from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import (
-    DecodedPreviews,
     Image,
     Player,
     Request,
     Session,
     Step,
     generate,
+    run,
 )
 from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError
 from exporter.files.read import parse_json, read_json, read_text
 from exporter.package.manifest import Runs
+from exporter.package.pixels import to_pixels
 from exporter.runtime.package import DEFAULT, open_package
 
 SAMPLE_S = 0.02
+DECODER_CALLS = 5  # with each latent, where two decoders are compared
 T = TypeVar("T")
 STATUS = ("VmHWM", "RssAnon")  # of /proc/<process>/status: peak resident, anonymous now
 
@@ -68,8 +70,8 @@ class Times:
             opening of its parts.
         first_s: the first picture, with everything that has to be opened.
         next_s: each further picture of one call; None when only one was drawn.
-        preview_s: median of a final latent by the graph that is there for previews alone; None
-            without one.
+        fastest_decode_s, fastest_preview_s: of several calls with final latents, by the graph that
+            draws and by the one that is there for previews alone; None without one.
     """
 
     loads_s: dict[str, float]
@@ -78,7 +80,8 @@ class Times:
     decode_s: float
     first_s: float
     next_s: float | None
-    preview_s: float | None = None
+    fastest_decode_s: float | None = None
+    fastest_preview_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -299,19 +302,17 @@ def draw(
     with _timed(seconds, first) as player:
         if asked[1:]:
             _timed(seconds, lambda: _draw(player, asked[1:], 1, place))
-        shows = parts_of(player, "for previews")
-        if shows:
-            _show(player, len(asked), place)
-    return Times(
-        loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
-        encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
-        step_s=_calls_of_step(player) * clock.median_s(_parts_of_step(player))
-        + clock.reopened_s(player),
-        decode_s=clock.median_s(parts_of(player, "once")),
-        first_s=seconds[0],
-        next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,
-        preview_s=clock.median_s(shows) if shows else None,
-    )
+        times = Times(
+            loads_s={name: opens[0] for name, opens in clock.opens_s.items()},
+            encode_s=sum(clock.runs_s[name][0] for name in parts_of(player, "once per prompt")),
+            step_s=_calls_of_step(player) * clock.median_s(_parts_of_step(player))
+            + clock.reopened_s(player),
+            decode_s=clock.median_s(parts_of(player, "once")),
+            first_s=seconds[0],
+            next_s=seconds[1] / (len(asked) - 1) if len(asked) > 1 else None,
+        )
+        decode_s, preview_s = _compare_decoders(player, len(asked), place)
+    return replace(times, fastest_decode_s=decode_s, fastest_preview_s=preview_s)
 
 
 def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> None:
@@ -326,12 +327,28 @@ def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> No
             print(f"picture {number + 1}", flush=True)
 
 
-def _show(player: Player, pictures: int, place: Path) -> None:
-    """Decode final latents by the graph of previews, to be compared with the pictures."""
-    decoded = DecodedPreviews(player)
-    for number in range(pictures):
-        latent = np.load(place / f"latent-{number}-{player.schedule.steps}.npy")
-        np.save(place / f"preview-{number}.npy", decoded.picture(latent, f"picture {number + 1}"))
+def _compare_decoders(
+    player: Player, pictures: int, place: Path
+) -> tuple[float | None, float | None]:
+    """Give final latents to the graph that draws and to the one for previews, some times each.
+
+    Leaves what the latter shows in ``place``. Returns seconds of the fastest call of either; None
+    where there is no graph for previews alone.
+    """
+    draws, shows = player.giving("image"), player.giving("preview")
+    if draws is None or shows is None:
+        return None, None
+    clock, last = Clock(), player.schedule.steps
+    latents = [np.load(place / f"latent-{n}-{last}.npy") for n in range(pictures)]
+    fastest: list[float] = []
+    for stage in (draws, shows):
+        calls = [dict.fromkeys(stage.inputs, latent) for latent in latents] * DECODER_CALLS
+        outputs = run(clock.watch(player), stage.graph, calls)
+        fastest.append(sum(min(clock.runs_s[part]) for part in stage.parts))
+    (port,) = shows.results
+    for n, found in enumerate(outputs[:pictures]):
+        np.save(place / f"preview-{n}.npy", to_pixels(found[port], player.picture.pixels))
+    return fastest[0], fastest[1]
 
 
 def main() -> None:

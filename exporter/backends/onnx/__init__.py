@@ -53,7 +53,10 @@ COSTS = MeasuredCosts(
         "linear fp16": 1.9, "linear fp32": 1.0,
         "conv int8": 2.0, "conv fp16": 5.0, "conv fp32": 2.4,
     },
-    activations={"denoiser": 2.6, "vae_decoder": 1.4, "vae_encoder": 1.4, "": 1.0},
+    activations={
+        "denoiser": 2.6, "vae_decoder": 1.4, "vae_encoder": 1.4,
+        "tiny_decoder": 1.9, "tiny_encoder": 1.9, "": 1.0,
+    },
     patches=3.7,
     build_process_bytes=350_000_000,
     build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 0.8},

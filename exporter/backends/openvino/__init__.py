@@ -51,7 +51,7 @@ COSTS = MeasuredCosts(
         "linear fp16": 3.7, "linear fp32": 1.0,
         "conv int8": 7.6, "conv fp16": 3.8, "conv fp32": 1.9,
     },
-    activations={"": 1.3},
+    activations={"tiny_decoder": 1.7, "tiny_encoder": 1.7, "": 1.3},
     patches=0.0,
     build_process_bytes=305_000_000,
     build_weight={"fp32": 1.0, "fp16": 1.55, "int8": 0.22, "w8a8": 0.22, "": 0.8},

@@ -601,6 +601,14 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "the shapes of a layer do not fit each other: "
         f"{{'{LAYER}.lora_A.weight': (3, 96), '{LAYER}.lora_B.weight': (96, 2)}}",
     ),
+    "no axes": (
+        {f"{LAYER}.lora_A.weight": (), f"{LAYER}.lora_B.weight": ()},
+        "the shapes of a layer do not fit each other",
+    ),
+    "factors twice": (
+        {f"{LAYER}.lokr_{w}": (4, 4) for w in ("w1", "w2", "w2_a", "w2_b")},
+        f"'{LAYER}.lokr_w2' is there whole and as two factors",
+    ),
     "an alpha alone": (
         GOOD | {"transformer.proj_out.alpha": ()},
         "'transformer.proj_out.alpha' has no LoRA that it belongs to",
@@ -651,6 +659,25 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "merged are LoRA, DoRA, LoHa, LoKr and full differences",
     ),
 }
+
+
+def test_endings_of_older_and_newer_versions_mean_the_same(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    endings = (
+        (".lora_A.weight", ".lora_B.weight"),
+        (".lora_A.default.weight", ".lora_B.default.weight"),
+        (".lora.down.weight", ".lora.up.weight"),
+        ("_lora.down.weight", "_lora.up.weight"),
+        (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+        (".lora_down.weight", ".lora_up.weight"),
+    )
+    found = set()
+    for down, up in endings:
+        tensors = {f"{LAYER}{down}": random(2, 96), f"{LAYER}{up}": random(96, 2)}
+        opened = merged_with(tiny_folder, tmp_path / "a.safetensors", tensors)
+        found.add(opened.loras[0].digest)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("case", REFUSED)

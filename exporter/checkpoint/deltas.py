@@ -132,7 +132,7 @@ def _product(
 def rank_of(kind: Kind, parts: Parts) -> int | None:
     """The rank that an alpha is divided by; None where no factor has one."""
     names = {"lora": ("down",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b")}
-    found = [parts[name].shape[0] for name in names.get(kind, ()) if name in parts]
+    found = [size for n in names.get(kind, ()) if n in parts for size in parts[n].shape[:1]]
     return found[0] if found else None
 
 
@@ -179,7 +179,9 @@ class Delta:
         A DoRA gives every output (or input) of base + change the length that it learned; the length
         that it had is measured on the base alone, as peft does when several are merged.
         """
-        delta = FORMULAS[self.kind](self.parts, self.rows).reshape(base.shape) * self.scale
+        delta = FORMULAS[self.kind](self.parts, self.rows).reshape(base.shape)
+        # A difference is mapped from its file; what was computed is this function's to change.
+        delta = delta * self.scale if self.kind == "difference" else delta.mul_(self.scale)
         lengths = self._lengths(base)
         if lengths is None:
             return delta.add_(running)

@@ -280,6 +280,9 @@ class _Reader:
             if alone:
                 raise InputError(f"{self.file}: '{keys[alone[0]]}' has no LoRA that it belongs to")
             return None, {}
+        twice = next((r for r in ("lokr_w1", "lokr_w2") if {r, f"{r}_a"} <= {*keys}), "")
+        if twice:
+            raise InputError(f"{self.file}: '{keys[twice]}' is there whole and as two factors")
         missing = _missing(kinds[0], keys)
         if missing:
             raise InputError(f"{self.file}: '{first}' has no '{missing}' beside it; copy it again")

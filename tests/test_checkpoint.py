@@ -233,7 +233,7 @@ def test_no_weights_at_all(tiny_copy: Path) -> None:
 
 
 def test_not_a_checkpoint(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "no such folder")
+    refused(tmp_path / "nowhere", "no such file or folder")
     refused(tmp_path, "model_index.json is missing; name a folder in diffusers layout")
 
 

@@ -350,7 +350,7 @@ def test_a_command_that_does_not_say_what() -> None:
     result = CliRunner().invoke(main, ["fetch"])
     assert result.exit_code == 2 and "say what to fetch: fourstep fetch owner/name" in result.stderr
     gone = CliRunner().invoke(main, ["fetch", "nowhere/at/all"])
-    assert gone.exit_code == 2 and "no such folder" in gone.stderr
+    assert gone.exit_code == 2 and "no such file or folder" in gone.stderr
 
 
 def test_a_snapshot_is_not_looked_for_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ BIN := .venv/bin
 # Libraries' telemetry stays off, whatever their defaults.
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
+export ORT_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
 .PHONY: demo test test-full bench lint clean

@@ -12,8 +12,6 @@ in ms, and peak resident memory.
 Forms: one operator each, at the same shapes. The first form listed of each operator is the one that
 the emitter writes; the ratio is against it.
 
-Nothing is sent: the backend, imported first, hides OpenVINO's telemetry from OpenVINO.
-
     python -m benchmarks.openvino_forms [--json FILE] [--only roads|forms]
 """
 
@@ -35,7 +33,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import figures
-from exporter.backends import openvino as _hides_telemetry  # noqa: F401
 
 TOKENS, HEADS, HEAD, WIDTH = 1102, 24, 64, 1536  # 1024 image tokens, 77 of CLIP, one null token
 RUNS = 5

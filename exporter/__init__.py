@@ -2,4 +2,8 @@
 
 from __future__ import annotations
 
+from exporter.quiet import hush
+
 __version__ = "0.1.0"
+
+hush()  # before any library that speaks is imported

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fidelity.variant import Quantize, Samples, Variant
-from exporter import backends
 
 G64: dict[str, Any] = {"group_size": 64}
 AWARE = ("awq", "scale_estimation", "gptq")
@@ -84,7 +83,6 @@ def compress(
     """
 
     def quantize(file: Path, samples: Samples, folder: Path) -> Path:
-        backends.load("openvino")  # before NNCF: no telemetry
         import nncf
         import openvino as ov
         from openvino.passes import ConstantFolding, Manager

@@ -46,10 +46,7 @@ COLUMNS = (
     figures.Column("genai_next", "next (times)", 2),
 )
 SLOWER = 1.2  # inside a limit than without one: what still counts as fitting
-QUIET = {
-    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
-    "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false",
-}  # fmt: skip
+QUIET = {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
 Row = dict[str, Any]
 
 

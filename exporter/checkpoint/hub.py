@@ -5,7 +5,6 @@ Only ``fetch`` opens connections; what builds looks into the cache and names the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -111,7 +110,6 @@ def library(place: str) -> Any:
             f"checkpoint {place}: no such file or folder; name a .safetensors or .gguf file, a "
             "folder in diffusers layout, or a hub id"
         )
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import huggingface_hub
     except ImportError:

@@ -22,7 +22,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     """
     import onnxruntime as ort
 
-    ort.disable_telemetry_events()
+    ort.disable_telemetry_events()  # for whoever imported onnxruntime before ``exporter``
     config = ort.SessionOptions()
     config.log_severity_level = 3
     config.enable_cpu_mem_arena = False

@@ -13,7 +13,6 @@ was tried.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
-
-# OpenVINO reports its import to a server through this module, unless it cannot be found.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Weights are packed for their kernels, those of convolutions in float32; tables stay mapped.
 COSTS = MeasuredCosts(

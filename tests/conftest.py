@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,15 @@ def scheme_of(name: str, symmetric: bool = True) -> Scheme:
         return load_scheme(name).with_groups(None, symmetric)
     rule = Rule("*", "*", FORMATS["int2"], ("linear",))
     return load_scheme("int4").with_rules((rule,)).with_groups(None, symmetric)
+
+
+def slow_ones(schemes: Iterable[str]) -> list[Any]:
+    """Schemes for a test of each: the palettes that take longest to fit are for make test-full.
+
+    ``pal4`` shows in ``make test`` what is true of all of them.
+    """
+    slow = ("pal4-grouped", "pal6")
+    return [pytest.param(s, marks=pytest.mark.full) if s in slow else s for s in schemes]
 
 
 def needs(name: str) -> dict[str, str]:

@@ -137,9 +137,10 @@ def test_requests_are_checked_before_anything_is_opened(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr(Package, "session", lambda _, name, setup: opened.append(name))
-    picture = np.zeros((8, 8, 3), np.uint8)
+    picture = np.zeros((48, 64, 3), np.uint8)
+    wrong = Request("x", image=picture.astype(np.int64))
     with open_package(tiny_package).player(keep=True) as player:
-        for request in (Request("x", image=picture), Request("x", image=picture, strength=0.0)):
+        for request in (wrong, Request("x", image=picture, strength=0.0)):
             with pytest.raises(InputError, match="image|strength"):
                 list(generate(player, [request]))
     assert opened == []

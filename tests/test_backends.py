@@ -34,7 +34,7 @@ from exporter.quantize.nearest import encode
 from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
 from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import scheme_names
-from tests.conftest import SMALL, needs, random_inputs, scheme_of
+from tests.conftest import SMALL, needs, random_inputs, scheme_of, slow_ones
 from tests.layer_by_layer import layer_by_layer
 
 
@@ -86,7 +86,7 @@ def worst_error(
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scheme", [*scheme_names(), "int2"])
+@pytest.mark.parametrize("scheme", [*slow_ones(scheme_names()), "int2"])
 def test_every_graph_equals_torch(
     backend: Backend,
     programs: list[Program],
@@ -96,6 +96,8 @@ def test_every_graph_equals_torch(
     symmetric: bool,
 ) -> None:
     rules, weights = scheme_of(scheme, symmetric), Weights(tiny)
+    if not symmetric and rules == scheme_of(scheme):
+        return  # no groups in it
     for i, program in enumerate(programs):
         quantized = quantize(program, rules.format_of)
         choices = backends.default_choices(backend)

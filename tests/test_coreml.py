@@ -56,7 +56,7 @@ from exporter.quantize.schemes import load_scheme, scheme_names
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import open_package
 from exporter.runtime.verify import verify
-from tests.conftest import ROOT, SMALL, random_inputs, scheme_of, seal
+from tests.conftest import ROOT, SMALL, random_inputs, scheme_of, seal, slow_ones
 from tests.test_cli import RECIPE, fourstep, mistake
 
 Read = Callable[[object], Tensor]
@@ -238,7 +238,7 @@ def scaled(read: Read, factors: Mapping[str, float]) -> Read:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scheme", [*EXPRESSIBLE, "int2"])
+@pytest.mark.parametrize("scheme", [*slow_ones(EXPRESSIBLE), "int2"])
 def test_apples_loader_infers_what_is_declared(
     programs: dict[str, Program], weights: Weights, tmp_path: Path, scheme: str, symmetric: bool
 ) -> None:

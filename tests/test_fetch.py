@@ -146,6 +146,14 @@ def address(tiny_folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says: the only hub here is the test's own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture
 def hub(address: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The same, as this process's hub, with a cache of its own."""
@@ -333,7 +341,8 @@ def test_the_command(address: tuple[Hub, str], tmp_path: Path, tiny_folder: Path
     told = subprocess.run(
         [sys.executable, "-m", "exporter", "fetch", "--recipe", str(recipe), "--json"],
         env=os.environ
-        | {"HF_ENDPOINT": address[1], "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+        | {"HF_ENDPOINT": address[1], "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        | {"HF_HUB_OFFLINE": "0"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -26,7 +26,7 @@ from exporter.quantize.nearest import decode, encode
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import Unrounded, quantize, quantize_all, roles
 from exporter.quantize.schemes import load_scheme, scheme_names
-from tests.conftest import SMALL
+from tests.conftest import SMALL, slow_ones
 
 
 def weight(seed: int, rows: int = 48, columns: int = 256) -> np.ndarray:
@@ -308,7 +308,7 @@ def test_int4_defaults(programs: dict[str, Program]) -> None:
     assert ("conditioner", "transformer_blocks.0.norm1.linear.weight") in low
 
 
-@pytest.mark.parametrize("name", scheme_names())
+@pytest.mark.parametrize("name", slow_ones(scheme_names()))
 def test_quantized_programs_run_in_torch(
     programs: dict[str, Program], tiny: Checkpoint, name: str
 ) -> None:

@@ -418,7 +418,11 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (line,) = result.stderr.strip().splitlines()
         assert all(word in line for word in words), line
 
-    mistake(tmp_path / "x", "unknown preset 'sd4'; known: sd3.5-flash, sd3.5-fl", preset="sd4")
+    mistake(
+        tmp_path / "x",
+        "unknown preset 'sd4'; known: sd3-medium, sd3-medium-twin, sd3.5-fl",
+        preset="sd4",
+    )
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     mistake(tmp_path / "taken", "taken: exists and is not an empty folder")

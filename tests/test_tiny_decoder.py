@@ -436,10 +436,10 @@ def test_a_recipe_without_it_is_counted_as_before(tmp_path: Path, tiny_folder: P
     """Packages of recipes that say nothing of it keep their bytes."""
     plain = recipe_of(tmp_path, tiny_folder)
     decisive = asdict(replace(plain, checkpoint="", backends=(), choices=()))
-    places = ("revision", "parts", "tokenizers", "config", "tiny")
-    for key in (*places, "most_file_bytes", "denoiser_parts"):
+    places = ("revision", "variant", "parts", "tokenizers", "config", "tiny")
+    for key in (*places, "most_file_bytes", "denoiser_parts", "loras", "guidance"):
         del decisive[key]
-    del decisive["cut"]["ends"]
+    del decisive["cut"]["ends"], decisive["cut"]["fixed_negative"]
     decisive["options"] = dict(plain.backend("onnx").choices)
     expected = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     assert plain.digest("onnx") == expected

@@ -42,6 +42,7 @@ class Hub:
         files: by their names in the repository.
         refused: status and error code in place of files, or of everything with ``everything``.
         drops: how often a connection ends in the middle of ``WEIGHTS``.
+        etag: in place of the digest of a file.
     """
 
     files: dict[str, bytes]
@@ -49,6 +50,7 @@ class Hub:
     everything: bool = False
     drops: int = 0
     damaged: bool = False
+    etag: str = ""
     asked: list[Asked] = field(default_factory=list)
 
     def got(self, name: str) -> list[int]:
@@ -99,7 +101,7 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def send_file(self, name: str, start: int) -> None:
             content = hub.files[name]
             self.send_response(206 if start else 200)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{hub.etag or hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(content) - start))
@@ -264,6 +266,13 @@ def test_what_is_not_there(hub: Hub, tiny_folder: Path) -> None:
         fetch(str(tiny_folder), ("vae",), None, None, silent)
     with pytest.raises(InputError, match="no name that a hub repository can have"):
         fetch("a..b/--", ("vae",), None, None, silent)
+
+
+def test_a_file_that_cannot_be_checked_is_not_fetched(hub: Hub) -> None:
+    hub.etag = "not-a-digest"
+    with pytest.raises(InputError, match="does not say what .* is, so that it cannot be checked"):
+        fetched()
+    assert hub.got(WEIGHTS) == []
 
 
 def test_a_hub_that_nobody_answers_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

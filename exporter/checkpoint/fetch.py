@@ -88,8 +88,11 @@ def _listed(hub: Any, place: str, revision: str | None) -> tuple[str, list[str]]
 def _remote(hub: Any, place: str, name: str, commit: str) -> Remote:
     url = hub.hf_hub_url(place, name, revision=commit)
     found = hub.get_hf_file_metadata(url)
-    if not found.etag or found.size is None:
-        raise InputError(f"{place}: the hub does not say what {name} is; try again")
+    is_digest = found.etag and (SHA256.fullmatch(found.etag) or GIT_BLOB.fullmatch(found.etag))
+    if not is_digest or found.size is None:
+        raise InputError(
+            f"{place}: the hub does not say what {name} is, so that it cannot be checked"
+        )
     return Remote(name, url, found.etag, found.size)
 
 
@@ -156,10 +159,8 @@ def _is_right(file: Path, remote: Remote) -> bool:
     """Whether a file is what its etag is the digest of: SHA-256, or git's of a small one."""
     if SHA256.fullmatch(remote.etag):
         total = hashlib.sha256()
-    elif GIT_BLOB.fullmatch(remote.etag):
-        total = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
     else:
-        return file.stat().st_size == remote.size_bytes
+        total = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(AT_ONCE_BYTES):
             total.update(chunk)

@@ -32,6 +32,10 @@ def decoded(text: str) -> str:
         return text
 
 
+class Remark(UserWarning):
+    """What a user should know and what stops nothing; the command line shows it in a line."""
+
+
 class FourstepError(Exception):
     """A failure whose message is complete: what is wrong, where, and what to do next.
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from exporter.build.pipeline import build
 from exporter.checkpoint.configs import decisive
+from exporter.checkpoint.folder import CheckpointRemark
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.weights import choose, weight_sets
+from exporter.cli import main
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.recipe.recipe import Recipe
@@ -149,9 +152,15 @@ def test_a_component_without_the_variant_is_the_plain_one(tiny_copy: Path) -> No
     """As in diffusers: T5 is often stored once, the others in several variants."""
     several(tiny_copy)
     (tiny_copy / "text_encoder_3" / "model.fp16.safetensors").unlink()
-    found = open_checkpoint(str(tiny_copy), variant="fp16")
+    said = "text_encoder_3: no weights of variant 'fp16'; the plain ones are read"
+    with pytest.warns(CheckpointRemark, match=said):
+        found = open_checkpoint(str(tiny_copy), variant="fp16")
     assert found.component("text_encoder_3").files[0].name == "model.safetensors"
     assert found.component("vae").files[0].name == "diffusion_pytorch_model.fp16.safetensors"
+    shown = CliRunner().invoke(main, ["recipe", str(tiny_copy), "--variant", "fp16"])
+    assert shown.exit_code == 0, shown.output
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith("fourstep: warning: ") and said in line
 
 
 def test_names_of_weights() -> None:

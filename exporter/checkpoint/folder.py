@@ -7,6 +7,7 @@ file that was never there.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from exporter.checkpoint.component import COMPONENTS, Component, component_of
 from exporter.checkpoint.stored import REMEDY, read_stored
 from exporter.checkpoint.weights import PLAIN, choose, weight_sets
-from exporter.errors import InputError
+from exporter.errors import InputError, Remark
 from exporter.files.read import begins_with, read_json
 
 INDEX = "model_index.json"
@@ -34,6 +35,10 @@ SNAPSHOT = re.compile(
 POINTER = b"version https://git-lfs.github.com/spec/"  # what git writes for a file of LFS
 
 
+class CheckpointRemark(Remark):
+    """Something was asked of a checkpoint that it has in part."""
+
+
 def open_components(
     folder: Path, names: Sequence[str], variant: str | None = None
 ) -> dict[str, Component]:
@@ -45,7 +50,7 @@ def open_components(
     index = read_index(folder)
     there = [name for name in names if (folder / name).is_dir()]
     if variant:
-        _require_variant(folder, there, variant)
+        _check_variant(folder, there, variant)
     return {name: _open_component(folder, name, index, variant) for name in there}
 
 
@@ -94,15 +99,22 @@ def _fetch_hint(folder: Path) -> str:
     return f" in the hub's cache: {command}" if command else ""
 
 
-def _require_variant(folder: Path, there: Sequence[str], variant: str) -> None:
-    """Raise InputError for a variant that no component has: it would silently not be used."""
-    have = {s.variant for name in there for s in weight_sets(_names(folder / name))}
-    if there and variant not in have:
-        listed = ", ".join(sorted(have - {PLAIN})) or "none"
+def _check_variant(folder: Path, there: Sequence[str], variant: str) -> None:
+    """Warn CheckpointRemark of components without a variant, whose plain weights are read then.
+
+    Raises InputError for a variant that none has.
+    """
+    have = {name: {s.variant for s in weight_sets(_names(folder / name))} for name in there}
+    lacking = [name for name, variants in have.items() if variant not in variants]
+    if lacking and len(lacking) == len(have):
+        listed = ", ".join(sorted(set().union(*have.values()) - {PLAIN})) or "none"
         raise InputError(
             f"checkpoint {folder}: no component has weights of variant {variant!r}; "
             f"variants here: {listed}{_fetch_hint(folder)}"
         )
+    if lacking:
+        said = f"{', '.join(lacking)}: no weights of variant {variant!r}; the plain ones are read"
+        warnings.warn(f"checkpoint {folder}: {said}", CheckpointRemark, stacklevel=2)
 
 
 def _open_component(

@@ -30,7 +30,7 @@ from exporter.cli import (
     synth,
     verify,
 )
-from exporter.cli.output import FLAGS, complain
+from exporter.cli.output import FLAGS, complain, remarks_shown
 from exporter.errors import FourstepError
 from exporter.files.staging import SHORTER
 from exporter.files.stop import forget, stop
@@ -61,7 +61,8 @@ class Commands(click.Group):
         """Run a command line and exit, as click does, but with errors of one line."""
         _steady_streams()
         try:
-            code = super().main(*arguments, **options | {"standalone_mode": False})
+            with remarks_shown():
+                code = super().main(*arguments, **options | {"standalone_mode": False})
         except FourstepError as error:
             _end(error.worded(FLAGS.get(error.field, error.field)), error.exit_code)
         except click.ClickException as error:

@@ -10,7 +10,7 @@ import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json, warnings_shown
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -40,9 +40,9 @@ def command(
     """
     require_build()
     from exporter.build.pipeline import build as build_packages
-    from exporter.drawing.text import PromptCut
     from exporter.quantize.schemes import scheme_names as all_schemes
     from exporter.recipe.plan import is_plan
+    from exporter.recipe.recipe import read_recipe
 
     for flag, names, options in (
         ("--backend", backend_names, backends.names()),
@@ -52,12 +52,11 @@ def command(
             if name not in options and not (flag == "--scheme" and is_plan(name)):
                 raise InputError(f"{flag}: {known(flag.lstrip('-'), name, options)}")
     scheme_names = [str(PLACE.convert(n, None, None)) if is_plan(n) else n for n in scheme_names]
-    plan = recipe_of(recipe)
+    plan = read_recipe(recipe)
     plan = replace(plan, prompts=()) if no_golden else plan
     progress = Progress(bar_on_terminal)
     place = out or Path("artifacts") / plan.name
-    with warnings_shown(PromptCut):
-        built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
+    built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
     end_of_bar()
     rows = [
         {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from exporter.cli.options import PLACE, json_option
-from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
 from exporter.progress import bar_on_terminal, end_of_bar, redraws
 
@@ -35,8 +35,9 @@ def command(
     from exporter.checkpoint.component import COMPONENTS
     from exporter.checkpoint.fetch import fetch
     from exporter.network.assemble import components_of
+    from exporter.recipe.recipe import read_recipe
 
-    read = recipe_of(recipe) if recipe else None
+    read = read_recipe(recipe) if recipe else None
     if read and hub_id in (None, read.checkpoint):
         hub_id, revision = read.checkpoint, revision or read.revision
         variant = variant or read.variant

@@ -10,7 +10,7 @@ import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option
-from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
 from exporter.package.manifest import Schedule
 
@@ -103,6 +103,7 @@ def _inspect_checkpoint(
     from exporter.checkpoint.component import COMPONENTS
     from exporter.checkpoint.open import open_partly
     from exporter.checkpoint.survey import lora_summary, survey
+    from exporter.recipe.recipe import read_recipe
 
     file = Path(place)
     lora = lora_summary(file) if file.suffix == ".safetensors" and file.is_file() else None
@@ -112,7 +113,7 @@ def _inspect_checkpoint(
         else:
             show(f"{place}  LoRA, {lora.worded}")
         return
-    recipe = recipe_of(recipe_file) if recipe_file else None
+    recipe = read_recipe(recipe_file) if recipe_file else None
     checkpoint = open_asked(recipe, place) if recipe else open_partly(place, (), revision, variant)
     found = survey(place, checkpoint)
     told = {

@@ -7,17 +7,16 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter import backends
-from exporter.errors import decoded, needs_extra, printable
+from exporter.errors import Remark, decoded, needs_extra, printable
 from exporter.progress import say
 
 if TYPE_CHECKING:
-    from exporter.recipe.recipe import Recipe
+    pass
 
 BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 # The flag of each field that the library's errors speak of.
@@ -61,33 +60,20 @@ def complain(line: str) -> None:
     say(f"fourstep: {printable(' '.join(line.splitlines()))}\n")
 
 
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    complain(f"warning: {message}")
-
-
 @contextmanager
-def warnings_shown(*categories: type[Warning]) -> Iterator[None]:
-    """Show warnings of these categories, each text once; others as Python would decide."""
+def remarks_shown() -> Iterator[None]:
+    """Show the project's own remarks, each text once; other warnings as Python would decide."""
+    shown: set[str] = set()
+
+    def show_remark(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            complain(f"warning: {message}")
+
     with warnings.catch_warnings():
-        for category in categories:
-            warnings.simplefilter("once", category)
-        warnings.showwarning = show_warning
+        warnings.simplefilter("always", Remark)
+        warnings.showwarning = show_remark
         yield
-
-
-def recipe_of(file: Path) -> Recipe:
-    """Read a recipe, and show what is said of it; raises InputError."""
-    from exporter.recipe.recipe import RecipeWarning, read_recipe
-
-    with warnings_shown(RecipeWarning):
-        return read_recipe(file)
 
 
 def require_build() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import megabytes, recipe_of, require_build, show, show_json
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -62,6 +62,7 @@ def command(
     from exporter.package.names import UPSTREAM
     from exporter.plan.road import plan as make_plan
     from exporter.plan.search import Aim
+    from exporter.recipe.recipe import read_recipe
 
     if sum(aim is not None for aim in (budget, memory, bits, floor_db)) != 1:
         raise InputError("give one of --budget 1.2GB, --memory 2GB, --bits 4.5 and --floor 35")
@@ -72,7 +73,7 @@ def command(
     for graph in graphs:
         if graph not in UPSTREAM:
             raise InputError(f"--graph: {known('graph', graph, UPSTREAM)}")
-    found = recipe_of(recipe)
+    found = read_recipe(recipe)
     file = file or Path(f"{found.name}.plan.toml")
     if file.suffix != ".toml":
         raise InputError(f"-o {file}: must end in .toml")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from exporter.cli.options import (
     half_option,
     json_option,
 )
-from exporter.cli.output import show, show_json, show_warning
+from exporter.cli.output import show, show_json
 from exporter.drawing.start import FITS, Fit
 from exporter.errors import CheckFailed, InputError
 from exporter.files.colours import BACKGROUND
@@ -149,9 +148,6 @@ def command(
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
-    from exporter.drawing.start import PictureRemark
-    from exporter.drawing.text import PromptCut
-
     if half and exact:
         raise InputError("--half and --exact ask for opposites; leave one out")
     precision: Precision = "half" if half else "float32" if exact else "packaged"
@@ -159,12 +155,8 @@ def command(
     start = Start(image, strength, fit, background)
     output = Output(out, previews, not no_metadata)
     try:
-        with warnings.catch_warnings():
-            for kind in (PromptCut, PictureRemark):
-                warnings.simplefilter("always", kind)
-            warnings.showwarning = show_warning
-            asked = _prompts(prompts, listed)
-            rows = _run(package, asked, seeds, negative, start, output, options, at_once)
+        asked = _prompts(prompts, listed)
+        rows = _run(package, asked, seeds, negative, start, output, options, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:

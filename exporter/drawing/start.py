@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from exporter.errors import InputError, known
+from exporter.errors import InputError, Remark, known
 from exporter.files.colours import (
     BACKGROUND,
     MOST_WHOLE,
@@ -38,7 +38,7 @@ WANTED = (
 )
 
 
-class PictureRemark(UserWarning):
+class PictureRemark(Remark):
     """What has to be known of how a picture to start from was read, as that some was cut off."""
 
 

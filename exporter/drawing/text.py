@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as Tokens
 
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, Remark
 from exporter.files.read import is_text, panics_as
 from exporter.files.tokens import parse_tokenizer
 from exporter.package.manifest import Tokenizer
@@ -18,7 +18,7 @@ Encode = Callable[[str], np.ndarray]
 MOST_CHARACTERS = 100_000  # of a prompt, of which encoders read 77 to 512 tokens
 
 
-class PromptCut(UserWarning):
+class PromptCut(Remark):
     """A prompt is longer than an encoder reads; the message names what is not read."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.errors import InputError
+from exporter.errors import InputError, Remark
 from exporter.files.lock import LOCK, OWNER, locked
 from exporter.files.read import convert, file_digest, read_json
 from exporter.files.staging import remove, write_whole
@@ -21,7 +21,7 @@ LIST = "digests.json"
 REMEDY = "choose another cache"
 
 
-class DamagedCache(UserWarning):
+class DamagedCache(Remark):
     """Something in a cache was not as it was written."""
 
 

@@ -17,7 +17,7 @@ from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
 from exporter.checkpoint.lora import Lora
 from exporter.drawing.text import check_prompt
-from exporter.errors import InputError, known
+from exporter.errors import InputError, Remark, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
 from exporter.network.cut import Cut, End, Ends, Previews
@@ -70,7 +70,7 @@ LORA_KEYS = ("file", "weight")
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
 
 
-class RecipeWarning(UserWarning):
+class RecipeWarning(Remark):
     """A key of a recipe means less than whoever wrote it may think."""
 
 

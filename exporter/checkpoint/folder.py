@@ -105,13 +105,13 @@ def _check_variant(folder: Path, there: Sequence[str], variant: str) -> None:
     Raises InputError for a variant that none has.
     """
     have = {name: {s.variant for s in weight_sets(_names(folder / name))} for name in there}
-    lacking = [name for name, variants in have.items() if variant not in variants]
-    if lacking and len(lacking) == len(have):
+    if have and not any(variant in variants for variants in have.values()):
         listed = ", ".join(sorted(set().union(*have.values()) - {PLAIN})) or "none"
         raise InputError(
             f"checkpoint {folder}: no component has weights of variant {variant!r}; "
             f"variants here: {listed}{_fetch_hint(folder)}"
         )
+    lacking = [name for name, found in have.items() if variant not in found and PLAIN in found]
     if lacking:
         said = f"{', '.join(lacking)}: no weights of variant {variant!r}; the plain ones are read"
         warnings.warn(f"checkpoint {folder}: {said}", CheckpointRemark, stacklevel=2)

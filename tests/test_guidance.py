@@ -195,6 +195,19 @@ def test_a_fixed_negative_prompt_is_a_constant(fixed: Built) -> None:
     assert "guidance 4.5, negative prompt 'a blue square, blurred'" in said("inspect", fixed.path)
 
 
+def test_rounding_stands_out_more_where_guidance_multiplies_it(fixed: Built, free: Built) -> None:
+    """By independent errors of both calls, added up in numbers; only where inputs are rounded."""
+    random = np.random.default_rng(0)
+    v, n = random.normal(size=(2, 100_000))
+    noise_db = 10 * np.log10((n + SCALE * (v - n)).var() / v.var())
+    manifest = open_package(fixed.path).manifest
+    allowed = {graph.name: graph.tolerance.image_psnr_db for graph in manifest.graphs}
+    assert allowed["denoiser"] == pytest.approx(45 - noise_db, abs=0.2)
+    assert allowed["vae_decoder"] == allowed["conditioner"] == 40
+    manifest = open_package(free.path).manifest
+    assert {graph.tolerance.image_psnr_db for graph in manifest.graphs} == {40}
+
+
 def said(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == code, result.output

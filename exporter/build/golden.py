@@ -7,6 +7,7 @@ loop is part of what is checked.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from exporter.drawing.loop import (
 )
 from exporter.drawing.noise import TorchNoise
 from exporter.drawing.vectors import noise_vectors, token_vectors
-from exporter.package.manifest import Golden, GoldenEntry, Schedule
+from exporter.package.manifest import Golden, GoldenEntry, Guidance, Schedule, Tolerance
 from exporter.package.measures import relative_error
 from exporter.package.preview import Preview
 from exporter.quantize.program import QuantizedProgram
@@ -118,18 +119,62 @@ def _recording(player: Player, calls: list[Call]) -> Player:
     return replace(player, open=open_session)
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """What a graph that rounds inputs may differ by besides what its backend says.
+
+    Attributes:
+        graph_relative: relative L2 error of an output.
+        guidance_db: by how much its errors stand out more in a picture; see ``guidance_db``.
+    """
+
+    graph_relative: float = 0.0
+    guidance_db: float = 0.0
+
+    def widened(self, tolerance: Tolerance) -> Tolerance:
+        """A backend's tolerance with it."""
+        return Tolerance(
+            graph_relative=max(self.graph_relative, tolerance.graph_relative),
+            image_psnr_db=tolerance.image_psnr_db - self.guidance_db,
+        )
+
+
+USUAL = Allowance()
+
+
+def guidance_db(guidance: Guidance | None) -> float:
+    """How much more noise a guided step has than each of its two calls, in dB, to a tenth above.
+
+    A step's velocity is n + s * (v - n) = s * v + (1 - s) * n. Where the errors of v and n have
+    nothing to do with each other, as those of values between two levels, their variances add up
+    to s^2 + (s - 1)^2 of one call's. Without guidance: 0.
+    """
+    if guidance is None:
+        return 0.0
+    variance = guidance.scale**2 + (guidance.scale - 1) ** 2
+    return math.ceil(100 * math.log10(variance)) / 10
+
+
 def allowances(
-    programs: Mapping[str, QuantizedProgram], weights: Weights, drawing: Drawing
-) -> dict[str, float]:
-    """Of each graph that rounds inputs, the relative L2 error that its outputs may have.
+    programs: Mapping[str, QuantizedProgram],
+    weights: Weights,
+    drawing: Drawing,
+    guidance: Guidance | None,
+) -> dict[str, Allowance]:
+    """Of each graph that rounds inputs, what it may differ by.
 
     A value between two levels falls to either of them by the last digit of a float, and what comes
     behind is computed from the level. So two engines that compute the same program differ by more
     than their floats do. How much more is measured on the program itself: twice the error that
     moving all inputs by ``MOVED`` makes on a picture's calls, up to the next power of two.
     """
+    steps = len(drawing.latents)
+    calls = Counter(name for name, _, _ in drawing.calls)
     return {
-        name: 2.0 ** math.ceil(math.log2(2 * _own_error(program, weights, drawing)))
+        name: Allowance(
+            2.0 ** math.ceil(math.log2(2 * _own_error(program, weights, drawing))),
+            guidance_db(guidance) if calls[name] == 2 * steps else 0.0,
+        )
         for name, program in programs.items()
         if asked(program)
     }

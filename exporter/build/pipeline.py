@@ -218,7 +218,7 @@ class _Work:
     Attributes:
         rounded: gives a graph's program with its rounded inputs.
         pictures: the golden pictures; none where the recipe has no prompts.
-        allowed: relative errors that graphs may have; of others, what the backend says.
+        allowed: what graphs may differ by besides what the backend says.
     """
 
     model: Model
@@ -226,7 +226,7 @@ class _Work:
     calibration: Calibration | None
     rounded: Callable[[str], QuantizedProgram]
     pictures: golden.Pictures
-    allowed: Mapping[str, float]
+    allowed: Mapping[str, golden.Allowance]
 
 
 def _work(
@@ -246,7 +246,7 @@ def _work(
     progress(f"{job.scheme.name}: golden pictures in torch")
     programs = {name: rounded(name) for name in job.programs}
     drawings = painter.draw(programs)
-    allowed = golden.allowances(programs, weights, drawings[0])
+    allowed = golden.allowances(programs, weights, drawings[0], painter.schedule.guidance)
     return _Work(model, weights, calibration, rounded, golden.Pictures(drawings, plain), allowed)
 
 
@@ -284,7 +284,7 @@ def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> Graph
     cut = split(work.rounded(graph), work.model.recipe.graph_parts.get(graph, 1))
     program = next(p for p in cut if p.name == part.name)
     options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
-    allowed = work.allowed.get(graph, 0.0)
+    allowed = work.allowed.get(graph, golden.USUAL)
     return write.emit_graph(job.backend, program, work.weights.read, folder, options, allowed)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from exporter import __version__, backends
 from exporter.backends.contract import Backend, EmitOptions, MeasuredCosts
 from exporter.build import golden
-from exporter.build.golden import Drawing, Pictures
+from exporter.build.golden import USUAL, Allowance, Drawing, Pictures
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
 from exporter.checkpoint.open import Checkpoint
@@ -80,17 +80,16 @@ def emit_graph(
     read: Callable[[object], Tensor],
     folder: Path,
     options: EmitOptions,
-    allowed: float = 0.0,
+    allowed: Allowance = USUAL,
 ) -> GraphEntry:
     """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry.
 
     Args:
-        allowed: relative error that the graph may have, where that is more than the backend says.
+        allowed: what the graph may differ by besides what the backend says.
     """
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
     emitted = backend.emit(program, read, place, options)
-    most = max(allowed, emitted.tolerance.graph_relative)
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -101,7 +100,7 @@ def emit_graph(
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
         run_bytes=run_bytes(program, backend.costs) if backend.costs else None,
-        tolerance=replace(emitted.tolerance, graph_relative=most),
+        tolerance=allowed.widened(emitted.tolerance),
         session=emitted.session,
         remarks=emitted.remarks,
     )

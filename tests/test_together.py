@@ -11,14 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image as Picture
 
+from exporter.build import resume, write
 from exporter.errors import InputError
 from exporter.files import lock, staging
-from exporter.files.lock import LOCK, OWNER, locked
+from exporter.files.lock import LOCK, OWNER, alone, locked
+from exporter.files.pictures import write_picture
 from tests.conftest import ROOT
 from tests.test_package import digests
 from tests.test_resume import RECIPE
@@ -238,6 +244,61 @@ def test_one_at_a_time(tmp_path: Path, locks: bool) -> None:
     assert most == [1] * 8 and len(said) <= 7
     assert all(f"process {os.getpid()} on " in line for line in said)
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == []
+
+
+def test_one_at_a_time_at_a_file(tmp_path: Path, locks: bool) -> None:
+    """Whoever writes beside it does not wait; names as long as a file system allows are locked."""
+    one, other = tmp_path / ("n" * 250), tmp_path / "other"
+    with alone(one, pytest.fail), alone(other, pytest.fail):
+        said: list[str] = []
+        waiting = threading.Thread(target=lambda: enter(alone(one, said.append)))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive() and "has been working here since" in said[0]
+    waiting.join(60)
+    assert not waiting.is_alive() and [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["onnx-int4", "[a-z]*?", "n" * 240], ids=["plain", "signs", "long"]
+)
+def test_what_a_kill_leaves_beside_a_package_goes(tmp_path: Path, name: str) -> None:
+    """Whatever it is called: a name may hold what a pattern means otherwise."""
+    target = tmp_path / name
+    for file in (write.log_of(target), resume.journal_of(target)):
+        staging.part_of(file).write_text("half")
+    assert resume.whole_package(target, "basis") is None
+    assert [*tmp_path.iterdir()] == []
+
+
+def enter(block: AbstractContextManager[None]) -> None:
+    with block:
+        pass
+
+
+def test_many_write_one_picture(tmp_path: Path) -> None:
+    """Whose is last is chance; whole it is, and none of them fails."""
+    greys = [np.full((40 + 8 * i, 64, 3), 20 * i, np.uint8) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda grey: write_picture(grey, tmp_path / "a.png"), greys * 4):
+            with Picture.open(tmp_path / "a.png") as picture:
+                found = np.asarray(picture)
+            assert any(np.array_equal(found, grey) for grey in greys)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_two_write_one_checkpoint(tmp_path: Path) -> None:
+    """The second waits for the first, and then says that the folder is taken."""
+    command = [sys.executable, "-m", "exporter", "synth", "sd3.5-flash-twin", str(tmp_path / "c")]
+    children = [
+        subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [child.communicate(timeout=300)[1] for child in children]
+    assert sorted(child.returncode for child in children) == [0, 2]
+    (refused,) = (text for text in said if "name another one" in text)
+    assert "Traceback" not in refused
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
 
 
 HOLD = """

@@ -25,7 +25,15 @@ from exporter.build.write import Origin, licences_of, log_of, tools_of
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
-from exporter.files.staging import beside, partial_of, remove, settle, staging, write_whole
+from exporter.files.staging import (
+    beside,
+    part_of,
+    partial_of,
+    remove,
+    settle,
+    staging,
+    write_whole,
+)
 from exporter.package.check import check_file
 from exporter.package.decode import parse
 from exporter.package.manifest import GraphEntry
@@ -137,8 +145,8 @@ def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
 def _clear(target: Path) -> None:
     """Mend and remove what a kill has left that no build will go on from."""
     settle(target)
-    for file in target.parent.glob(f".{target.name}.*.part"):
-        file.unlink()
+    for file in (log_of(target), journal_of(target)):
+        part_of(file).unlink(missing_ok=True)
     if not journal_of(target).exists():
         remove(partial_of(target))
     elif not partial_of(target).exists():

@@ -9,6 +9,7 @@ import click
 from exporter.cli.options import PLACE
 from exporter.cli.output import require_build, show
 from exporter.errors import InputError
+from exporter.files.lock import alone
 from exporter.files.staging import write_whole
 
 
@@ -37,5 +38,6 @@ def command(
     if out is None:
         show(text.removesuffix("\n"))
         return
-    write_whole(out, text)
+    with alone(out, lambda _: None):
+        write_whole(out, text)
     show(str(out))

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a file in it that says who, locked for as long as it works.
+"""One process at a time in a place: a file in it that says who, locked for as long as it works.
 
 The lock is the system's, so that it ends with its process however that ends. Where a file system
 has no locks, whoever makes a file of the other name is the one; if that process is gone, the next
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from exporter.errors import InputError
 from exporter.files.read import convert, read_json
-from exporter.files.staging import REMEDY, absent, remove_if_empty, unwritable
+from exporter.files.staging import REMEDY, absent, beside, remove_if_empty, unwritable
 
 LOCK, OWNER = ".fourstep.lock", ".fourstep.owner"
 POLL_S = 0.1
@@ -67,11 +67,31 @@ def locked(folder: Path, say: Callable[[str], None], remedy: str = REMEDY) -> It
     Raises InputError where the folder cannot be written, or where nobody can know whether the one
     who works there still does.
     """
+    with _turn(folder, folder, folder / LOCK, folder / OWNER, say, remedy):
+        yield
+
+
+@contextmanager
+def alone(target: Path, say: Callable[[str], None], remedy: str = REMEDY) -> Iterator[None]:
+    """While it lasts, no other process is in a block for this file or folder; see ``locked``.
+
+    Others may write other things beside it.
+    """
+    names = beside(target, LOCK), beside(target, OWNER)
+    with _turn(target, target.parent, *names, say, remedy):
+        yield
+
+
+@contextmanager
+def _turn(
+    target: Path, folder: Path, lock: Path, owner: Path, say: Callable[[str], None], remedy: str
+) -> Iterator[None]:
+    """Hold a lock in ``folder``, which is made if need be, for ``target``."""
     made = absent(folder)
     try:
-        held = _wait(folder, say, remedy)
+        held = _wait(target, lock, owner, say, remedy)
     except OSError as error:
-        raise unwritable(folder, error, remedy) from error
+        raise unwritable(target, error, remedy) from error
     try:
         yield
     finally:
@@ -81,27 +101,27 @@ def locked(folder: Path, say: Callable[[str], None], remedy: str = REMEDY) -> It
             remove_if_empty(parent)
 
 
-def _wait(folder: Path, say: Callable[[str], None], remedy: str) -> _Held:
+def _wait(target: Path, lock: Path, sign: Path, say: Callable[[str], None], remedy: str) -> _Held:
     told = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held = _attempt(folder / LOCK)
-            owner = None if held else _read_owner(folder / LOCK)
+            held = _attempt(lock)
+            owner = None if held else _read_owner(lock)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            (folder / LOCK).unlink(missing_ok=True)
-            held, owner = _attempt_by_name(folder / OWNER)
+            lock.unlink(missing_ok=True)
+            held, owner = _attempt_by_name(sign)
             if owner is not None and owner.host != socket.gethostname():
                 raise InputError(
-                    f"{folder}: {owner}; wait for it, {remedy}, or if it no longer runs, delete "
-                    f"{folder / OWNER}"
+                    f"{target}: {owner}; wait for it, {remedy}, or if it no longer runs, delete "
+                    f"{sign}"
                 ) from None
         if held is not None:
             return held
         if owner is not None and not told:
-            say(f"{folder}: {owner}; waiting for it")
+            say(f"{target}: {owner}; waiting for it")
             told = True
         time.sleep(POLL_S)
 

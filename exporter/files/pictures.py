@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.errors import InputError
 from exporter.files.colours import Say
+from exporter.files.lock import alone
 from exporter.files.read import Failure, panics_as, reason_of
 from exporter.files.staging import unwritable, write_whole
 
@@ -140,10 +141,11 @@ def write_picture(pixels: np.ndarray, file: Path, about: Mapping[str, str] | Non
             JSON in Exif's UserComment. Other formats hold none.
     """
     content = encoded(pixels, file, about or {})
-    try:
-        write_whole(file, content)
-    except OSError as error:
-        raise unwritable(file, error) from None
+    with alone(file, lambda _: None):
+        try:
+            write_whole(file, content)
+        except OSError as error:
+            raise unwritable(file, error) from None
 
 
 def encoded(pixels: np.ndarray, file: Path, about: Mapping[str, str]) -> bytes:

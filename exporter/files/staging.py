@@ -164,9 +164,14 @@ def remove(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
+def part_of(file: Path) -> Path:
+    """Where ``write_whole`` writes a file before it is whole."""
+    return beside(file.with_name(file.name.lstrip(".")), ".part")
+
+
 def write_whole(file: Path, content: str | bytes) -> None:
     """Write a file beside its place and move it there, so that it is never half of it."""
-    part = beside(file.with_name(file.name.lstrip(".")), ".part")
+    part = part_of(file)
     try:
         with part.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)

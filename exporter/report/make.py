@@ -16,6 +16,7 @@ import numpy as np
 from exporter import __version__, backends
 from exporter.bench.process import Asked, Drawn, draw_apart
 from exporter.errors import CheckFailed, FourstepError, InputError
+from exporter.files.lock import alone
 from exporter.files.prompts import read_prompts
 from exporter.files.read import convert, read_json, read_text
 from exporter.files.staging import refuse_place, staging
@@ -103,7 +104,7 @@ def make(
     progress.expect(sum(_lines(p, asked) for p in packages))
     with tempfile.TemporaryDirectory() as place:
         report, shown = _compare_all(packages, asked, measure, Path(place), progress)
-    with staging(out) as fresh:
+    with alone(out, lambda _: None), staging(out) as fresh:
         (fresh / DATA).write_text(report.to_json(), encoding="utf-8", newline="\n")
         (fresh / PAGE).write_text(page(report, shown), encoding="utf-8", newline="\n")
     return report

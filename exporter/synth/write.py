@@ -31,6 +31,7 @@ from typing import Any
 from exporter.checkpoint.component import COMPONENTS
 from exporter.checkpoint.tokenizers import CLIP_END
 from exporter.errors import InputError
+from exporter.files.lock import alone
 from exporter.files.staging import refuse_place, staging
 from exporter.network import clip, conditioner, denoiser, t5, vae
 from exporter.network.cut import Cut
@@ -121,7 +122,8 @@ def synthesize(
     needed_bytes = sum(t.bytes for p in parts for t in p.tensors) + OTHER_BYTES
     refuse_place(target.parent, needed_bytes, REMEDY)
     progress.expect(sum(len(_shards(p.tensors)) for p in parts) + 1)
-    with staging(target, REMEDY) as folder:
+    with alone(target, progress, REMEDY), staging(target, REMEDY) as folder:
+        _refuse_taken(target)  # another may have written it in the meantime
         for part in parts:
             _write_part(folder / part.component, part, preset, seed, progress)
         _write_beside(folder, preset, with_t5)

@@ -34,6 +34,7 @@ ROOMS = (
     "build",
     "plan",
     "bench",
+    "bundle",
     "report",
     "cli",
     "__main__",

@@ -1,0 +1,1 @@
+"""Packages as projects in the languages of devices, that build and draw."""

@@ -22,6 +22,7 @@ ROOMS = (
     "package",
     "drawing",
     "checkpoint",
+    "marking",
     "network",
     "program",
     "synth",
@@ -39,7 +40,13 @@ ROOMS = (
     "cli",
     "__main__",
 )
-TORCHLESS = ("exporter.package", "exporter.drawing", "exporter.runtime", "exporter.report")
+TORCHLESS = (
+    "exporter.package",
+    "exporter.drawing",
+    "exporter.marking",
+    "exporter.runtime",
+    "exporter.report",
+)
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "coremltools", "nncf")
 
 

@@ -16,10 +16,10 @@ demo: .venv/ready
 	    "two red circles left of a blue square" --seed 7 --out artifacts/demo-$$package.png || exit; \
 	done
 
-test: .venv/ready lint
+test: .venv/ready tests/web/node_modules/ready lint
 	$(BIN)/python -m pytest -m "not full"
 
-test-full: .venv/ready lint
+test-full: .venv/ready tests/web/node_modules/ready lint
 	$(BIN)/python -m pytest
 
 bench: .venv/ready
@@ -47,5 +47,12 @@ lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	touch $@
 
+# Node's packages, by the lock file; without npm the tests that need them say so and are skipped.
+tests/web/node_modules/ready: tests/web/package-lock.json
+	@if command -v npm > /dev/null; then \
+	  ONNXRUNTIME_NODE_INSTALL=skip npm ci --ignore-scripts --no-audit --no-fund --prefix tests/web \
+	    && touch $@ || echo "npm ci failed: tests of the loop in JavaScript are skipped"; \
+	fi
+
 clean:
-	rm -rf .venv artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.old artifacts/*/.*.part artifacts/*/.*.journal.json artifacts/*/.fourstep.* artifacts/demo-*.png
+	rm -rf .venv tests/web/node_modules artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.old artifacts/*/.*.part artifacts/*/.*.journal.json artifacts/*/.fourstep.* artifacts/demo-*.png

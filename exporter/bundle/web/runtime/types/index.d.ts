@@ -1,0 +1,10 @@
+export { startPicture } from "./start.js";
+export { Unicode } from "./unicode.js";
+export { CheckFailed, FourstepError, InputError } from "./errors.js";
+export { advance, begin, generate, guided } from "./loop.js";
+export { TorchNoise, checkSeed } from "./noise.js";
+export { Package, PackagePlayer, openPackage } from "./package.js";
+export { fromPicture, previewOf, toPicture } from "./pixels.js";
+export { parseTensors, relativeError } from "./tensors.js";
+export { Tokenizer, promptEncoder } from "./tokenizer.js";
+export { compare, graphError } from "./vectors.js";

@@ -1,0 +1,232 @@
+"""The loop in JavaScript: its types, its parts, and the same pictures as Python's, by Node."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as protocol
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Tokens
+
+from exporter.backends.contract import SessionOptions
+from exporter.build.pipeline import Built, build
+from exporter.drawing.loop import Image, Request, generate
+from exporter.drawing.start import PictureRemark
+from exporter.drawing.vectors import HARD_PROMPTS
+from exporter.package.manifest import Guidance
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.package import open_package
+from tests.conftest import ROOT
+
+HERE = ROOT / "tests" / "web"
+RUNTIME = ROOT / "exporter" / "bundle" / "web" / "runtime"
+INSTALL = "npm ci --ignore-scripts --prefix tests/web"
+PROMPT = "two red circles left of a blue square"
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("node") and (HERE / "node_modules" / "onnxruntime-node").is_dir()),
+    reason=f"needs Node 20 and its packages: {INSTALL}",
+)
+
+
+def node(*arguments: object, **environment: str) -> str:
+    """What Node says; fails with all that it said."""
+    done = subprocess.run(
+        ["node", *map(str, arguments)],
+        cwd=HERE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout
+
+
+def drawn_by_node(path: Path, requests: Sequence[dict[str, Any]], at: Path, exact: bool) -> bytes:
+    out = at / "drawn.rgb"
+    job = {"path": str(path), "exact": exact, "keep": exact, "requests": requests, "out": str(out)}
+    (at / "job.json").write_text(json.dumps(job))
+    node("draw.js", at / "job.json")
+    return out.read_bytes()
+
+
+def drawn_by_python(path: Path, requests: Sequence[Request], exact: bool) -> bytes:
+    precision: Any = "float32" if exact else "packaged"
+    with (
+        warnings.catch_warnings(),
+        open_package(path).player(SessionOptions(precision=precision)) as player,
+    ):
+        warnings.simplefilter("ignore", PictureRemark)
+        events = generate(player, requests)
+        return b"".join(e.pixels.tobytes() for e in events if isinstance(e, Image))
+
+
+@pytest.fixture(scope="module")
+def guided(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with all that shapes-flash has not: guidance, new noise, graphs in parts."""
+    cut = replace(tiny_recipe.cut, sigmas=(1.0, 0.75, 0.0), image_to_image=True)
+    recipe = replace(tiny_recipe, cut=cut, mode="renoise", t5_parts=2, denoiser_parts=2)
+    recipe = recipe.with_guidance(Guidance(4.5, None))
+    (built,) = build(recipe, tmp_path_factory.mktemp("guided"), ["onnx"], ["int4"])
+    return built.path
+
+
+def test_types_hold_and_are_those_that_are_shipped(tmp_path: Path) -> None:
+    """Under ``tsc --strict``; the declarations beside the module are made of it."""
+    compiler = "node_modules/typescript/bin/tsc"
+    node(compiler, "-p", ".")
+    made = ["--noEmit", "false", "--declaration", "--emitDeclarationOnly"]
+    node(compiler, "-p", "tsconfig.runtime.json", *made, "--outDir", tmp_path)
+    files = {f.relative_to(tmp_path): f.read_text() for f in tmp_path.rglob("*.d.ts")}
+    shipped = RUNTIME / "types"
+    assert files == {f.relative_to(shipped): f.read_text() for f in shipped.rglob("*.d.ts")}
+
+
+def test_parts_that_need_no_package() -> None:
+    node("--test", "parts.test.js")
+
+
+def conformance(packages: Iterable[Path]) -> None:
+    node("--test", "vectors.test.js", FOURSTEP_PACKAGES="\n".join(map(str, packages)))
+
+
+def test_conformance_vectors(shapes_packages: dict[str, Built], guided: Path) -> None:
+    conformance([shapes_packages["onnx-int4"].path, guided])
+
+
+@pytest.mark.full
+def test_conformance_vectors_of_every_scheme(shapes_packages: dict[str, Built]) -> None:
+    conformance(b.path for name, b in shapes_packages.items() if name.startswith("onnx-"))
+
+
+@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_pictures_of_every_scheme_are_those_of_python(
+    shapes_packages: dict[str, Built], tmp_path: Path, exact: bool
+) -> None:
+    packages = [b.path for name, b in shapes_packages.items() if name.startswith("onnx-")]
+    assert len(packages) == 6
+    for path in packages:
+        ours = drawn_by_python(path, [Request(PROMPT, 7)], exact)
+        assert drawn_by_node(path, [{"prompt": PROMPT, "seed": 7}], tmp_path, exact) == ours, path
+
+
+def test_several_requests_guidance_and_pictures_to_start_from(guided: Path, tmp_path: Path) -> None:
+    """Seeds that no double holds, negative prompts, a picture of another size in each fit."""
+    random.seed(3)
+    image = np.frombuffer(random.randbytes(90 * 70 * 4), np.uint8).reshape(70, 90, 4).copy()
+    image[..., 3] |= 127
+    (tmp_path / "image.rgba").write_bytes(image.tobytes())
+    given = {"data": str(tmp_path / "image.rgba"), "width": 90, "height": 70}
+    asked: list[dict[str, Any]] = [
+        {"prompt": "a red circle", "seed": str(2**63 + 5), "negative": "blue"},
+        {"prompt": "a red circle", "seed": "-3"},
+    ]
+    fits = ("cover", "contain", "stretch")
+    asked += [{"prompt": "a", "seed": 1, "strength": 0.5, "fit": fit} for fit in fits]
+    asked[-1] |= {"background": "#203040"}
+    ours = [
+        Request(**{**a, "seed": int(a["seed"])}, image=image if "fit" in a else None) for a in asked
+    ]
+    theirs = [a | {"image": given} if "fit" in a else a for a in asked]
+    found = drawn_by_node(guided, theirs, tmp_path, True)
+    assert found == drawn_by_python(guided, ours, True)
+    assert len(found) == 5 * 64 * 48 * 3
+
+
+def real_t5(folder: Path) -> Path:
+    """A tokenizer with all that T5's own has: its map of characters, and tokens that were added."""
+    texts = [p for p in HARD_PROMPTS if p.strip() and not {"\n", "\r", "\0"} & {*p}]
+    (folder / "texts.txt").write_text("\n".join(texts * 20), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "texts.txt"), model_prefix=str(folder / "t5"), vocab_size=400,
+        normalization_rule_name="nmt_nfkc", hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    model = protocol.ModelProto()
+    model.ParseFromString((folder / "t5.model").read_bytes())
+    tokens = Tokens(models.Unigram([(p.piece, p.score) for p in model.pieces], unk_id=0))
+    tokens.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap),
+            normalizers.Strip(left=False, right=True),
+            normalizers.Replace(Regex(" {2,}"), "\u2581"),
+        ]
+    )
+    tokens.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "first")
+    tokens.add_special_tokens([AddedToken("</s>", normalized=False, special=True)])
+    tokens.add_special_tokens([AddedToken("<x0>", lstrip=True, rstrip=True, normalized=False)])
+    tokens.add_tokens([AddedToken("CaF\u00e9", normalized=True)])
+    tokens.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 2)])
+    tokens.save(str(folder / "t5.json"))
+    return folder / "t5.json"
+
+
+def same_ids(package: Path, folder: Path, prompts: Sequence[str]) -> None:
+    """The ids of every tokenizer of a package, and of one like T5's own, are the library's."""
+    files = {f.stem: f for f in (package / "tokenizer").glob("*.json")} | {"real": real_t5(folder)}
+    job = {"tokenizers": {name: str(f) for name, f in files.items()}, "prompts": prompts}
+    (folder / "job.json").write_text(json.dumps(job))
+    found = json.loads(node("--max-old-space-size=8000", "encode.js", folder / "job.json"))
+    for name, file in files.items():
+        tokens = Tokens.from_file(str(file))
+        for prompt, ids in zip(prompts, found[name], strict=True):
+            assert ids == tokens.encode(prompt).ids, (name, prompt)
+
+
+POOLS = (
+    [*range(32, 127)],
+    [0x20, 0x09, 0x0A, 0x0D, 0x85, 0xA0, 0xFEFF, 0x2028, 0x3000, 0x27, 0x73, 0x41],
+    [0x61, 0x301, 0x323, 0x345, 0xE9, 0x1E69, 0x600, 0x915, 0x94D, 0x200D, 0xA9, 0xFB01, 0xFF76],
+    [0xFF9E, 0x3099, 0x304B, 0x1100, 0x1161, 0x11A8, 0xAC00, 0x1F468, 0xFE0F, 0x20],
+    [*range(1, 0x3000)],
+    [*range(0x3000, 0xD800), *range(0xE000, 0x20000)],
+)
+
+
+def test_hard_prompts_have_the_ids_of_the_library(
+    shapes_packages: dict[str, Built], tmp_path: Path
+) -> None:
+    random.seed(1)
+    some = range(0, 0x110000, 211)
+    prompts = [
+        *HARD_PROMPTS,
+        *("<x0>", " <x0>  a", "b <x0><x0> c", "x CaF\u00e9 CafE\u0301 y", "!!! it's we'll a!b"),
+        *("".join(map(chr, random.choices(POOLS[i % 6], k=1 + i % 14))) for i in range(600)),
+        *(f"a{chr(point)}b" for point in some if not 0xD800 <= point < 0xE000),
+    ]
+    same_ids(shapes_packages["onnx-int4"].path, tmp_path, prompts)
+
+
+@pytest.mark.full
+def test_every_code_point_has_the_ids_of_the_library(
+    shapes_packages: dict[str, Built], tmp_path: Path
+) -> None:
+    for start in range(0, 0x110000, 0x20000):
+        points = [p for p in range(start, min(start + 0x20000, 0x110000)) if p >> 11 != 27]
+        same_ids(
+            shapes_packages["onnx-int4"].path, tmp_path, [f"a{chr(point)}b" for point in points]
+        )
+
+
+def test_the_package_of_the_other_engines_is_refused(tiny_package: Path, tmp_path: Path) -> None:
+    """And so is one whose manifest was changed, in one line each."""
+    copy = Path(shutil.copytree(tiny_package, tmp_path / "copy"))
+    manifest = copy / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    script = (
+        f"import {{ opened }} from {json.dumps((HERE / 'opened.js').as_uri())};"
+        f"await opened({json.dumps(str(copy))}).catch((error) => console.log(error.message));"
+    )
+    said = node("--input-type=module", "-e", script)
+    assert said.count("\n") == 1 and "is not what manifest.sha256 says" in said

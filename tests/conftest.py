@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from exporter import backends
 from exporter.build.pipeline import Built, build
+from exporter.bundle.target import load_target
+from exporter.bundle.write import write_bundle
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.network.cut import Cut
 from exporter.package.read import DIGEST, MANIFEST, digest_line
@@ -23,6 +27,7 @@ from exporter.program.program import Program
 from exporter.quantize.formats import FORMATS, Rule, Scheme
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.runtime.package import open_package
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
@@ -152,6 +157,28 @@ def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built
     found = [name for name in recipe.backends if not backends.missing(needs(name))]
     built = build(recipe, tmp_path_factory.mktemp("shapes"), found)
     return {b.path.name: b for b in built}
+
+
+@pytest.fixture(scope="session")
+def cpp_project(
+    shapes_packages: dict[str, Built], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A C++ bundle of an int4 OpenVINO package, as a user builds it but for optimisation.
+
+    Its programs and ``libfourstep`` are in ``build``.
+    """
+    absent = [tool for tool in ("g++", "cmake", "make") if shutil.which(tool) is None]
+    if absent or "openvino-int4" not in shapes_packages:
+        pytest.skip("apt-get install g++ cmake make; pip install 'fourstep[openvino-build]'")
+    folder = tmp_path_factory.mktemp("cpp") / "project"
+    package = open_package(shapes_packages["openvino-int4"].path)
+    write_bundle(package, load_target("cpp"), folder)
+    plain = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
+    configure = ["cmake", "-B", "build", f"-DPython3_EXECUTABLE={sys.executable}", *plain]
+    for command in (configure, ["cmake", "--build", "build"]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 def scheme_of(name: str, symmetric: bool = True) -> Scheme:

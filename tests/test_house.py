@@ -174,6 +174,7 @@ OWN = {  # files of its own
     "exporter.backends.coreml",
     "exporter.bench.process",
     "exporter.package.describe",
+    "exporter.bundle.cpp",
 }
 
 

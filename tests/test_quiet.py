@@ -164,6 +164,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "plan": ("plan", "tiny.toml", "--bits", "5", "-o", "tiny.plan.toml", "--statistics", "out"),
     "run": ("run", "packages/onnx-int4", "a red circle", "--out", "a.png", "--previews", "out"),
     "verify": ("verify", "packages/onnx-int4"),
+    "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
     "bench": ("bench", "packages/onnx-int4"),
     "inspect": ("inspect", "packages/onnx-int4"),
     "inspect-checkpoint": ("inspect", "checkpoint"),

@@ -20,6 +20,7 @@ from exporter import __version__
 from exporter.cli import (
     bench,
     build,
+    bundle,
     doctor,
     fetch,
     inspect,
@@ -36,7 +37,9 @@ from exporter.files.staging import SHORTER
 from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
-COMMANDS = (fetch, recipe, build, plan, run, verify, bench, inspect, report, synth, doctor)
+COMMANDS = (
+    fetch, recipe, build, plan, run, verify, bundle, bench, inspect, report, synth, doctor,
+)  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C
 

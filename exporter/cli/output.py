@@ -41,6 +41,7 @@ FLAGS = {
     "prompts": "--prompts",
     "seed": "--seed",
     "strength": "--strength",
+    "target": "--for",
 }
 
 

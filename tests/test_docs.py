@@ -25,6 +25,7 @@ from exporter.build.pipeline import STATISTICS, Built
 from exporter.cli import main
 from exporter.quantize.schemes import scheme_names
 from exporter.recipe.recipe import DEFAULT_BACKENDS
+from tests.certificates import issue
 from tests.conftest import ROOT, SHAPES
 from tests.test_house import ROOMS
 
@@ -72,6 +73,7 @@ CHEAP = [
     if shlex.split(line)[1] in RUN
     and not set(shlex.split(line)) & set(NOT_RUN)
     and not line.endswith("inspect artifacts/shapes-flash")
+    and "pkcs11:" not in line
 ]
 
 
@@ -127,6 +129,7 @@ def folder(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for name in set(re.findall(r"artifacts/shapes-flash/((?:onnx|openvino|coreml)-[\w.-]+)", README
                                + "".join(PAGES.values()))):  # fmt: skip
         shutil.copytree(tiny_package, place / "artifacts/shapes-flash" / name)
+    issue("signer", issue("root", authority=True)).write(place)
     return place
 
 
@@ -205,8 +208,12 @@ def test_alike_tells_figures_apart() -> None:
 @pytest.mark.parametrize(
     ("page", "code"), [f for f in fences("python") if "artifacts/" in f[1]], ids=str
 )
-def test_python_runs(page: str, code: str, tiny_package: Path) -> None:
+def test_python_runs(
+    page: str, code: str, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Examples that draw, with a tiny package; tests/test_report.py runs the one that measures."""
+    monkeypatch.chdir(tmp_path)
+    issue("signer", issue("root", authority=True)).write(tmp_path)
     names: dict[str, object] = {}
     exec(re.sub(r"artifacts/shapes-flash/[\w-]+", tiny_package.as_posix(), code), names)
     assert getattr(names["pixels"], "shape", None) == (48, 64, 3)

@@ -20,6 +20,7 @@ ROOMS = (
     "progress",
     "files",
     "package",
+    "credentials",
     "drawing",
     "checkpoint",
     "marking",
@@ -42,6 +43,7 @@ ROOMS = (
 )
 TORCHLESS = (
     "exporter.package",
+    "exporter.credentials",
     "exporter.drawing",
     "exporter.marking",
     "exporter.runtime",

@@ -18,8 +18,11 @@ import pytest
 
 from exporter import backends, quiet
 from exporter.cli import main
+from exporter.credentials.sign import Credentials, open_signer
 from tests import alone
+from tests.certificates import issue
 from tests.conftest import ROOT, needs
+from tests.test_credentials import write
 from tests.test_house import statements
 
 SPEAKERS = (
@@ -154,6 +157,9 @@ def places(
             backends=json.dumps(able_to),
         )
         (place / "tiny.toml").write_text(text)
+        chain, key = issue("signer", issue("root", authority=True)).write(place)
+        with open_signer(Credentials(chain, key)) as signer:
+            write(place / "signed.webp", signer)
         return place
 
     return prepare
@@ -163,6 +169,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "build": ("build", "tiny.toml", "--out", "out"),
     "plan": ("plan", "tiny.toml", "--bits", "5", "-o", "tiny.plan.toml", "--statistics", "out"),
     "run": ("run", "packages/onnx-int4", "a red circle", "--out", "a.png", "--previews", "out"),
+    "run-signed": (
+        "run",
+        "packages/onnx-int4",
+        "a red circle",
+        "--out",
+        "a.png",
+        "--credentials",
+        "chain.pem",
+        "key.pem",
+    ),
+    "credentials": ("credentials", "signed.webp"),
     "verify": ("verify", "packages/onnx-int4"),
     "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
     "bench": ("bench", "packages/onnx-int4"),

@@ -21,6 +21,7 @@ from exporter.cli import (
     bench,
     build,
     bundle,
+    credentials,
     doctor,
     fetch,
     inspect,
@@ -38,7 +39,8 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, verify, bundle, bench, inspect, report, synth, doctor,
+    fetch, recipe, build, plan, run, credentials, verify, bundle, bench, inspect, report, synth,
+    doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C

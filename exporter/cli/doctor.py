@@ -38,6 +38,8 @@ def command(as_json: bool) -> None:
         "fourstep[report]", {"psutil": "psutil", "skimage": "scikit-image"}
     )
     rows.append(_row("report", report))
+    signing = {"pkcs11": "python-pkcs11", "c2pa": "c2pa-python"}
+    rows.append(_row("credentials", backends.Requirement("fourstep[credentials]", signing)))
     if as_json:
         show_json(rows)
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter import backends
+from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from exporter.recipe.recipe import Recipe
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
 @click.command("inspect")
-@click.argument("place", metavar="CHECKPOINT|PACKAGE")
+@click.argument("place", metavar="CHECKPOINT|PACKAGE|PICTURE")
 @click.option("--recipe", type=PLACE, help="Cut a checkpoint as this recipe.")
 @click.option("--revision", help="Of a hub id: branch, tag or commit.")
 @click.option("--variant", help="Of a checkpoint's files, such as fp16.")
@@ -31,7 +35,8 @@ def command(
 ) -> None:
     """Show a package's contents, or what a checkpoint holds and would become in each scheme.
 
-    A checkpoint is a folder, a single file, a GGUF file, a LoRA, or a hub id that was fetched.
+    A checkpoint is a folder, a single file, a GGUF file, a LoRA, or a hub id that was fetched. Of a
+    picture, who signed it.
     """
     if recipe and (revision or variant):
         raise InputError(
@@ -40,6 +45,12 @@ def command(
     place = str(PLACE.convert(place, None, None)) if place.startswith("~") else place
     if (Path(place) / "manifest.json").is_file():
         _inspect_package(Path(place), as_json)
+    elif Path(place).suffix.lower() in PICTURES and Path(place).is_file():
+        if recipe or revision or variant:
+            raise InputError(
+                "--recipe, --revision and --variant apply to checkpoints, not pictures"
+            )
+        show_credentials(Path(place), as_json)
     else:
         _inspect_checkpoint(place, recipe, revision, variant, as_json)
 
@@ -51,7 +62,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
 
     manifest = open_package(folder).manifest
     if as_json:
-        show_json(asdict(manifest))
+        show_json({**asdict(manifest), "credentials": None})  # a package holds no key
         return
     schedule = manifest.schedule
     show(
@@ -60,7 +71,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"{schedule.steps} steps, {schedule.mode}, sigmas {list(schedule.sigmas)}; "
         f"{_guidance(schedule)}"
         f"T5 {'on board' if manifest.text.t5 else 'replaced by null tokens'}; "
-        f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}"
+        f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}\n"
+        "pictures: not signed, unless run is given --credentials CERT KEY"
     )
     for lora in manifest.origin.loras:
         show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")

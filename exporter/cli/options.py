@@ -53,6 +53,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versi
         self.fail(said, param, ctx)
 
 
+PASSPHRASE = "FOURSTEP_PASSPHRASE"  # an environment variable: flags are seen by every process
 PLACE = Place()
 RANDOM = "random"
 SEED = Seed()

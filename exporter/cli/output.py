@@ -37,6 +37,7 @@ FLAGS = {
     "metric": "--metric",
     "negative": "--negative",
     "out": "--out",
+    "passphrase": "FOURSTEP_PASSPHRASE",
     "previews": "--previews",
     "prompts": "--prompts",
     "seed": "--seed",

@@ -6,7 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import click
 from exporter import __version__
 from exporter.backends.contract import Precision, SessionOptions
 from exporter.cli.options import (
+    PASSPHRASE,
     PLACE,
     RANDOM,
     Seed,
@@ -32,8 +35,11 @@ from exporter.files.colours import BACKGROUND
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 if TYPE_CHECKING:
+    from exporter.credentials.sign import Credentials, Signer
     from exporter.drawing.loop import Player, Request
+    from exporter.files.pictures import Seal
     from exporter.package.manifest import Manifest
+    from exporter.runtime.package import Package
 
 GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
 STDIN = Path("-")
@@ -51,11 +57,21 @@ class Start:
 
 @dataclass(frozen=True)
 class Output:
-    """Where pictures and previews go, and whether they say what they show."""
+    """Where pictures and previews go, whether they say what they show, and what signs them."""
 
     out: Path
     previews: Path | None
     metadata: bool
+    credentials: Credentials | None
+
+
+@dataclass(frozen=True, eq=False)
+class Finish:
+    """What is done with pictures: a folder for previews, a seal, and what is said of it."""
+
+    previews: Path | None
+    seal: Seal
+    credentials: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +136,14 @@ class Wanted:
     "--no-metadata", is_flag=True, help="Do not write prompt, seed and package into pictures."
 )
 @click.option(
+    "--credentials",
+    nargs=2,
+    metavar="CERT KEY",
+    callback=as_typed,
+    help="Sign Content Credentials (C2PA) into .png, .jpg or .webp: a certificate chain and its "
+    f"key, PEM files, or a pkcs11: URI as key. {PASSPHRASE}: of an encrypted one.",
+)
+@click.option(
     "--exact", is_flag=True, help="Compute in float32 even where activations are rounded."
 )
 @device_option
@@ -140,6 +164,7 @@ def command(
     negative: str | None,
     previews: Path | None,
     no_metadata: bool,
+    credentials: tuple[str, str] | None,
     exact: bool,
     device: str | None,
     half: bool,
@@ -153,7 +178,7 @@ def command(
     precision: Precision = "half" if half else "float32" if exact else "packaged"
     options = SessionOptions(precision, device, cache)
     start = Start(image, strength, fit, background)
-    output = Output(out, previews, not no_metadata)
+    output = Output(out, previews, not no_metadata, _credentials(credentials))
     try:
         asked = _prompts(prompts, listed)
         rows = _run(package, asked, seeds, negative, start, output, options, at_once)
@@ -163,7 +188,23 @@ def command(
         show_json(rows)
     else:
         for row in rows:
-            show(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}")
+            signed = row["credentials"]
+            by = f"  signed by {signed['signer']!r}" if signed else ""
+            show(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}{by}")
+
+
+def _credentials(given: tuple[str, str] | None) -> Credentials | None:
+    """What to sign with, as it was typed."""
+    from exporter.credentials.sign import Credentials
+    from exporter.credentials.token import SCHEME
+
+    if not given:
+        return None
+    certificate, key = given
+    place = key if key.startswith(SCHEME) else PLACE.convert(key, None, None)
+    return Credentials(
+        PLACE.convert(certificate, None, None), place, os.environ.get(PASSPHRASE) or None
+    )
 
 
 def _prompts(typed: Sequence[str], listed: Path | None) -> list[str]:
@@ -215,20 +256,41 @@ def _run(
         for field in ("strength", "fit", "background"):
             if getattr(start, field) not in (None, 1.0):
                 raise InputError(f"--{field} applies to --image only")
-    places = _places(output.out, len(prompts) * len(seeds))
-    package = runtime.open_package(folder)
-    requests = _requests(package.manifest, prompts, seeds, negative, start)
-    wanted = [
-        Wanted(request, place, _about(package.manifest, request) if output.metadata else {})
-        for request, place in zip(requests, places, strict=True)
-    ]
-    longest = max(wanted, key=lambda w: len(w.request.prompt))
-    picture = package.manifest.picture
-    check_picture(longest.place, picture.width_px, picture.height_px, longest.about)
-    if output.previews is not None:
-        _make_folder(output.previews)
-    with package.player(options, keep=at_once) as player:
-        return _draw(player, wanted, output.previews)
+    places = _places(output, len(prompts) * len(seeds))
+    with _signer(output.credentials) as signer:
+        package = runtime.open_package(folder)
+        requests = _requests(package.manifest, prompts, seeds, negative, start)
+        wanted = [
+            Wanted(request, place, _about(package.manifest, request) if output.metadata else {})
+            for request, place in zip(requests, places, strict=True)
+        ]
+        finish = _finish(package, signer, start.image, output.previews)
+        longest = max(wanted, key=lambda w: len(w.request.prompt))
+        size = package.manifest.picture
+        check_picture(longest.place, size.width_px, size.height_px, longest.about, finish.seal)
+        if output.previews is not None:
+            _make_folder(output.previews)
+        with package.player(options, keep=at_once) as player:
+            return _draw(player, wanted, finish)
+
+
+def _signer(credentials: Credentials | None) -> AbstractContextManager[Signer | None]:
+    """What signs, opened; nothing without credentials."""
+    from exporter.credentials.sign import open_signer
+
+    return nullcontext() if credentials is None else open_signer(credentials)
+
+
+def _finish(
+    package: Package, signer: Signer | None, image: Path | None, previews: Path | None
+) -> Finish:
+    """What is done with every picture of a run, previews among them."""
+    from exporter.files.pictures import as_it_is
+    from exporter.runtime.signed import claim_of
+
+    if signer is None:
+        return Finish(previews, as_it_is, None)
+    return Finish(previews, partial(signer.signed, claim=claim_of(package, image)), signer.about)
 
 
 def _requests(
@@ -266,19 +328,20 @@ def _about(manifest: Manifest, request: Request) -> dict[str, str]:
     return found
 
 
-def _draw(player: Player, wanted: Sequence[Wanted], previews: Path | None) -> list[dict[str, Any]]:
+def _draw(player: Player, wanted: Sequence[Wanted], finish: Finish) -> list[dict[str, Any]]:
     """Draw and save; a row of facts for each picture."""
     groups = range(0, len(wanted), GROUP)
     lines = len(wanted) * (player.schedule.steps + 1) + len(groups)
     progress = Progress(bar_on_terminal, expected=lines)
     rows, started = [], time.perf_counter()
     for first in groups:
-        for done in _draw_group(player, wanted[first : first + GROUP], first, previews, progress):
+        for done in _draw_group(player, wanted[first : first + GROUP], first, finish, progress):
             row = {
                 "path": str(done.place),
                 "prompt": done.request.prompt,
                 "seed": done.request.seed,
                 "seconds": round(time.perf_counter() - started, 3),
+                "credentials": finish.credentials,
             }
             rows.append(row)
     end_of_bar()
@@ -286,7 +349,7 @@ def _draw(player: Player, wanted: Sequence[Wanted], previews: Path | None) -> li
 
 
 def _draw_group(
-    player: Player, wanted: Sequence[Wanted], first: int, previews: Path | None, progress: Progress
+    player: Player, wanted: Sequence[Wanted], first: int, finish: Finish, progress: Progress
 ) -> Iterator[Wanted]:
     """Each of some pictures when it is saved; ``first``: the number of the first."""
     from exporter.drawing.loop import Conditioned, Step, generate
@@ -299,22 +362,26 @@ def _draw_group(
         number, own = first + event.index, wanted[event.index]
         if isinstance(event, Step):
             progress(f"picture {number + 1}: step {event.step} of {event.steps}")
-            if previews is not None and event.preview is not None:
+            if finish.previews is not None and event.preview is not None:
                 step = {"step": f"{event.step} of {event.steps}"} if own.about else {}
-                file = previews / f"{number}-{event.step}.png"
-                write_picture(event.preview(), file, {**own.about, **step})
+                file = finish.previews / f"{number}-{event.step}.png"
+                write_picture(event.preview(), file, {**own.about, **step}, finish.seal)
             continue
-        write_picture(event.pixels, own.place, own.about)
+        write_picture(event.pixels, own.place, own.about, finish.seal)
         progress(f"picture {number + 1}: {own.place}")
         yield own
 
 
-def _places(out: Path, count: int) -> list[Path]:
+def _places(output: Output, count: int) -> list[Path]:
     """Where pictures go; refuses before anything is drawn."""
+    from exporter.credentials.sign import check_format
     from exporter.files.pictures import format_of
     from exporter.files.staging import SHORTER
 
-    format_of(out)
+    out = output.out
+    form = format_of(out)
+    if output.credentials is not None:
+        check_format(form, out)
     places = [out]
     if count > 1:
         places = [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ MOST_EXIF_BYTES = 60_000  # a segment of JPEG holds 64 KiB
 MOST_ICO_PX = 256
 EXIF_FIELDS, USER_COMMENT, SOFTWARE, ORIENTATION = 0x8769, 0x9286, 0x0131, 0x0112  # tags
 ASCII = b"ASCII\0\0\0"  # how the text of a UserComment begins
+Seal = Callable[[bytes, str], bytes]  # a file's bytes and its format by Pillow's name -> bytes
+
+
+def as_it_is(content: bytes, form: str) -> bytes:
+    """Seals nothing."""
+    return content
 
 
 @contextmanager
@@ -122,15 +128,23 @@ def format_of(file: Path) -> str:
     return found
 
 
-def check_picture(file: Path, width_px: int, height_px: int, about: Mapping[str, str]) -> None:
-    """Raise InputError of ``out`` if a picture of this size could not be written.
+def check_picture(
+    file: Path, width_px: int, height_px: int, about: Mapping[str, str], seal: Seal = as_it_is
+) -> None:
+    """Raise InputError of ``out`` if a picture of this size could not be written, or not sealed.
 
-    Found out by encoding an empty one, before any other is drawn.
+    Found out with an empty one, before any other is drawn.
     """
-    encoded(np.zeros((height_px, width_px, 3), np.uint8), file, about)
+    empty = np.zeros((height_px, width_px, 3), np.uint8)
+    seal(encoded(empty, file, about), format_of(file))
 
 
-def write_picture(pixels: np.ndarray, file: Path, about: Mapping[str, str] | None = None) -> None:
+def write_picture(
+    pixels: np.ndarray,
+    file: Path,
+    about: Mapping[str, str] | None = None,
+    seal: Seal = as_it_is,
+) -> None:
     """Write (H, W, 3) uint8 in the format of the file's suffix, whole or not at all.
 
     It is encoded before the disk is touched, and moved to its name once it is on the disk. Raises
@@ -139,8 +153,9 @@ def write_picture(pixels: np.ndarray, file: Path, about: Mapping[str, str] | Non
     Args:
         about: what is said in the file: in PNG a text for each key, in JPEG, WebP, AVIF and TIFF
             JSON in Exif's UserComment. Other formats hold none.
+        seal: what is done with the file's bytes last, as signing them.
     """
-    content = encoded(pixels, file, about or {})
+    content = seal(encoded(pixels, file, about or {}), format_of(file))
     with alone(file, lambda _: None):
         try:
             write_whole(file, content)

@@ -51,12 +51,21 @@ def read_text(file: Path, failure: Failure = InputError, most_bytes: int = MOST_
 
     A byte order mark, which some editors of Windows write, is left out.
     """
+    return parse_text(read_bytes(file, failure, most_bytes), file, failure, most_bytes)
+
+
+def read_bytes(
+    file: Path, failure: Failure = InputError, most_bytes: int = MOST_TEXT_BYTES
+) -> bytes:
+    """What is in a file that is not larger than that; raises ``failure`` naming the file."""
     try:
         with file.open("rb") as stream:
             content = stream.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
         raise failure(f"{file}: cannot be read: {reason_of(error)}") from None
-    return parse_text(content, file, failure, most_bytes)
+    if len(content) > most_bytes:
+        raise failure(f"{file}: is larger than {most_bytes / 1e6:,.0f} MB")
+    return content
 
 
 def parse_text(

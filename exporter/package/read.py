@@ -50,6 +50,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def package_digest(folder: Path) -> str:
+    """SHA-256 of a package's manifest, which holds the digest of every other file."""
+    return hashlib.sha256(_bytes(folder / MANIFEST)).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json``, and beside it its digest, as ``sha256sum -c`` reads it.
 

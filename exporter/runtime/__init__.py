@@ -11,6 +11,7 @@ with open_package(Path("artifacts/shapes-flash/onnx-int8")).player() as player:
 from __future__ import annotations
 
 from exporter.backends.contract import Session, SessionOptions
+from exporter.credentials.sign import Credentials, Signer, open_signer
 from exporter.drawing.loop import (
     Conditioned,
     Event,
@@ -25,11 +26,13 @@ from exporter.drawing.text import PromptCut
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.package.manifest import Manifest
 from exporter.runtime.package import Package, open_package
+from exporter.runtime.signed import write_signed
 from exporter.runtime.verify import Report, verify
 
 __all__ = [
     "CheckFailed",
     "Conditioned",
+    "Credentials",
     "Event",
     "Fit",
     "FourstepError",
@@ -44,9 +47,12 @@ __all__ = [
     "Request",
     "Session",
     "SessionOptions",
+    "Signer",
     "Step",
     "generate",
     "open_package",
+    "open_signer",
     "start_picture",
     "verify",
+    "write_signed",
 ]

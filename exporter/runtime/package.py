@@ -24,7 +24,7 @@ from exporter.package.check import (
 )
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest
 from exporter.package.paths import confined
-from exporter.package.read import MANIFEST, read_manifest
+from exporter.package.read import MANIFEST, package_digest, read_manifest
 from exporter.runtime.ahead import OpenedAhead
 from exporter.runtime.watch import Watched
 
@@ -43,6 +43,12 @@ class Package:
     folder: Path
     manifest: Manifest
     inode: tuple[int, int]
+
+    @property
+    def sha256(self) -> str:
+        """Of its manifest, which holds the digest of every other file."""
+        with unreplaced(self.folder, self.inode):
+            return package_digest(self.folder)
 
     def graph(self, name: str) -> GraphEntry:
         """A graph of the package; raises InputError when it has none of that name."""

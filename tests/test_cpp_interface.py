@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +28,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Tokens
 
 from exporter.build.pipeline import Built
 from exporter.drawing.loop import Conditioned, Event, Image, Request, Step, generate
 from exporter.drawing.text import PromptCut
+from exporter.drawing.vectors import HARD_PROMPTS
 from exporter.errors import InputError
+from exporter.files.read import file_digest
 from exporter.runtime.package import open_package
+from tests.conftest import edit_json, seal
+from tests.test_web import POOLS, real_t5
 
 ERROR_BYTES = 2000
 OK, CHECK_FAILED, INPUT, STOPPED = range(4)
@@ -302,6 +310,91 @@ def test_a_prompt_that_is_too_long_is_remarked(
     encode = open_package(shapes_packages["openvino-int4"].path).player().tokenizers["t5"]
     with pytest.warns(PromptCut):
         assert player.ids("t5", "red " * 200) == encode("red " * 200)[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def speller(native: Native, cpp_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A player whose T5 tokenizer has the parts of T5's own, which shapes-flash's has not."""
+    folder = tmp_path_factory.mktemp("speller") / "package"
+    shutil.copytree(cpp_project / "package", folder)
+    file = folder / "tokenizer" / "t5.json"
+    shutil.copyfile(real_t5(folder.parent), file)
+    raw = json.loads((folder / "manifest.json").read_text("utf-8"))
+    raw["text"]["tokenizers"]["t5"] |= {"vocabulary_size": 1 << 20}
+    for entry in raw["files"]:
+        if entry["path"] == "tokenizer/t5.json":
+            entry |= {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    seal(folder, raw)
+    opened = native.open(folder)
+    assert opened.player, opened.said
+    yield opened, folder
+    opened.close()
+
+
+def same_ids(speller: tuple[Native, Path], prompts: Sequence[str]) -> None:
+    """The ids of every tokenizer are those of the ``tokenizers`` library, cut and filled up."""
+    opened, folder = speller
+    for name, entry in open_package(folder).manifest.text.tokenizers.items():
+        tokens = Tokens.from_file(str(folder / entry.path))
+        tokens.no_padding()
+        tokens.no_truncation()
+        for prompt, expected in zip(prompts, tokens.encode_batch([*prompts]), strict=True):
+            ids = expected.ids
+            if len(ids) > entry.tokens:
+                ids = [*ids[: entry.tokens - 1], ids[-1]]
+            ids = ids + [entry.pad_id] * (entry.tokens - len(ids))
+            assert opened.ids(name, prompt) == ids, (name, prompt)
+
+
+def test_hard_prompts_have_the_ids_of_the_library(speller: tuple[Native, Path]) -> None:
+    random.seed(2)
+    mixed = ("".join(map(chr, random.choices(POOLS[i % 6], k=1 + i % 14))) for i in range(600))
+    prompts = [
+        *HARD_PROMPTS,
+        *("<x0>", " <x0>  a", "b <x0><x0> c", "x CaF\u00e9 CafE\u0301 y", "!!! it's we'll a!b"),
+        *mixed,
+        *(f"a{chr(point)}b" for point in range(1, 0x110000, 211) if point >> 11 != 27),
+    ]
+    same_ids(speller, [prompt for prompt in prompts if "\0" not in prompt])
+
+
+@pytest.mark.full
+def test_every_code_point_has_the_ids_of_the_library(speller: tuple[Native, Path]) -> None:
+    for start in range(0, 0x110000, 0x10000):
+        points = [p for p in range(max(start, 1), start + 0x10000) if p >> 11 != 27]
+        same_ids(speller, [f"a{chr(point)}b" for point in points])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("normalizer", {"type": "NFKC"}, "a normalizer of the type NFKC, which this runtime does"),
+        ("pre_tokenizer", {"type": "Digits"}, "a pre-tokenizer of the type Digits, which this"),
+        ("post_processor", {"type": "Own"}, "a post-processor of the type Own, which this runtim"),
+        ("model", {"type": "WordPiece"}, "a model of the type WordPiece, which this runtime does"),
+        (
+            "normalizer",
+            {"type": "Replace", "pattern": {"Regex": "(a|b)*"}, "content": ""},
+            "the pattern (a|b)*, which this runtime does not know",
+        ),
+        ("added_tokens", [{"id": 5}], "'content' is missing"),
+        ("added_tokens", [{"id": 10**6, "content": "x"}], "has ids up to 1000000 and the manifes"),
+    ],
+)
+def test_parts_that_are_not_known_are_refused(
+    native: Native, cpp_project: Path, tmp_path: Path, part: str, value: object, said: str
+) -> None:
+    """To leave one out would draw another picture."""
+    folder = shutil.copytree(cpp_project / "package", tmp_path / "package")
+    file = folder / "tokenizer" / "t5.json"
+    edit_json(file, **{part: value})
+    raw = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for entry in raw["files"]:
+        if entry["path"] == "tokenizer/t5.json":
+            entry |= {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    seal(folder, raw)
+    assert not native.open(folder).player
+    assert native.said.startswith(str(file)) and said in native.said, native.said
 
 
 def test_a_graph_alone(native: Native, shapes_packages: dict[str, Built]) -> None:

@@ -127,7 +127,7 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
 
     # Graphs and trace: operators and shapes, no weights in memory.
     programs = {}
-    graphs = cut_graphs(checkpoint, recipe.cut)
+    graphs = cut_graphs(checkpoint, recipe.cut, recipe.mark.tile if recipe.mark else None)
     progress.expect(len(graphs))
     for graph in graphs:
         progress(f"trace {graph.name}")
@@ -186,9 +186,13 @@ def calibrate(
     return obtain(statistics, provenance, measure, progress)
 
 
-def traced(checkpoint: Checkpoint, cut: Cut) -> dict[str, Program]:
-    """Every graph, without reading a weight; raises InputError."""
-    programs = {graph.name: trace(graph) for graph in cut_graphs(checkpoint, cut)}
+def traced(checkpoint: Checkpoint, cut: Cut, tile: np.ndarray | None = None) -> dict[str, Program]:
+    """Every graph, without reading a weight; raises InputError.
+
+    Args:
+        tile: signs of a mark, or None.
+    """
+    programs = {graph.name: trace(graph) for graph in cut_graphs(checkpoint, cut, tile)}
     programs["conditioner"] = fold_negative(programs["conditioner"], _unread)
     return programs
 

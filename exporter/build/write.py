@@ -140,6 +140,7 @@ def fill(
         golden=entry,
         files=_describe(folder, [*files, *licences]),
         device=DeviceEntry(_peak_bytes(graphs, picture.preview_graph, backend.costs)),
+        mark=recipe.mark.entry if recipe.mark else None,
     )
     manifest = replace(manifest, format_version=version_of(manifest))
     write_manifest(folder, manifest)

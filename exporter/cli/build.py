@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.cli.output import mark_line, megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -58,8 +58,10 @@ def command(
     place = out or Path("artifacts") / plan.name
     built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
     end_of_bar()
+    mark = plan.mark.entry if plan.mark else None
+    told = {"mark": asdict(mark) if mark else None}
     rows = [
-        {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes}
+        {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes, **told}
         for b in built
     ]
     if as_json:
@@ -69,3 +71,4 @@ def command(
         losses = [i.loss_db for i in b.report.images]
         quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
         show(f"{b.path}  {megabytes(b.bytes)}  {quality}")
+    show(mark_line(mark))

@@ -11,7 +11,7 @@ import click
 from exporter import backends
 from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
-from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.cli.output import mark_line, megabytes, require_build, show, show_json
 from exporter.errors import InputError
 from exporter.package.manifest import Schedule
 
@@ -74,6 +74,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}\n"
         "pictures: not signed, unless run is given --credentials CERT KEY"
     )
+    show(f"  {mark_line(manifest.mark)}")
     for lora in manifest.origin.loras:
         show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")
     for graph in manifest.graphs:
@@ -168,11 +169,12 @@ def _sizes(
     from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts
 
     cut = recipe.cut if recipe else default_cut(checkpoint)
+    mark = recipe.mark if recipe else None
     schedule = recipe.schedule if recipe else Schedule("euler", cut.sigmas)
     prompts = recipe.calibration.prompts if recipe else calibration_prompts()
     scheme_of = recipe.scheme if recipe else load_scheme
     found = sizes(
-        traced(checkpoint, cut),
+        traced(checkpoint, cut, mark.tile if mark else None),
         {
             name: recipe.backend(name).choices
             if recipe
@@ -185,9 +187,11 @@ def _sizes(
     )
     if told is not None:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
-        show_json({**told, **shape, "graphs": [asdict(size) for size in found]})
+        entry = asdict(mark.entry) if mark else None
+        show_json({**told, **shape, "mark": entry, "graphs": [asdict(size) for size in found]})
         return
     show(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
+    show(f"  {mark_line(mark.entry if mark else None)}")
     for backend in dict.fromkeys(size.backend for size in found):
         own = [size for size in found if size.backend == backend]
         if backends.load(backend).costs is None:

@@ -18,6 +18,7 @@ import numpy as np
 from exporter.errors import InputError
 from exporter.marking.key import MarkKey
 
+SCHEME = "fourstep-1"  # what this module, ``embed`` and ``read`` say
 CHIP_PX = 4
 TILE_CHIPS = 32
 TILE_PX = CHIP_PX * TILE_CHIPS

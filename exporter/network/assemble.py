@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from exporter.checkpoint.component import Component
 from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tiny import NAME
@@ -20,8 +22,13 @@ def components_of(cut: Cut) -> tuple[str, ...]:
     return ("transformer", "text_encoder", "text_encoder_2", *t5, *vae)
 
 
-def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
+def cut_graphs(
+    checkpoint: Checkpoint, cut: Cut, tile: np.ndarray | None = None
+) -> tuple[Graph, ...]:
     """Every graph that this cut needs, in the order in which the runtime runs them.
+
+    Args:
+        tile: (32, 32) signs of a mark (``marking.pattern.tile``), for every decoder; or None.
 
     Raises InputError when the checkpoint's configuration cannot be expressed, or its weights are
     not those that it describes.
@@ -42,12 +49,14 @@ def cut_graphs(checkpoint: Checkpoint, cut: Cut) -> tuple[Graph, ...]:
         graphs.append(t5.cut(config, cut.t5_tokens))
     graphs.append(conditioner.cut(transformer, clip_l, clip_g, cut))
     graphs.append(denoiser.cut(transformer, cut))
-    graphs += _ends(checkpoint, transformer.channels, cut)
+    graphs += _ends(checkpoint, transformer.channels, cut, tile)
     _check_tensors(checkpoint, graphs, cut)
     return tuple(graphs)
 
 
-def _ends(checkpoint: Checkpoint, channels: int, cut: Cut) -> Iterator[Graph]:
+def _ends(
+    checkpoint: Checkpoint, channels: int, cut: Cut, tile: np.ndarray | None
+) -> Iterator[Graph]:
     """What makes pictures of latents of so many channels, and latents of pictures."""
     from exporter.network import tiny, vae
 
@@ -55,11 +64,14 @@ def _ends(checkpoint: Checkpoint, channels: int, cut: Cut) -> Iterator[Graph]:
         autoencoder = vae.read_config(checkpoint.component("vae"))
         _require_equal(checkpoint, "vae", "latent_channels", autoencoder.latent_channels,
                        "in_channels", channels)  # fmt: skip
-        cuts = {"decoder": vae.cut_decoder, "encoder": vae.cut_encoder}
-        yield from (cuts[end](autoencoder, cut) for end in cut.vae_ends)
-    small = {"decoder": tiny.cut_decoder, "encoder": tiny.cut_encoder}
-    for end in cut.tiny_ends:
-        yield small[end](tiny.read_config(checkpoint.component(NAME), end), cut)
+        if "decoder" in cut.vae_ends:
+            yield vae.cut_decoder(autoencoder, cut, tile)
+        if "encoder" in cut.vae_ends:
+            yield vae.cut_encoder(autoencoder, cut)
+    if "decoder" in cut.tiny_ends:
+        yield tiny.cut_decoder(tiny.read_config(checkpoint.component(NAME), "decoder"), cut, tile)
+    if "encoder" in cut.tiny_ends:
+        yield tiny.cut_encoder(tiny.read_config(checkpoint.component(NAME), "encoder"), cut)
 
 
 def _require_equal(

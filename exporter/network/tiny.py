@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from exporter.checkpoint.tiny import NAME, STAGES
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
 from exporter.network.layers import MOST_LAYERS, VAE_SCALE, constants_of
+from exporter.network.mark import marked
 from exporter.network.strips import Doubling, Strips, contract, convolve, double, join
 from exporter.network.strips import cut as cut_strips
 from exporter.package.manifest import Port
@@ -162,9 +164,10 @@ def read_config(component: Component, end: str) -> TinyConfig:
     )
 
 
-def cut_decoder(config: TinyConfig, cut: Cut) -> Graph:
-    """The graph ``tiny_decoder`` at one resolution."""
-    return _cut("tiny_decoder", Decoder, config, cut)
+def cut_decoder(config: TinyConfig, cut: Cut, tile: np.ndarray | None = None) -> Graph:
+    """The graph ``tiny_decoder`` at one resolution, its pictures marked with a tile of signs."""
+    graph = _cut("tiny_decoder", Decoder, config, cut)
+    return graph if tile is None else marked(graph, tile)
 
 
 def cut_encoder(config: TinyConfig, cut: Cut) -> Graph:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ from exporter.checkpoint.component import Component
 from exporter.network.cut import Cut
 from exporter.network.graph import Graph
 from exporter.network.layers import MOST_LAYERS, MOST_WIDTH, VAE_SCALE, attend, constants_of
+from exporter.network.mark import marked
 from exporter.network.strips import Doubling, Strips, convolve, double, halve, join, normalize
 from exporter.network.strips import cut as cut_strips
 from exporter.package.manifest import Port
@@ -228,9 +230,10 @@ class Encoder(nn.Module):
         return latent
 
 
-def cut_decoder(config: VaeConfig, cut: Cut) -> Graph:
-    """The graph ``vae_decoder`` at one resolution."""
-    return _cut("vae_decoder", Decoder, config, cut)
+def cut_decoder(config: VaeConfig, cut: Cut, tile: np.ndarray | None = None) -> Graph:
+    """The graph ``vae_decoder`` at one resolution, its pictures marked with a tile of signs."""
+    graph = _cut("vae_decoder", Decoder, config, cut)
+    return graph if tile is None else marked(graph, tile)
 
 
 def cut_encoder(config: VaeConfig, cut: Cut) -> Graph:

@@ -145,6 +145,8 @@ def _strings() -> dict[str, str]:
         record["OriginEntry"]["properties"]["licence"]["pattern"]: 'path or `""`',
         record["GraphEntry"]["properties"]["name"]["pattern"]: "name",
         record["Manifest"]["properties"]["format_version"]["pattern"]: "`4.x`",
+        record["MarkEntry"]["properties"]["payload"]["pattern"]: "8 hexadecimal digits",
+        record["MarkEntry"]["properties"]["key_id"]["pattern"]: "16 hexadecimal digits",
     }
 
 

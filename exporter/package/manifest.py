@@ -422,6 +422,21 @@ class OriginEntry:
 
 
 @dataclass(frozen=True)
+class MarkEntry:
+    """The invisible mark that the graphs put into every picture, previews of full size included.
+
+    Attributes:
+        scheme: how: ``fourstep-1`` is ``docs/marking.md``.
+        payload: 32 bits, as 8 hexadecimal digits.
+        key_id: names the key that reads it, and tells nothing about it.
+    """
+
+    scheme: str
+    payload: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$(?!\n)")]
+    key_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$(?!\n)")]
+
+
+@dataclass(frozen=True)
 class DeviceEntry:
     """What a device needs.
 
@@ -454,6 +469,7 @@ class Manifest:
         golden: what to compare with.
         files: every file but the graphs' and the manifest's own.
         device: what a device needs.
+        mark: in every picture, or nothing.
     """
 
     format_version: Annotated[str, Meta(pattern=r"^4\.[0-9]{1,4}$(?!\n)")]
@@ -471,6 +487,7 @@ class Manifest:
     golden: GoldenEntry
     files: tuple[FileEntry, ...]
     device: DeviceEntry
+    mark: MarkEntry | None = field(default=None, metadata=SINCE_4_1)
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
+
 from exporter import backends
 from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
@@ -20,8 +22,10 @@ from exporter.drawing.text import check_prompt
 from exporter.errors import InputError, Remark, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
+from exporter.marking.key import MarkKey, key_of_environment, read_key
+from exporter.marking.pattern import SCHEME, parse_payload, payload_text, refuse_small, tile
 from exporter.network.cut import Cut, End, Ends, Previews
-from exporter.package.manifest import MOST_GUIDANCE, Guidance, Mode, Schedule
+from exporter.package.manifest import MOST_GUIDANCE, Guidance, MarkEntry, Mode, Schedule
 from exporter.package.names import NAMES
 from exporter.quantize.formats import (
     FORMATS,
@@ -65,6 +69,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "build": ("backends", "layout", "device_memory_bytes", "most_file_bytes", "denoiser_parts"),
     "golden": ("prompts", "seed"),
     "calibration": ("prompts", "seed", "methods"),
+    "mark": ("payload", "key_file", "key_env"),
 }
 LORA_KEYS = ("file", "weight")
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
@@ -108,6 +113,24 @@ class TinyFiles:
 
 
 @dataclass(frozen=True)
+class MarkChoice:
+    """The mark that pictures carry; its key is in no recipe."""
+
+    payload: int
+    key: MarkKey
+
+    @property
+    def tile(self) -> np.ndarray:
+        """(32, 32) signs, all that a package gets of both."""
+        return tile(self.key, self.payload)
+
+    @property
+    def entry(self) -> MarkEntry:
+        """What a manifest says of it."""
+        return MarkEntry(SCHEME, payload_text(self.payload), self.key.id)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What to build.
 
@@ -136,6 +159,7 @@ class Recipe:
         loras: merged into the checkpoint, in order.
         guidance: away from a negative prompt, or None. ``with_guidance`` sets it, since the cut
             depends on it.
+        mark: in every decoder, or None.
     """
 
     name: str
@@ -163,6 +187,7 @@ class Recipe:
     tiny: TinyFiles = TinyFiles()
     loras: tuple[Lora, ...] = ()
     guidance: Guidance | None = None
+    mark: MarkChoice | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -189,7 +214,7 @@ class Recipe:
 
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
-        decisive = asdict(replace(self, checkpoint="", backends=(), choices=()))
+        decisive = asdict(replace(self, checkpoint="", backends=(), choices=(), mark=None))
         for key in ("revision", "variant", "parts", "tokenizers", "config", "tiny"):
             del decisive[key]
         del decisive["most_file_bytes"], decisive["cut"]["fixed_negative"]  # guidance says it
@@ -202,6 +227,9 @@ class Recipe:
             decisive["loras"] = [lora.weight for lora in self.loras]
         if self.guidance is None:
             del decisive["guidance"]
+        del decisive["mark"]
+        if self.mark is not None:
+            decisive["mark"] = asdict(self.mark.entry)
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -282,6 +310,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         ),
         tiny=_tiny(get),
         loras=_loras(raw.get("lora", []), file.parent),
+        mark=_mark(get) if "mark" in raw else None,
     )
     return recipe.with_guidance(_guidance(get))
 
@@ -416,7 +445,7 @@ class _Getter:
         value = self._raw.get(section, {}).get(key, default)
         if value is ...:
             raise InputError(f"[{section}] {key} is missing")
-        if value is not default and type(value) is not kind:
+        if value is not default and kind is not object and type(value) is not kind:
             raise InputError(f"[{section}] {key} = {value!r}: must be a {_words(kind)}")
         return value
 
@@ -513,6 +542,22 @@ def _guidance(get: _Getter) -> Guidance | None:
         said = f"[schedule] guidance = {scale:g}: 1 and below is none, as in diffusers"
         warnings.warn(said, RecipeWarning, stacklevel=2)
     return None
+
+
+def _mark(get: _Getter) -> MarkChoice:
+    """The mark of ``[mark]``; raises InputError."""
+    payload = parse_payload(get.value("mark", "payload", object), "[mark] payload")
+    file, name = (get.value("mark", key, str, None) for key in ("key_file", "key_env"))
+    if (file is None) == (name is None):
+        raise InputError(
+            "[mark]: give its key as key_file, a file that 'fourstep mark key FILE' makes, or as "
+            "key_env, a variable of the environment, and not as both"
+        )
+    height, width = (get.integer("image", key, 16, 8192) for key in ("height_px", "width_px"))
+    refuse_small(height, width, "[mark]")
+    if name is not None:
+        return MarkChoice(payload, key_of_environment(name, "[mark] key_env"))
+    return MarkChoice(payload, read_key(place_in(get.folder, file), "[mark] key_file"))
 
 
 def _group_size(value: Any, where: str) -> int | None:

@@ -1,0 +1,271 @@
+"""Packages whose recipe has a [mark] table: every backend, scheme and decoder carries the mark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from exporter import backends
+from exporter.build.pipeline import build
+from exporter.calibrate.activations import choose
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
+from exporter.checkpoint.tiny import NAME, open_tiny
+from exporter.cli import main
+from exporter.errors import InputError
+from exporter.marking import embed, pattern
+from exporter.marking.key import MarkKey, make_key
+from exporter.marking.read import read_mark
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut, Ends
+from exporter.network.graph import Graph
+from exporter.network.mark import Mark, marked
+from exporter.package.manifest import Port
+from exporter.program.program import Constant, Program
+from exporter.program.run import run
+from exporter.program.trace import trace
+from exporter.quantize.program import quantize, unquantized
+from exporter.quantize.rounded import asked, round_inputs
+from exporter.quantize.schemes import load_scheme
+from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
+from exporter.runtime.package import open_package
+from tests.conftest import SHAPES, needs
+from tests.test_marking import KEY, PAYLOAD, shapes
+
+MARK = MarkChoice(PAYLOAD, KEY)
+
+
+class Given(torch.nn.Module):
+    """A decoder that shows its input."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent * 1.0
+
+
+def test_the_graph_does_what_the_arithmetic_does() -> None:
+    port = (1, 3, 128, 128)
+    graph = Graph(
+        "vae_decoder", "vae", Given(), (Port("latent", port),), (Port("image", port),), {}
+    )
+    tile = pattern.tile(KEY, PAYLOAD)
+    program = trace(marked(graph, tile))
+    values = {n: s.value for n, s in program.tensors.items() if isinstance(s, Constant)}
+    assert sum(v.size for v in values.values()) < 3000  # of a picture of 49,152 values
+    for picture in shapes()[:2]:
+        image = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        found = run(program, lambda s: torch.from_numpy(s.value).float(), {"latent": image})  # type: ignore[attr-defined]
+        levels = (found["image"][0].permute(1, 2, 0).numpy() + 1) * 127.5
+        expected = embed.marked(picture.astype(np.float64), tile)
+        assert np.abs(levels - expected).max() < 0.02
+
+
+def test_all_that_a_decoder_gets_of_the_key_is_one_tile() -> None:
+    with torch.device("meta"):
+        mark = Mark(pattern.tile(KEY, PAYLOAD), 128, 128)
+    held = mark.__dict__["constant_values"]
+    with torch.device("meta"):
+        other = Mark(pattern.tile(MarkKey(bytes(32)), 0), 128, 128)
+    differ = [
+        n for n, v in other.__dict__["constant_values"].items() if not np.array_equal(v, held[n])
+    ]
+    assert differ == ["signs"]
+    assert np.array_equal(held["signs"][0, 0], pattern.tile(KEY, PAYLOAD))
+    secret = KEY.secret.hex()
+    assert secret not in repr(MARK)
+
+
+SHAPES_CUT = Cut((1.0, 0.0), 128, 128)
+QUICK = {("onnx", "fp32"), ("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
+COMBINATIONS = [
+    pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.full)
+    for name in backends.names()
+    for scheme in ("fp32", "int8", "int4", "int8-w8a8")
+]
+EXACT = backends.SessionOptions("float32")
+
+
+@pytest.fixture(scope="module")
+def ends(shapes_checkpoint: Checkpoint) -> dict[str, Program]:
+    """Encoder and decoders of shapes-flash, the decoders marked."""
+    cut = replace(SHAPES_CUT, ends=Ends(previews="tiny"))
+    graphs = cut_graphs(with_tiny(shapes_checkpoint), cut, MARK.tile)
+    wanted = ("vae_encoder", "vae_decoder", "tiny_decoder")
+    return {g.name: trace(g) for g in graphs if g.name in wanted}
+
+
+@pytest.fixture(scope="module")
+def shapes_checkpoint() -> Checkpoint:
+    return open_checkpoint(str(SHAPES))
+
+
+def with_tiny(checkpoint: Checkpoint) -> Checkpoint:
+    tiny = open_tiny(("decoder",), checkpoint.folder / NAME, None, 16)
+    return replace(checkpoint, components={**checkpoint.components, NAME: tiny})
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    levels = np.rint(np.clip(image[0].transpose(1, 2, 0) * 0.5 + 0.5, 0, 1) * 255)
+    return np.asarray(levels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def latent(ends: dict[str, Program], shapes_checkpoint: Checkpoint) -> np.ndarray:
+    """Of a picture that shapes-flash drew."""
+    image = torch.from_numpy(shapes()[0].astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    read = Weights(shapes_checkpoint).read
+    found = run(unquantized(ends["vae_encoder"]), read, {"image": image})
+    return found["latent"].numpy()
+
+
+@pytest.mark.parametrize(("name", "scheme"), COMBINATIONS)
+def test_every_backend_and_scheme_carries_the_mark(
+    name: str,
+    scheme: str,
+    ends: dict[str, Program],
+    shapes_checkpoint: Checkpoint,
+    latent: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    backend = backends.load(name)
+    if backends.missing(needs(name)):
+        pytest.skip(f"{name}: pip install '{backend.to_build.install}'")
+    choices = backends.default_choices(backend)
+    read = Weights(with_tiny(shapes_checkpoint)).read
+    for graph in ("vae_decoder", "tiny_decoder"):
+        program = quantize(ends[graph], load_scheme(scheme).format_of)
+        if any(backend.refuse(form, choices) for form in program.formats.values()):
+            pytest.skip(f"{name} does not express {scheme}")
+        if asked(program):
+            program = round_inputs(program, choose(program, read, [{"latent": latent}]))
+        place = tmp_path / graph
+        place.mkdir()
+        emitted = backend.emit(program, read, place, backends.EmitOptions(choices))
+        image = backend.open_graph(emitted.entry, emitted.session, EXACT)({"latent": latent})
+        reading = read_mark(pixels(image["image"]), KEY)
+        assert reading is not None and reading.found
+        assert reading.payload == PAYLOAD
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    """The tiny recipe at a size that can carry a mark, for one package."""
+    cut = replace(tiny_recipe.cut, width_px=64, height_px=64)
+    return replace(tiny_recipe, cut=cut, mark=MARK)
+
+
+@pytest.fixture(scope="module")
+def packages(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny checkpoint with and without a mark."""
+    out = tmp_path_factory.mktemp("out")
+    both = {"marked": recipe, "plain": replace(recipe, mark=None)}
+    return {
+        name: build(found, out / name, ["onnx"], ["int4"])[0].path for name, found in both.items()
+    }
+
+
+def test_a_package_says_its_mark_and_nothing_of_its_key(packages: dict[str, Path]) -> None:
+    manifest = open_package(packages["marked"]).manifest
+    assert manifest.mark == MARK.entry
+    assert (manifest.mark.payload, manifest.mark.key_id) == ("1a2b3c4d", KEY.id)
+    assert manifest.format_version == "4.1"
+    for file in packages["marked"].rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert KEY.secret not in content and KEY.secret.hex().encode() not in content
+    plain = open_package(packages["plain"]).manifest
+    assert plain.mark is None
+    assert b'"mark"' not in (packages["plain"] / "manifest.json").read_bytes()
+
+
+def test_only_the_decoder_has_other_bytes(packages: dict[str, Path]) -> None:
+    marked_graphs, plain = (
+        {g.name: [f.sha256 for f in g.files] for g in open_package(packages[name]).manifest.graphs}
+        for name in ("marked", "plain")
+    )
+    assert [n for n in plain if plain[n] != marked_graphs[n]] == ["vae_decoder"]
+
+
+def test_inspect_says_whether_pictures_are_marked(packages: dict[str, Path]) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(main, ["inspect", str(packages["marked"])]).output
+    assert "pictures are marked: payload 1a2b3c4d, key " + KEY.id in shown
+    assert (
+        "pictures are not marked" in runner.invoke(main, ["inspect", str(packages["plain"])]).output
+    )
+    told = json.loads(runner.invoke(main, ["inspect", str(packages["marked"]), "--json"]).stdout)
+    assert told["mark"] == {"scheme": "fourstep-1", "payload": "1a2b3c4d", "key_id": KEY.id}
+    told = json.loads(runner.invoke(main, ["inspect", str(packages["plain"]), "--json"]).stdout)
+    assert told["mark"] is None
+
+
+def test_what_decides_bytes(recipe: Recipe) -> None:
+    digests = {
+        replace(recipe, mark=mark).digest("onnx")
+        for mark in (
+            None,
+            MARK,
+            MarkChoice(PAYLOAD + 1, KEY),
+            MarkChoice(PAYLOAD, MarkKey(bytes(32))),
+        )
+    }
+    assert len(digests) == 4
+
+
+HEAD = """
+[model]
+checkpoint = "."
+[schedule]
+sigmas = [1.0, 0.0]
+[image]
+width_px = {size}
+height_px = 128
+[weights]
+scheme = "fp32"
+[mark]
+"""
+
+
+def written(folder: Path, table: str, size: int = 128) -> Path:
+    file = folder / "r.toml"
+    file.write_text(HEAD.format(size=size) + table)
+    return file
+
+
+@pytest.mark.parametrize("payload", ['"1a2b3c4d"', "0x1a2b3c4d", "439041101"])
+def test_a_recipe_names_payload_and_key(tmp_path: Path, payload: str) -> None:
+    key = make_key(tmp_path / "mark.key")
+    found = read_recipe(written(tmp_path, f'payload = {payload}\nkey_file = "mark.key"\n'))
+    assert found.mark == MarkChoice(PAYLOAD, key)
+
+
+def test_a_key_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARK_KEY", KEY.secret.hex())
+    found = read_recipe(written(tmp_path, 'payload = 1\nkey_env = "MARK_KEY"\n'))
+    assert found.mark == MarkChoice(1, KEY)
+
+
+@pytest.mark.parametrize(
+    ("table", "size", "said"),
+    [
+        ('key_file = "k"', 128, r"\[mark\] payload is missing"),
+        ("payload = 1", 128, r"\[mark\]: give its key as key_file"),
+        ('payload = 1\nkey_file = "k"\nkey_env = "K"', 128, r"\[mark\]: give its key"),
+        ('payload = 4294967296\nkey_file = "k"', 128, r"\[mark\] payload = 4294967296: 32 bits"),
+        ('payload = "123456789"\nkey_file = "k"', 128, r"\[mark\] payload = '123456789': 32 bits"),
+        ("payload = true\nkey_file = 'k'", 128, r"\[mark\] payload = True: 32 bits"),
+        ('payload = 1\nkey_file = "no.key"', 128, r"\[mark\] key_file: .*no.key: no such key"),
+        ('payload = 1\nkey_file = "r.toml"', 128, r"\[mark\] key_file: .*r.toml: not a key"),
+        ('payload = 1\nkey_env = "NO_SUCH"', 128, r"\[mark\] key_env: .* no variable NO_SUCH"),
+        ('payload = 1\nkey_file = "k"', 48, "48 x 128 px is too small"),
+        ('payload = 1\nkey = "k"', 128, r"unknown key in \[mark\] 'key'; known: key_env, key_file"),
+    ],
+)
+def test_what_is_wrong_with_a_mark(tmp_path: Path, table: str, size: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_recipe(written(tmp_path, table, size))

@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-from collections import Counter
 from typing import Any, NoReturn
 
 import click
@@ -25,6 +24,7 @@ from exporter.cli import (
     doctor,
     fetch,
     inspect,
+    mark,
     plan,
     recipe,
     report,
@@ -32,6 +32,7 @@ from exporter.cli import (
     synth,
     verify,
 )
+from exporter.cli.options import GivenOnce
 from exporter.cli.output import FLAGS, complain, remarks_shown
 from exporter.errors import FourstepError
 from exporter.files.staging import SHORTER
@@ -39,28 +40,15 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, credentials, verify, bundle, bench, inspect, report, synth,
-    doctor,
+    fetch, recipe, build, plan, run, credentials, verify, bundle, bench, inspect, mark, report,
+    synth, doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C
 
 
-class Commands(click.Group):
+class Commands(GivenOnce):
     """Turns what a user can mend into one line on stderr and an exit code."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's; refuses an option that is given twice, of which click drops the first."""
-        name, command, rest = super().resolve_command(ctx, args)
-        if command is not None:
-            inner = click.Context(command, parent=ctx, info_name=name)
-            _, _, given = command.make_parser(inner).parse_args([*rest])
-            for parameter, times in Counter(given).items():
-                if isinstance(parameter, click.Option) and times > 1 and not _adds_up(parameter):
-                    inner.fail(f"{parameter.opts[-1]} is given {times} times; give it once")
-        return name, command, rest
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run a command line and exit, as click does, but with errors of one line."""
@@ -97,11 +85,6 @@ class Commands(click.Group):
                 2,
             )
         sys.exit(code if isinstance(code, int) else 0)
-
-
-def _adds_up(option: click.Option) -> bool:
-    """Whether giving an option again drops nothing."""
-    return option.multiple or option.is_flag or option.count
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,30 @@ class Seed(click.ParamType):  # type: ignore[type-arg]  # generic in newer versi
 
 
 PASSPHRASE = "FOURSTEP_PASSPHRASE"  # an environment variable: flags are seen by every process
+
+
+class GivenOnce(click.Group):
+    """A group of commands, none of which takes an option twice."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; refuses an option that is given twice, of which click drops the first."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            inner = click.Context(command, parent=ctx, info_name=name)
+            _, _, given = command.make_parser(inner).parse_args([*rest])
+            for parameter, times in Counter(given).items():
+                if isinstance(parameter, click.Option) and times > 1 and not _adds_up(parameter):
+                    inner.fail(f"{parameter.opts[-1]} is given {times} times; give it once")
+        return name, command, rest
+
+
+def _adds_up(option: click.Option) -> bool:
+    """Whether giving an option again drops nothing."""
+    return option.multiple or option.is_flag or option.count
+
+
 PLACE = Place()
 RANDOM = "random"
 SEED = Seed()

@@ -61,7 +61,8 @@ class Reading:
         false_positive_log10: of the chance that an unmarked picture reads as well as this,
             whatever its payload, over everything that was tried; at most 0.
         scale: the picture's size over the size that it was drawn at.
-        offset_px: where in its tile the picture begins, in pixels as drawn: down, right.
+        offset_px: where in its tile the picture begins, in pixels as drawn: down, right. Within a
+            pixel or two; (0, 0) for a whole picture.
     """
 
     payload: int
@@ -96,14 +97,14 @@ def read_mark(
     """
     luma = luma_of(picture)
     if drawn_size_px is not None:
-        return _best(_whole(luma, [drawn_size_px]), key, _log10_of(1, 1.0))
+        return _best(_whole(luma, [drawn_size_px]), key, log10_of(1, 1.0))
     stages = [
-        (_whole(luma, _sizes(luma.shape, scales)), _log10_of(len(scales), share))
+        (_whole(luma, _sizes(luma.shape, scales)), log10_of(len(scales), share))
         for scales, share in ((COMMON_SCALES, COMMON_SHARE), (OTHER_SCALES, OTHER_SHARE))
     ]
     shifts = len(COMMON_SCALES) * len(PHASES) * HALF_TILE**2
     for size in _sizes(luma.shape, COMMON_SCALES):
-        stages.append((_cropped(luma, size, key), _log10_of(shifts, CROPPED_SHARE)))
+        stages.append((_cropped(luma, size, key), log10_of(shifts, CROPPED_SHARE)))
     found: Reading | None = None
     for tried, multiplier_log10 in stages:
         found = _likelier(found, _best(tried, key, multiplier_log10))
@@ -124,7 +125,7 @@ def _sizes(shape: Sequence[int], scales: Sequence[float]) -> list[tuple[int, int
     return [size for size in sizes if min(size) >= LEAST_PX // 2]
 
 
-def _log10_of(shifts: int, share: float) -> float:
+def log10_of(shifts: int, share: float) -> float:
     """What the number of hypotheses and payloads adds to a probability's logarithm."""
     return math.log10(2) * PAYLOAD_BITS + math.log10(shifts * len(MIXTURES) / share)
 

@@ -19,7 +19,7 @@ demo: .venv/ready
 test: .venv/ready tests/web/node_modules/ready lint
 	$(BIN)/python -m pytest -m "not full"
 
-test-full: .venv/ready tests/web/node_modules/ready lint
+test-full: .venv/ready tests/web/node_modules/ready tests/jvm/node_modules/ready lint
 	$(BIN)/python -m pytest
 
 bench: .venv/ready
@@ -54,5 +54,12 @@ tests/web/node_modules/ready: tests/web/package-lock.json
 	    && touch $@ || echo "npm ci failed: tests of the loop in JavaScript are skipped"; \
 	fi
 
+# JetBrains' compiler, by the lock file.
+tests/jvm/node_modules/ready: tests/jvm/package-lock.json
+	@if command -v npm > /dev/null; then \
+	  npm ci --ignore-scripts --no-audit --no-fund --prefix tests/jvm \
+	    && touch $@ || echo "npm ci failed: tests of Kotlin are skipped"; \
+	fi
+
 clean:
-	rm -rf .venv tests/web/node_modules artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.old artifacts/*/.*.part artifacts/*/.*.journal.json artifacts/*/.fourstep.* artifacts/demo-*.png
+	rm -rf .venv tests/web/node_modules tests/jvm/node_modules artifacts/*/onnx-* artifacts/*/openvino-* artifacts/*/coreml-* artifacts/*/report artifacts/*/statistics artifacts/*/*.log.json artifacts/*/.*.partial artifacts/*/.*.old artifacts/*/.*.part artifacts/*/.*.journal.json artifacts/*/.fourstep.* artifacts/demo-*.png

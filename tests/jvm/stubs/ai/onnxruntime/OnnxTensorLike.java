@@ -1,0 +1,4 @@
+package ai.onnxruntime;
+
+/** For compiling alone: the signatures of the real class that are used. */
+public abstract class OnnxTensorLike implements OnnxValue {}

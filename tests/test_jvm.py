@@ -1,0 +1,691 @@
+"""The loop in Java: vectors, ids of hard prompts, whole pictures by a native engine, errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers
+
+from exporter import backends
+from exporter.build.pipeline import Built, build
+from exporter.bundle.android import extra, packs_of
+from exporter.bundle.target import load_target
+from exporter.bundle.write import write_bundle
+from exporter.cli import main
+from exporter.drawing.vectors import HARD_PROMPTS
+from exporter.errors import InputError
+from exporter.package.manifest import Guidance, Manifest
+from exporter.recipe.recipe import Recipe
+from exporter.runtime import Image, Request, Step, generate, open_package
+from exporter.runtime.vectors import compare
+from tests.conftest import ROOT, SHAPES, needs, seal
+
+ANDROID = ROOT / "exporter" / "bundle" / "android"
+SOURCES = ANDROID / "fourstep" / "src" / "main"
+TESTS = ROOT / "tests" / "jvm"
+UNICODE = ROOT / "exporter" / "bundle" / "unicode.bin"
+KEPT = ROOT / "tests" / "packages" / "4.0" / "onnx-int8"
+FLAGS = ["--release", "8", "-Xlint:all,-options,-strictfp", "-Werror"]
+JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m"]
+NEEDED = "apt-get install openjdk-17-jdk-headless"
+
+pytestmark = pytest.mark.skipif(not shutil.which("javac"), reason=f"no javac: {NEEDED}")
+
+
+def javac(out: Path, files: Iterable[Path], path: str = "") -> Path:
+    """Compile for Java 8, with every warning an error."""
+    named = [str(file) for file in files]
+    subprocess.run(["javac", *FLAGS, "-cp", path or str(out), "-d", str(out), *named], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core without the adapter on onnxruntime, its table, and what tests need."""
+    out = tmp_path_factory.mktemp("classes")
+    package = out / "dev" / "fourstep"
+    package.mkdir(parents=True)
+    shutil.copyfile(UNICODE, package / UNICODE.name)
+    core = (SOURCES / "java" / "dev" / "fourstep").glob("*.java")
+    return javac(out, [*core, *(TESTS / "dev" / "fourstep").glob("*.java")])
+
+
+def java(classes: Path, main: str, *words: object, given: str = "") -> str:
+    """What a program prints."""
+    command = [*JAVA, "-cp", str(classes), f"dev.fourstep.{main}", *(str(w) for w in words)]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    assert not re.search(r"^Exception|\tat ", done.stderr, re.MULTILINE), done.stderr
+    return done.stdout + done.stderr
+
+
+# --- vectors ------------------------------------------------------------------------------------
+
+
+def test_every_vector_is_reproduced(classes: Path, shapes_packages: dict[str, Built]) -> None:
+    """Ids, noise, steps, pixels and previews, of the first format and of this one."""
+    some = [built.path for name, built in shapes_packages.items() if name.endswith("int4")]
+    same_vectors(classes, [KEPT, *some])
+
+
+@pytest.mark.full
+def test_every_vector_of_guidance_is_reproduced(
+    classes: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(tiny_recipe, mode="renoise").with_guidance(Guidance(4.5, None))
+    (built,) = build(recipe, tmp_path, ["onnx"], ["int8"])
+    same_vectors(classes, [built.path])
+
+
+def same_vectors(classes: Path, packages: Sequence[Path]) -> None:
+    """The runner finds as many vectors as ours does, and none that differs."""
+    said = java(classes, "Vectors", *packages)
+    for package in packages:
+        opened = open_package(package)
+        with opened.player() as player:
+            ours = len(list(compare(opened, player)))
+        (found,) = re.findall(rf"{package}: (\d+) of (\d+) vectors are the same", said)
+        tokens = json.loads((package / opened.manifest.golden.tokens).read_text())["prompts"]
+        # Python counts all prompts of a tokenizer as one.
+        more = len(opened.manifest.text.tokenizers) * (len(tokens) - 1)
+        assert int(found[0]) == int(found[1]) == ours + more
+
+
+@pytest.mark.parametrize("what", ["tokens", "noise", "latent/1", "pixels", "preview/1"])
+def test_a_vector_that_differs_is_named(classes: Path, tmp_path: Path, what: str) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    package = Path(shutil.copytree(KEPT, tmp_path / "package"))
+    if what == "tokens":
+        path = "golden/tokens.json"
+        tokens = json.loads((package / path).read_text())
+        tokens["ids"]["t5"][3][0] += 1
+        (package / path).write_text(json.dumps(tokens))
+    else:
+        path = "golden/noise.safetensors" if what == "noise" else "golden/0.safetensors"
+        tensors = load_file(package / path)
+        name = "7/in a row" if what == "noise" else what
+        flat = tensors[name].reshape(-1)
+        flat[3] = (int(flat[3]) + 9) % 256 if flat.dtype == np.uint8 else flat[3] + 2
+        save_file(tensors, package / path)
+    reseal(package, path)
+    said = java(classes, "Vectors", package)
+    expected = {
+        "tokens": "ids of t5 differ for 'two red circles",
+        "noise": "noise of seed 7, in a row: differs",
+        "latent/1": "step 1 differs",
+        "pixels": "pixels differ",
+        "preview/1": "preview/1 differs",
+    }
+    assert expected[what] in said
+
+
+def test_a_package_without_golden_files_says_so(classes: Path, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(KEPT, tmp_path / "package"))
+    manifest = json.loads((package / "manifest.json").read_text())
+    manifest["golden"] = {}
+    manifest["files"] = [f for f in manifest["files"] if "golden" not in f["path"]]
+    seal(package, manifest)
+    assert "has no golden vectors to compare with" in java(classes, "Vectors", package)
+
+
+def reseal(package: Path, path: str) -> None:
+    """Give the manifest a file's new size and digest, and the manifest its own."""
+    import hashlib
+
+    manifest = json.loads((package / "manifest.json").read_text())
+    content = (package / path).read_bytes()
+    for file in manifest["files"]:
+        if file["path"] == path:
+            file |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    seal(package, manifest)
+
+
+# --- tokenizers ---------------------------------------------------------------------------------
+
+HARD = "".join(
+    chr(c)
+    for c in (*range(0x300), 0x323, 0x345, 0x3A3, 0x915, 0x94D, 0x1100, 0x1161, 0x11A8, 0x200D,
+              0x2126, 0x212B, 0x2581, 0x3000, 0xAC00, 0xFB03, 0xFE0F, 0xFEFF, 0x1F1E9, 0x1F3FD,
+              0x1F468)
+)  # fmt: skip
+MAPPED = {
+    "\u0301": "!", "e\u0301": "E", "\ufb03": "ffi", "\u3000": " ", "\u00c5": "A", "\ud55c": "han",
+    "\u0915": "k", "\u00a0": " ", "\u200d": "", "a\u0323": "q", "\uff71": "\u30a2",
+    "\u1100\u1161": "ga",
+}  # fmt: skip
+
+
+def hard_prompts() -> list[str]:
+    """300: those of the packages, and random ones of the characters that ports go wrong with."""
+    rng = random.Random(1)
+    mixed = ["".join(rng.choices(HARD, k=rng.randint(1, 60))) for _ in range(120)]
+    marks = ["".join(rng.choices([*"".join(MAPPED), *"ae <"], k=12)) for _ in range(80)]
+    return [*HARD_PROMPTS, *mixed, *marks, "<extra_id_5>  x  <extra_id_7>", "a<|endoftext|> b"]
+
+
+def charsmap(mapped: Mapping[str, str]) -> bytes:
+    """A map as SentencePiece compiles it: a double array over bytes, and texts."""
+    tree: dict[Any, Any] = {}
+    for key, text in mapped.items():
+        node = tree
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node["text"] = text
+    texts, places, units, taken = bytearray(), {}, {0: 0}, {0}
+    for text in mapped.values():
+        if text not in places:
+            places[text] = len(texts)
+            texts += text.encode() + b"\0"
+
+    def put(at: int, node: dict[Any, Any]) -> None:
+        bytes_ = [key for key in node if key != "text"]
+        base = next(
+            b for b in range(256, 1 << 20) if not taken & {b, *(b ^ byte for byte in bytes_)}
+        )
+        units[at] |= (base ^ at) << 10
+        taken.update({base, *(base ^ byte for byte in bytes_)})
+        if "text" in node:
+            units[at] |= 1 << 8
+            units[base] = 1 << 31 | places[node["text"]]
+        units.update({base ^ byte: byte for byte in bytes_})
+        for byte in bytes_:
+            put(base ^ byte, node[byte])
+
+    put(0, tree)
+    count = (max(units) // 256 + 1) * 256
+    whole = struct.pack(f"<{count}I", *(units.get(i, 0xFF) for i in range(count)))
+    return struct.pack("<I", len(whole)) + whole + bytes(texts)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """shapes-flash's, and forms that those of other checkpoints have."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    found = {
+        name: SHAPES / place / "tokenizer.json"
+        for name, place in (("clip_l", "tokenizer"), ("clip_g", "tokenizer_2"),
+                            ("t5", "tokenizer_3"))
+    }  # fmt: skip
+    clip = json.loads(Tokenizer.from_file(str(found["clip_l"])).to_str())
+    for token in clip["added_tokens"]:
+        token["normalized"] = True
+    clip["model"]["merges"] = [" ".join(pair) for pair in clip["model"]["merges"]]
+    found["clip, special tokens normalized"] = folder / "clip.json"
+    found["clip, special tokens normalized"].write_text(json.dumps(clip))
+    t5 = Tokenizer.from_file(str(found["t5"]))
+    t5.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(charsmap(MAPPED)), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    extras = [f"<extra_id_{i}>" for i in range(5, 9)]
+    t5.add_special_tokens([AddedToken(e, lstrip=True, rstrip=True) for e in extras])
+    found["t5, with a map"] = folder / "t5.json"
+    t5.save(str(found["t5, with a map"]))
+    return found
+
+
+def differing(classes: Path, file: Path, prompts: Sequence[str]) -> list[str]:
+    """The prompts whose ids are others than those of the tokenizers library."""
+    given = "\n".join(prompt.encode().hex() for prompt in prompts) + "\n"
+    rows = [json.loads(line) for line in java(classes, "Ids", file, given=given).splitlines()]
+    theirs = Tokenizer.from_file(str(file))
+    theirs.no_padding()
+    theirs.no_truncation()
+    expected = [found.ids for found in theirs.encode_batch(list(prompts))]
+    return [p for p, row, ids in zip(prompts, rows, expected, strict=True) if row != ids]
+
+
+FORMS = ("clip_l", "clip_g", "t5", "clip, special tokens normalized", "t5, with a map")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_ids_of_hard_prompts(classes: Path, tokenizers: dict[str, Path], name: str) -> None:
+    """And a sample of all code points between two letters."""
+    sample = [chr(c) for c in range(0, 0x110000, 97) if not 0xD800 <= c < 0xE000]
+    prompts = [*hard_prompts(), *(f"a{c}b" for c in sample)]
+    assert differing(classes, tokenizers[name], prompts) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FORMS)
+def test_ids_of_every_code_point(classes: Path, tokenizers: dict[str, Path], name: str) -> None:
+    every = [f"a{chr(c)}b" for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    assert differing(classes, tokenizers[name], every) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"normalizer": {"type": "Nmt"}}, "normalizer.type: 'Nmt' is not known"),
+        ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer.type: 'Digits' is not known"),
+        ({"post_processor": {"type": "New"}}, "post_processor.type: 'New' is not known"),
+        ({"model": {"type": "WordPiece"}}, "model.type: 'WordPiece' is not known"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\w+"}, "content": ""}},
+            r"the expression '\w+' is not known from character 1 on",
+        ),
+    ],
+)
+def test_a_tokenizer_with_unknown_parts_is_refused(
+    classes: Path, tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    """One that is half understood would give other ids."""
+    raw = json.loads((SHAPES / "tokenizer" / "tokenizer.json").read_text()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    assert f"refused: {expected}" in java(classes, "Ids", tmp_path / "tokenizer.json")
+
+
+# --- whole pictures -----------------------------------------------------------------------------
+
+PROMPT, NEGATIVE = "two red circles", "a blue square, blurred"
+
+
+@pytest.fixture(scope="session")
+def guided(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a package can have: guidance, noise at every step, a cut denoiser, image to image."""
+    if backends.missing(needs("openvino")):
+        pytest.skip("no OpenVINO: pip install 'fourstep[openvino-build]'")
+    cut = replace(tiny_recipe.cut, image_to_image=True, t5=False, sigmas=(1.0, 0.75, 0.0))
+    recipe = replace(tiny_recipe, cut=cut, mode="renoise", denoiser_parts=2, prompts=())
+    recipe = recipe.with_guidance(Guidance(4.5, None))
+    (built,) = build(recipe, tmp_path_factory.mktemp("guided"), ["openvino"], ["int8"])
+    return built.path
+
+
+@pytest.fixture(scope="session")
+def plain(shapes_packages: dict[str, Built]) -> Path:
+    """A package without guidance, whose previews are a map."""
+    return of_openvino(shapes_packages, "int4")
+
+
+def of_openvino(packages: Mapping[str, Built], scheme: str) -> Path:
+    if f"openvino-{scheme}" not in packages:
+        pytest.skip("no OpenVINO: pip install 'fourstep[openvino-build]'")
+    return packages[f"openvino-{scheme}"].path
+
+
+@pytest.fixture(scope="session")
+def engine(cpp_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that Java loads, on the C interface of the loop in C++."""
+    home = Path(shutil.which("javac") or "").resolve().parent.parent / "include"
+    out = tmp_path_factory.mktemp("engine") / "libengine.so"
+    flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
+    headers = [f"-I{place}" for place in (cpp_project / "include", home, home / "linux")]
+    library = cpp_project / "build"
+    linked = [f"-L{library}", "-lfourstep", f"-Wl,-rpath,{library}", "-o", str(out)]
+    source = str(TESTS / "native_engine.c")
+    subprocess.run(["gcc", *flags, *headers, source, *linked], check=True)
+    return out
+
+
+Drawn = Callable[..., list[str]]
+
+
+@pytest.fixture
+def draw(classes: Path, engine: Path, tmp_path: Path) -> Drawn:
+    """Draws in Java into a folder; gives the lines that were printed."""
+
+    def drawn(*words: object) -> list[str]:
+        return java(classes, "Draw", engine, tmp_path, *words).splitlines()
+
+    return drawn
+
+
+def words_of(requests: Sequence[Request], tmp_path: Path) -> list[object]:
+    """Requests as the words of ``Draw``."""
+    words: list[object] = []
+    for request in requests:
+        words += ["prompt", request.prompt, "seed", request.seed]
+        if request.negative is not None:
+            words += ["negative", request.negative]
+        if isinstance(request.image, np.ndarray):
+            file = tmp_path / "image.rgb"
+            file.write_bytes(request.image.tobytes())
+            height, width, _ = request.image.shape
+            words += ["image", file, width, height, request.strength]
+    return words
+
+
+def same_as_python(package: Path, requests: Sequence[Request], folder: Path) -> None:
+    """The bytes of every latent and picture; previews of a map may be a level apart."""
+    with open_package(package).player(keep=True) as player:
+        for event in generate(player, requests):
+            if isinstance(event, Step):
+                name = f"{event.index}-{event.step}"
+                latent = np.fromfile(folder / f"{name}.latent", np.float32)
+                assert np.array_equal(latent, event.latent.ravel()), name
+                if event.preview is None:
+                    continue
+                shown = np.fromfile(folder / f"{name}.rgb", np.uint8).astype(int)
+                assert np.abs(shown - event.preview().ravel()).max() <= 1, name
+            elif isinstance(event, Image):
+                pixels = np.fromfile(folder / f"{event.index}.rgb", np.uint8)
+                assert np.array_equal(pixels, event.pixels.ravel()), event.index
+
+
+def test_pictures_have_pythons_bytes(draw: Drawn, guided: Path, tmp_path: Path) -> None:
+    """Two prompts, a seed beyond 32 bits, a negative prompt, and from a picture."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    requests = [
+        Request(PROMPT, 7),
+        Request("a green triangle", 2**33 + 5, negative=NEGATIVE),
+        Request("a green triangle", -1, image=image, strength=0.5),
+    ]
+    lines = draw("keep", "preview", guided, "openvino", *words_of(requests, tmp_path))
+    assert lines == [
+        "conditioned 4",  # with the empty negative prompt
+        *(f"step {i} {k} of 2" for i in (0, 1) for k in (1, 2)),
+        "step 2 2 of 2",
+        *(f"picture {i}" for i in range(3)),
+        lines[-1],
+    ]
+    same_as_python(guided, requests, tmp_path)
+
+
+def test_parts_are_opened_in_turn_unless_kept(draw: Drawn, guided: Path) -> None:
+    """Memory holds one part of the denoiser at a time, or all for as long as the player lives."""
+    request = ["prompt", PROMPT]
+    stages = open_package(guided).manifest.stages
+    used = [s for s in stages if not s.image_to_image_only]
+    others = sum(len(s.parts) for s in used if not s.in_steps)
+    assert draw(guided, "openvino", *request)[-1] == f"open 0 opened {others + 2 * 2}"
+    assert draw("keep", guided, "openvino", *request)[-1] == f"open 0 opened {others + 2}"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the decoder", "a graph of its own"])
+def test_previews_by_a_graph(draw: Drawn, plain: Path, tmp_path: Path, own: bool) -> None:
+    """Of full size; the graph is opened for the first and kept until the steps are over."""
+    package = Path(shutil.copytree(plain, tmp_path / "package"))
+    manifest = json.loads((package / "manifest.json").read_text())
+    manifest["format_version"] = "4.1"
+    manifest["picture"]["preview_graph"] = "shown" if own else "vae_decoder"
+    if own:
+        text = json.dumps([g for g in manifest["graphs"] if g["name"] == "vae_decoder"])
+        stage = next(s for s in manifest["stages"] if s["graph"] == "vae_decoder")
+        shutil.copytree(package / "graphs" / "vae_decoder", package / "graphs" / "shown")
+        for file in (package / "graphs" / "shown").iterdir():
+            file.rename(file.with_name(file.name.replace("vae_decoder", "shown")))
+        manifest["graphs"] += json.loads(text.replace("vae_decoder", "shown"))
+        changes = {"graph": "shown", "parts": ["shown"], "runs": "for previews"}
+        manifest["stages"].append(stage | changes | {"results": {"image": "preview"}})
+    seal(package, manifest)
+    requests = [Request(PROMPT, 3)]
+    lines = draw("preview", package, "openvino", *words_of(requests, tmp_path))
+    stages = open_package(plain).manifest.stages
+    assert lines[-1] == f"open 0 opened {sum(not s.image_to_image_only for s in stages) + 1}"
+    assert (tmp_path / "0-1.rgb").stat().st_size == 128 * 128 * 3
+    same_as_python(package, requests, tmp_path)
+
+
+def test_a_drawing_stops_when_it_is_told(draw: Drawn, guided: Path) -> None:
+    lines = draw("stop", 1, guided, "openvino", "prompt", PROMPT)
+    assert lines[-3] == "step 0 1 of 2"
+    assert lines[-2] == "CancellationException the drawing was cancelled"
+    assert lines[-1].startswith("open 0 ")
+
+
+def test_a_prompt_that_is_cut_is_said(draw: Drawn, plain: Path) -> None:
+    lines = draw(plain, "openvino", "prompt", "red " * 200)
+    assert any(line.startswith("remark t5 reads 32 tokens; the prompt 'red ") for line in lines)
+
+
+IN_TEST = ("int4", "int8-w8a8")
+SCHEMES = ("fp16", "fp32", "int4", "int4-a8", "int8", "int8-w8a8", "mixed-4.5")
+
+
+@pytest.mark.parametrize(
+    "scheme", [s if s in IN_TEST else pytest.param(s, marks=pytest.mark.full) for s in SCHEMES]
+)
+def test_every_scheme_draws_pythons_bytes(
+    draw: Drawn, shapes_packages: dict[str, Built], tmp_path: Path, scheme: str
+) -> None:
+    package = of_openvino(shapes_packages, scheme)
+    requests = [Request("two red circles left of a blue square", 7)]
+    lines = draw("preview", package, "openvino", *words_of(requests, tmp_path))
+    assert lines[-1] == "open 0 opened 6", "a graph was left open, or opened twice"
+    same_as_python(package, requests, tmp_path)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prompt", "a", "seed", str(2**64)], "seed: '18446744073709551616': a whole number from"),
+        (["prompt", "a", "seed", "1.5"], "seed: '1.5': a whole number from -2^63 to 2^64 - 1"),
+        (["prompt", "a" * 100_001], "prompt: has 100001 characters: at most 100000"),
+        (["prompt", "a", "negative", "b"], "negative: this package draws without guidance"),
+    ],
+)
+def test_a_request_that_cannot_be_drawn_names_its_field(
+    draw: Drawn, plain: Path, words: list[str], expected: str
+) -> None:
+    assert draw(plain, "openvino", *words)[0].startswith(f"RequestException {expected}")
+
+
+@pytest.mark.parametrize(
+    ("size", "strength", "expected"),
+    [
+        ((48, 64), 0.0, "strength: 0.0: must be above 0 and at most 1"),
+        ((48, 64), 1.5, "strength: 1.5: must be above 0 and at most 1"),
+        ((32, 64), 0.5, "image: is 64 x 32 px; scale or cut it to 64 x 48"),
+    ],
+)
+def test_a_picture_to_start_from_is_checked(
+    draw: Drawn, guided: Path, tmp_path: Path, size: tuple[int, int], strength: float, expected: str
+) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    words = words_of([Request("a", image=image, strength=strength)], tmp_path)
+    assert draw(guided, "openvino", *words)[0] == f"RequestException {expected}"
+
+
+def damage(package: Path, what: str) -> None:
+    """Do something to a copy of a package that has to be found."""
+    manifest = json.loads((package / "manifest.json").read_text())
+    if what == "digest":
+        file = package / manifest["graphs"][0]["files"][0]["path"]
+        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    elif what == "size":
+        file = package / manifest["text"]["tokenizers"]["t5"]["path"]
+        file.write_bytes(file.read_bytes() + b" ")
+    elif what == "manifest":
+        (package / "manifest.json").write_text("{}")
+    elif what == "link":
+        file = package / "LICENSE"
+        file.rename(package.parent / "elsewhere")
+        file.symlink_to(package.parent / "elsewhere")
+    elif what == "gone":
+        (package / "manifest.sha256").unlink()
+    else:
+        changes: dict[str, Callable[[dict[str, Any]], object]] = {
+            "version": lambda m: m.update(format_version="5.0"),
+            "mode": lambda m: m["schedule"].update(mode="heun"),
+            "sigmas": lambda m: m["schedule"].update(sigmas=[1.0, 0.5, 0.75, 0.0]),
+            "path": lambda m: m["files"][0].update(path="../x"),
+            "kind": lambda m: m["stages"][0]["inputs"]["ids"].update(kind="sound"),
+            "feed": lambda m: m["stages"][0]["inputs"]["ids"].update(name="other"),
+            "port": lambda m: m["graphs"][0]["inputs"][0].update(shape=[1 << 20, 1 << 20]),
+            "field": lambda m: m.pop("stages"),
+        }
+        changes[what](manifest)
+        seal(package, manifest)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("size", r"tokenizer/t5.json: damaged: \d+ bytes where the manifest says \d+; copy"),
+        ("manifest", r"manifest.json: damaged: it is not what manifest.sha256 says; copy"),
+        ("gone", r"manifest.sha256: is missing; copy the package again"),
+        ("link", r"LICENSE: a link that leaves the package, to .*elsewhere; copy the package"),
+        ("version", r"format version '5.0'; this reader takes 4.x; build the package again"),
+        ("mode", r"schedule.mode: 'heun' is not known; one of \[euler, renoise\] is expected"),
+        ("sigmas", r"schedule.sigmas: \[1.0, 0.5, 0.75, 0.0\] do not fall"),
+        ("path", r"files\[0\].path: '../x' has not the form"),
+        ("kind", r"stages\[0\].inputs.ids.kind: 'sound' is not known"),
+        ("feed", r"stages\[0\].inputs.ids: no tokenizer 'other'"),
+        ("port", r"graphs\[0\].inputs\[0\].shape: takes more than 1 GiB"),
+        ("field", r"has no field 'stages'"),
+    ],
+)
+def test_a_damaged_package_is_refused_in_one_line(
+    classes: Path, tmp_path: Path, what: str, expected: str
+) -> None:
+    """Before anything runs."""
+    package = Path(shutil.copytree(KEPT, tmp_path / "package"))
+    damage(package, what)
+    said = java(classes, "Check", package)
+    assert len(said.splitlines()) == 1 and re.search(expected, said), said
+
+
+def test_a_damaged_graph_is_refused_when_it_is_opened(
+    draw: Drawn, plain: Path, tmp_path: Path
+) -> None:
+    package = Path(shutil.copytree(plain, tmp_path / "package"))
+    damage(package, "digest")
+    lines = draw(package, "openvino", "prompt", "a")
+    assert re.match(r"PackageException .*: damaged: SHA-256 differs; copy or build", lines[0])
+
+
+def test_a_package_for_another_engine_is_refused(draw: Drawn, plain: Path) -> None:
+    (line, _) = draw(plain, "onnx", "prompt", "a")
+    assert "is for openvino, which NativeEngine does not open; build the package" in line
+
+
+# --- what needs onnxruntime, Android or Kotlin --------------------------------------------------
+
+KOTLIN = TESTS / "node_modules" / "kotlin-compiler" / "lib"
+COMPILER = "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"
+
+
+@pytest.fixture(scope="session")
+def adapter(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter on onnxruntime, and stubs of what it and the app use of others' libraries.
+
+    The stubs have signatures alone: none of those libraries can be had without Maven.
+    """
+    out = tmp_path_factory.mktemp("adapter")
+    javac(out, (TESTS / "stubs").rglob("*.java"))
+    return javac(out, (SOURCES / "java").rglob("onnx/*.java"), f"{classes}:{out}")
+
+
+def test_the_adapter_on_onnxruntime_compiles(adapter: Path) -> None:
+    assert (adapter / "dev" / "fourstep" / "onnx" / "OnnxEngine.class").is_file()
+
+
+def test_its_telemetry_is_off() -> None:
+    (source,) = SOURCES.rglob("OnnxEngine.java")
+    assert "environment.setTelemetry(false);" in source.read_text()
+    for file in ANDROID.rglob("AndroidManifest.xml"):
+        assert "uses-permission" not in file.read_text(), "it could send something"
+
+
+def test_only_few_sources_need_others_libraries() -> None:
+    """Those that cannot be run here: the adapter, and two of Kotlin."""
+    found = set()
+    for file in (f for kind in ("*.java", "*.kt") for f in ANDROID.rglob(kind)):
+        names = re.findall(r"^import (?:static )?(\w+(?:\.\w+)?)", file.read_text(), re.MULTILINE)
+        if not {*names} <= {"java.io", "java.math", "java.nio", "java.security", "java.util",
+                            "dev.fourstep", "kotlinx.coroutines"}:  # fmt: skip
+            found.add(file.name)
+    assert found == {"OnnxEngine.java", "Device.kt", "MainActivity.kt"}
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not KOTLIN.is_dir(), reason="no Kotlin: npm ci --prefix tests/jvm")
+def test_the_flow_of_kotlin(classes: Path, adapter: Path, tmp_path: Path) -> None:
+    """All Kotlin compiles without a warning; events come in order; cancelling lets go of graphs."""
+    libraries = [KOTLIN / "kotlin-stdlib.jar", KOTLIN / "kotlinx-coroutines-core-jvm.jar"]
+    path = ":".join(str(place) for place in (*libraries, classes, adapter))
+    compiler = ["-cp", f"{KOTLIN / 'kotlin-preloader.jar'}:{KOTLIN / 'kotlin-compiler.jar'}"]
+    flags = ["-no-reflect", "-no-stdlib", "-jvm-target", "1.8", "-Werror"]
+    sources = [*ANDROID.rglob("*.kt"), *(TESTS / "kotlin").glob("*.kt")]
+    named = [str(source) for source in sources]
+    command = ["java", *compiler, COMPILER, *flags, "-cp", path, "-d", str(tmp_path), *named]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    collect = [*JAVA, "-cp", f"{tmp_path}:{path}", "dev.fourstep.CollectKt", str(KEPT)]
+    done = subprocess.run(collect, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "conditioned 1, step 1 4, step 2 4, picture 32 x 16",
+        "open 0",
+        "taken: open 0",
+        "cancelled: open 0, ended 0, interrupted 1",
+        "in time true",
+        "refused negative",
+    ], done.stdout + done.stderr
+
+
+# --- the bundle for Android ---------------------------------------------------------------------
+
+
+def test_the_jvm_part_of_a_bundle_draws_from_its_folder(
+    engine: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Compiled from the bundle alone; the package lies in the assets of several packs."""
+    target = replace(load_target("android"), backends=("openvino",))
+    write_bundle(open_package(plain), target, tmp_path / "project")
+    project, out = tmp_path / "project", tmp_path / "classes"
+    out.mkdir()
+    core = (project / "fourstep" / "src" / "main" / "java" / "dev" / "fourstep").glob("*.java")
+    javac(out, [*core, *(TESTS / "dev" / "fourstep").glob("*.java")])
+    shutil.copytree(project / "fourstep" / "src" / "main" / "resources", out, dirs_exist_ok=True)
+    names = (project / "packs.txt").read_text().split()
+    assert names == ["fourstep_package", "fourstep_graphs1"]
+    packs = ":".join(str(project / name / "src" / "main" / "assets" / "package") for name in names)
+    requests = [Request("two red circles left of a blue square", 7)]
+    words = ["preview", packs, "openvino", *words_of(requests, tmp_path)]
+    assert java(out, "Draw", engine, tmp_path, *words).splitlines()[-1] == "open 0 opened 6"
+    same_as_python(plain, requests, tmp_path)
+
+
+def test_the_first_two_commands_of_a_bundle_work(tiny_package: Path, tmp_path: Path) -> None:
+    write_bundle(open_package(tiny_package), load_target("android"), tmp_path / "project")
+    readme = (tmp_path / "project" / "README.md").read_text()
+    commands = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[0].splitlines()[:2]
+    done = subprocess.run(
+        " && ".join(commands), shell=True, cwd=tmp_path / "project", capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "vectors are the same" in done.stdout, done.stderr
+
+
+def test_graphs_are_packed_whole_and_too_large_ones_refused(tiny_package: Path) -> None:
+    manifest = open_package(tiny_package).manifest
+
+    def sized(*megabytes: int) -> Manifest:
+        graphs = []
+        for graph, size in zip(manifest.graphs, megabytes, strict=False):
+            file = replace(graph.files[0], bytes=size * 1_000_000)
+            graphs.append(replace(graph, files=(file,)))
+        return replace(manifest, graphs=tuple(graphs))
+
+    assert [*packs_of(sized(800, 900, 600, 1500)).values()] == [
+        f"fourstep_graphs{k}" for k in (1, 2, 1, 3)
+    ]
+    assert extra(sized(800, 900))["packs.txt"] == (
+        "fourstep_package\nfourstep_graphs1\nfourstep_graphs2\n"
+    )
+    with pytest.raises(InputError, match=r"'clip_l': 1,501.0 MB in one folder, and an asset pack"):
+        packs_of(sized(1501))
+    with pytest.raises(InputError, match=r"graphs of 4,500.0 MB, and Google Play delivers 4,000"):
+        packs_of(sized(1500, 1500, 1500))
+
+
+def test_a_package_without_an_engine_there_is_refused(plain: Path, tmp_path: Path) -> None:
+    arguments = ["bundle", str(plain), "--for", "android", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1
+    assert "a package for openvino, and the engines of --for android open: onnx" in done.stderr

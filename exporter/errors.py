@@ -1,8 +1,9 @@
 """The errors that a user can mend, and the one place that words them.
 
-FourstepError          shown as one line; the exit code says whose turn it is
-|-- InputError    (2)  the user's input: a path, a flag, a recipe, a checkpoint, a full disk
-`-- CheckFailed   (1)  a check did not pass: damaged package, parity out of tolerance
+FourstepError              shown as one line; the exit code says whose turn it is
+|-- InputError        (2)  the user's input: a path, a flag, a recipe, a checkpoint, a full disk
+|-- CheckFailed       (1)  a check did not pass: damaged package, parity out of tolerance
+`-- PicturesRejected  (3)  all is well, and a package's filter held pictures back
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class CheckFailed(FourstepError):
     """Something that was checked is not as it should be."""
 
     exit_code = 1
+
+
+class PicturesRejected(FourstepError):
+    """A package's filter rejected pictures; the others are written."""
+
+    exit_code = 3
 
 
 def known(kind: str, name: object, names: object) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from exporter.build.pipeline import Built, build
 from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
+from exporter.drawing.loop import Step
 from exporter.network.cut import Cut
 from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.program.program import Program
@@ -196,6 +198,13 @@ def slow_ones(schemes: Iterable[str]) -> list[Any]:
     """
     slow = ("pal4-grouped", "pal6")
     return [pytest.param(s, marks=pytest.mark.full) if s in slow else s for s in schemes]
+
+
+def previewed(step: Step) -> np.ndarray:
+    """The preview of a step that has one."""
+    pixels = step.preview() if step.preview else None
+    assert pixels is not None
+    return pixels
 
 
 def needs(name: str) -> dict[str, str]:

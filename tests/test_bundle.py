@@ -16,6 +16,7 @@ from exporter.bundle.write import WORD, facts_of, read_bundle, sources, write_bu
 from exporter.cli import main
 from exporter.errors import CheckFailed, InputError
 from exporter.files.read import file_digest
+from exporter.package.manifest import Filter
 from exporter.runtime.package import Package, open_package
 from tests.conftest import ROOT, edit_json
 
@@ -171,3 +172,13 @@ def test_the_command_line(tiny_package: Path, tmp_path: Path) -> None:
     edit_json(out / "bundle.json", files=[])
     other = CliRunner().invoke(main, [*arguments, "cpp"])
     assert other.exit_code == 2 and len(other.stderr.strip().splitlines()) == 1
+
+
+def test_a_filter_that_nothing_would_run(package: Package, tmp_path: Path) -> None:
+    entry = Filter(
+        0.5, "above", 0, "none", "", 8, 8, "NCHW", "RGB", "bilinear", "unit", (0, 0, 0), (1, 1, 1)
+    )
+    guarded = replace(package, manifest=replace(package.manifest, filter=entry))
+    with pytest.raises(InputError, match="has a filter, which the runtime of --for cpp does not"):
+        write_bundle(guarded, fitting(CPP, package), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -41,7 +41,7 @@ from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
 from exporter.runtime.vectors import compare
 from exporter.runtime.verify import verify
-from tests.conftest import needs, seal
+from tests.conftest import needs, previewed, seal
 
 PROMPT, NEGATIVE = "two red circles", "a blue square, blurred"
 SCALE, KEEP = 4.5, 1 << 30
@@ -164,7 +164,7 @@ def test_a_package_draws_what_diffusers_draws(
     assert levels_apart(found[0], found[2]) > 1 < levels_apart(found[0], found[3])
     steps = [event for event in events if isinstance(event, Step)]
     assert [event.step for event in steps] == [1, 2, 1, 2, 1, 2, 2]
-    assert all(event.preview is not None and event.preview().any() for event in steps)
+    assert all(previewed(event).any() for event in steps)
 
 
 def test_a_free_package_says_what_runs_and_when(free: Built) -> None:

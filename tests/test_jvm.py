@@ -30,7 +30,7 @@ from exporter.package.manifest import Guidance, Manifest
 from exporter.recipe.recipe import Recipe
 from exporter.runtime import Image, Request, Step, generate, open_package
 from exporter.runtime.vectors import compare
-from tests.conftest import ROOT, SHAPES, needs, seal
+from tests.conftest import ROOT, SHAPES, needs, previewed, seal
 
 ANDROID = ROOT / "exporter" / "bundle" / "android"
 SOURCES = ANDROID / "fourstep" / "src" / "main"
@@ -364,11 +364,12 @@ def same_as_python(package: Path, requests: Sequence[Request], folder: Path) -> 
             if isinstance(event, Step):
                 name = f"{event.index}-{event.step}"
                 latent = np.fromfile(folder / f"{name}.latent", np.float32)
+                assert event.latent is not None
                 assert np.array_equal(latent, event.latent.ravel()), name
                 if event.preview is None:
                     continue
                 shown = np.fromfile(folder / f"{name}.rgb", np.uint8).astype(int)
-                assert np.abs(shown - event.preview().ravel()).max() <= 1, name
+                assert np.abs(shown - previewed(event).ravel()).max() <= 1, name
             elif isinstance(event, Image):
                 pixels = np.fromfile(folder / f"{event.index}.rgb", np.uint8)
                 assert np.array_equal(pixels, event.pixels.ravel()), event.index

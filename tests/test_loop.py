@@ -38,6 +38,7 @@ from exporter.package.manifest import (
 )
 from exporter.package.pixels import from_pixels, to_pixels
 from exporter.package.preview import fit, preview_of
+from tests.conftest import previewed
 
 SIGMAS = (1.0, 0.5, 0.25, 0.0)
 BIG = (1.0, 0.0, -1.5, -2.0)  # no schedule has such: they bring a latent out of float32
@@ -334,7 +335,7 @@ def test_preview_fits_a_linear_decoder() -> None:
     )
     events = generate(Fake().player(preview=entry), [Request("a")])
     step = next(e for e in events if isinstance(e, Step))
-    assert step.preview is not None and step.preview().shape == (2, 3, 3)
+    assert previewed(step).shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from exporter.package.describe import SCHEMA
 from exporter.runtime import Image, Request, Step, generate, open_package, verify
-from tests.conftest import ROOT, seal
+from tests.conftest import ROOT, previewed, seal
 
 PACKAGES = sorted(file.parent for file in (ROOT / "tests" / "packages").glob("*/*/manifest.json"))
 IDS = [f"{p.parent.name} {p.name}" for p in PACKAGES]
@@ -45,7 +45,7 @@ def test_it_draws(folder: Path) -> None:
     steps = [e for e in events if isinstance(e, Step)]
     first, second = (e.pixels for e in events if isinstance(e, Image))
     assert [(e.index, e.step) for e in steps] == [(0, 1), (0, 2), (1, 2)]
-    assert all(e.preview is not None and e.preview().shape == (2, 4, 3) for e in steps)
+    assert all(previewed(step).shape == (2, 4, 3) for step in steps)
     assert first.shape == (16, 32, 3) and not np.array_equal(first, second)
 
 

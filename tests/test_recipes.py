@@ -42,7 +42,7 @@ def text_of(name: str) -> str:
 
 def test_every_full_size_recipe_is_tested_here() -> None:
     shipped = {file.stem for file in (ROOT / "recipes").glob("*.toml")}
-    assert shipped == {*PRESETS, "shapes-flash", "shapes-flash-tiny"}
+    assert shipped == {*PRESETS, "shapes-flash", "shapes-flash-tiny", "shapes-flash-filtered"}
 
 
 def shifted(time: float) -> float:

@@ -41,7 +41,7 @@ from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe, TinyFiles, read_recipe
 from exporter.report.make import make
 from exporter.runtime.package import Package, open_package
-from tests.conftest import ROOT, SHAPES, SMALL, edit_json, needs, random_inputs, seal
+from tests.conftest import ROOT, SHAPES, SMALL, edit_json, needs, previewed, random_inputs, seal
 
 CHANNELS = 16
 EXACT = SessionOptions("float32")
@@ -508,10 +508,10 @@ def test_previews_are_what_the_graph_draws_and_it_is_opened_once(
         requests = [Request("a red circle", seed=seed) for seed in (1, 2)]
         for event in generate(watched, requests):
             if isinstance(event, Step):
-                assert event.preview is not None
+                assert event.latent is not None
                 expected = to_pixels(session({"latent": event.latent})["image"])
-                assert event.preview().shape == (48, 64, 3)
-                assert np.array_equal(event.preview(), expected)
+                assert previewed(event).shape == (48, 64, 3)
+                assert np.array_equal(previewed(event), expected)
     # Where it draws too, it is opened again for that: it was closed with the steps.
     assert opens.count("tiny_decoder") == (2 if ends == TINY else 1)
 
@@ -539,8 +539,7 @@ def test_it_is_not_opened_when_no_preview_is_asked_for(built: dict[Ends, Path]) 
 def test_a_preview_that_is_kept_opens_the_graph_again(built: dict[Ends, Path]) -> None:
     player = open_package(built[DRAWS_WITH_BOTH]).player()
     steps = [e for e in generate(player, [Request("a red circle")]) if isinstance(e, Step)]
-    shown = steps[-1].preview
-    assert shown is not None and shown().shape == (48, 64, 3)
+    assert previewed(steps[-1]).shape == (48, 64, 3)
 
 
 def test_a_preview_of_nothing_that_is_a_number_is_an_error(built: dict[Ends, Path]) -> None:
@@ -694,8 +693,7 @@ def test_shapes_flash_is_decoded_as_by_the_vae(shapes_both: Package) -> None:
     previews, pictures = dict[int, np.ndarray](), dict[int, np.ndarray]()
     for event in generate(shapes_both.player(), requests):
         if isinstance(event, Step) and event.step == event.steps:
-            assert event.preview is not None
-            previews[event.index] = event.preview()
+            previews[event.index] = previewed(event)
         elif isinstance(event, Image):
             pictures[event.index] = event.pixels
     assert len(pictures) == len(prompts) == 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,23 @@ class Emitted:
     session: dict[str, str] = field(default_factory=dict)
     adjusted: tuple[Adjusted, ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A graph of the user's own that looks at pictures, as it lies on the disk.
+
+    Attributes:
+        entry: the file or folder that ``open_graph`` takes.
+        files: all of it, inside the entry or beside it.
+        inputs: the shape of each by its name, None for a size that is free. They take float32.
+        settings: to open it with.
+    """
+
+    entry: Path
+    files: tuple[Path, ...]
+    inputs: Mapping[str, tuple[int | None, ...]]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,3 +188,15 @@ class Backend(Protocol):
 
         Raises CheckFailed when the runtime cannot read the file or has no such device.
         """
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """What a backend has besides that takes classifiers of the user's as filters."""
+
+    @property
+    def classifier_suffix(self) -> str:
+        """Of the file or folder that holds one, such as ``.onnx``."""
+
+    def read_classifier(self, entry: Path) -> Classifier:
+        """What is on the disk; raises InputError for what is no such graph."""

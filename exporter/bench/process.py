@@ -316,8 +316,10 @@ def draw(
 
 
 def _draw(player: Player, asked: Sequence[Asked], first: int, place: Path) -> None:
-    for event in generate(player, [Request(a.prompt, a.seed) for a in asked]):
-        if isinstance(event, Step):
+    """Draw and keep latents and pictures, which are measured: a filter keeps none of them back."""
+    unfiltered = replace(player, filter=None)
+    for event in generate(unfiltered, [Request(a.prompt, a.seed) for a in asked]):
+        if isinstance(event, Step) and event.latent is not None:
             number = first + event.index
             np.save(place / f"latent-{number}-{event.step}.npy", event.latent)
             print(f"picture {number + 1}, step {event.step} of {event.steps}", flush=True)

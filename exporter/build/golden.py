@@ -95,7 +95,7 @@ def _draw(player: Player, request: Request, encode: bool) -> Drawing:
         if isinstance(event, Step) and event.preview and player.giving("preview"):
             event.preview()
     image = next(e for e in events if isinstance(e, Image))
-    latents = tuple(e.latent for e in events if isinstance(e, Step))
+    latents = tuple(e.latent for e in events if isinstance(e, Step) and e.latent is not None)
     decoded = np.asarray(calls[-1][2]["image"])
     stream = TorchNoise(request.seed)
     draws = 1 + draws_per_step(player.schedule) * player.schedule.steps

@@ -11,6 +11,7 @@ from pathlib import Path
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions
 from exporter.build import golden, resume, write
+from exporter.build.filter import PreparedFilter, prepared
 from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model
 from exporter.calibrate.activations import rounder
 from exporter.calibrate.store import Calibration, kept
@@ -156,13 +157,17 @@ class _Asked:
 
 @dataclass(frozen=True, eq=False)
 class _Job(_Asked):
-    """The same with its programs: the quantized graphs, and the parts that are emitted for them."""
+    """The same with its programs: the quantized graphs, and the parts that are emitted for them.
+
+    ``filter``: the classifier that pictures have to pass, or None.
+    """
 
     programs: dict[str, QuantizedProgram]
     parts: Sequence[QuantizedProgram]
+    filter: PreparedFilter | None
 
     def origin(self, calibration: Calibration | None) -> write.Origin:
-        return write.Origin(self.scheme, self.plan, self.programs, calibration)
+        return write.Origin(self.scheme, self.plan, self.programs, calibration, self.filter)
 
     def basis(self, model: Model, calibration: Calibration | None) -> str:
         origin = self.origin(calibration)
@@ -175,7 +180,8 @@ class _Job(_Asked):
 
     def lines(self, pictures: int) -> int:
         """Of progress: each part, and what ``verify`` shows after its name."""
-        checks = lines_to_verify(len(self.programs), pictures) if pictures else 1
+        graphs = len(self.programs) + (self.filter is not None)
+        checks = lines_to_verify(graphs, pictures) if pictures else 1
         return len(self.parts) + 1 + checks
 
 
@@ -184,8 +190,20 @@ def _jobs(model: Model, asked: Sequence[_Asked]) -> list[_Job]:
     schemes = {one.given: one.scheme for one in asked}
     programs = {given: quantize_all(model.programs, s) for given, s in schemes.items()}
     parts = {given: emitted(found, model.recipe.graph_parts) for given, found in programs.items()}
+    choice = model.recipe.filter
+    filters = {
+        one.backend.name: prepared(choice, one.backend, model.recipe.most_file_bytes)
+        for one in asked
+        if choice is not None
+    }
     return [
-        _Job(**vars(one), programs=programs[one.given], parts=parts[one.given]) for one in asked
+        _Job(
+            **vars(one),
+            programs=programs[one.given],
+            parts=parts[one.given],
+            filter=filters.get(one.backend.name),
+        )
+        for one in asked
     ]
 
 

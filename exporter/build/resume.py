@@ -54,6 +54,7 @@ def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: O
         "plan": origin.plan_sha256,
         "sensitivities": origin.plan.details if origin.plan else None,
         "licences": {n: file_digest(f) for n, f in licences_of(checkpoint).items()},
+        "filter": origin.filter.sha256 if origin.filter else None,
         "tools": tools_of(backend),
         "code": [_code_digest(name) for name in (__name__, type(backend).__module__)],
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from exporter import __version__, backends
 from exporter.backends.contract import Backend, EmitOptions, MeasuredCosts
 from exporter.build import golden
+from exporter.build.filter import PreparedFilter
 from exporter.build.golden import USUAL, Allowance, Drawing, Pictures
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
@@ -21,7 +22,7 @@ from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest, parse_json
 from exporter.files.staging import write_whole
-from exporter.network.wiring import picture_of, stages
+from exporter.network.wiring import filter_stage, picture_of, stages
 from exporter.package.manifest import (
     FIRST_VERSION,
     DeviceEntry,
@@ -32,6 +33,7 @@ from exporter.package.manifest import (
     NoiseEntry,
     OriginEntry,
     PreviewEntry,
+    Stage,
     TextEntry,
     version_of,
 )
@@ -56,12 +58,14 @@ class Origin:
         plan: the plan that the scheme was read from, or None.
         programs: the quantized programs, by graph.
         calibration: statistics that codes were chosen with, or None.
+        filter: the classifier that pictures have to pass, or None.
     """
 
     scheme: Scheme
     plan: Plan | None
     programs: Mapping[str, QuantizedProgram]
     calibration: Calibration | None
+    filter: PreparedFilter | None = None
 
     @property
     def statistics_sha256(self) -> str:
@@ -119,11 +123,14 @@ def fill(
     described = {name: file.entry for name, file in tokenizers.items()}
     picture = picture_of(graphs, _preview(pictures.plain), recipe.cut.ends.previews)
     shown = preview_of(picture.preview, picture.pixels) if picture.preview else None
+    if origin.filter is not None:
+        pictures = origin.filter.judged(pictures)
     entry, files = golden.write(folder, pictures, tokenizers, shown)
     files += _write_tokenizers(folder, tokenizers)
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
     licences = _copy_licences(model.checkpoint, folder)
+    filters = write_filter(folder, origin.filter, graphs)
     manifest = Manifest(
         format_version=FIRST_VERSION,
         name=recipe.name,
@@ -135,16 +142,29 @@ def fill(
         picture=picture,
         noise=NoiseEntry(),
         text=TextEntry(recipe.cut.t5, described),
-        stages=stages(graphs, model.schedule.guidance),
-        graphs=tuple(graphs),
+        stages=(*stages(graphs, model.schedule.guidance), *(turn for _, turn in filters)),
+        graphs=(*graphs, *(graph for graph, _ in filters)),
         golden=entry,
         files=_describe(folder, [*files, *licences]),
         device=DeviceEntry(_peak_bytes(graphs, picture.preview_graph, backend.costs)),
         mark=recipe.mark.entry if recipe.mark else None,
+        filter=origin.filter.entry if origin.filter else None,
     )
     manifest = replace(manifest, format_version=version_of(manifest))
     write_manifest(folder, manifest)
     return manifest
+
+
+def write_filter(
+    folder: Path, prepared: PreparedFilter | None, graphs: Sequence[GraphEntry]
+) -> list[tuple[GraphEntry, Stage]]:
+    """The user's classifier, copied, and its turn; nothing without one."""
+    if prepared is None:
+        return []
+    least_db = min(graph.tolerance.image_psnr_db for graph in graphs)
+    graph, copied = prepared.write(folder, least_db)
+    graph = replace(graph, files=_describe(folder, copied))
+    return [(graph, filter_stage(graph, prepared.output.name))]
 
 
 def _origin_entry(

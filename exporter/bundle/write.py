@@ -92,12 +92,14 @@ def write_bundle(
     Args:
         golden: take along the golden files, with which a runtime proves itself.
 
-    Raises InputError for a package that the target's engines cannot open, a file that is too large
+    Raises InputError for a package that the target's engines cannot open or whose filter nothing
+    would run, a file that is too large
     for it, or a place that holds anything else; CheckFailed for a damaged package.
     """
     say = progress or Progress()
     entries = [f for f in package.manifest.all_files if golden or not _is_golden(f, package)]
     _refuse_backend(package, target)
+    _refuse_filter(package, target)
     _refuse_large(package, target, entries)
     _refuse_inside(package.folder, out)
     _refuse_others(out)
@@ -159,6 +161,15 @@ def _refuse_backend(package: Package, target: Target) -> None:
         raise InputError(
             f"{package.folder}: a package for {backend}, and the engines of --for {target.name} "
             f"open: {able}; fourstep build RECIPE --backend {target.backends[0]}"
+        )
+
+
+def _refuse_filter(package: Package, target: Target) -> None:
+    """A filter that nothing runs would let every picture pass."""
+    if package.manifest.filter is not None:
+        raise InputError(
+            f"{package.folder}: has a filter, which the runtime of --for {target.name} does not "
+            "run; fourstep run does, or build without [filter]"
         )
 
 

@@ -42,6 +42,7 @@ def travel(player: Player, prompts: Sequence[str], seed: int) -> Trajectories:
     latents: list[np.ndarray] = []
     for event in generate(_recording(player, calls), requests):
         if isinstance(event, Step) and event.step == event.steps:
+            assert event.latent is not None  # a program in torch has no filter
             latents.append(event.latent)
             if len(latents) == len(requests):
                 break  # nothing need be decoded

@@ -1,7 +1,8 @@
 """The command line: a thin shell over the library.
 
 Progress goes to stderr, the result to stdout. Exit codes: 0 done, 1 a check failed, 2 the input
-is at fault, 130 and 143 stopped by Ctrl-C or SIGTERM. A mistake gets one line and no traceback.
+is at fault, 3 a package's filter rejected pictures, 130 and 143 stopped by Ctrl-C or SIGTERM. A
+mistake gets one line and no traceback.
 """
 
 from __future__ import annotations

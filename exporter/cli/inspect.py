@@ -13,7 +13,7 @@ from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import mark_line, megabytes, require_build, show, show_json
 from exporter.errors import InputError
-from exporter.package.manifest import Schedule
+from exporter.package.manifest import Filter, Schedule
 
 if TYPE_CHECKING:
     from exporter.checkpoint.open import Checkpoint
@@ -84,6 +84,16 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
             show(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
         for remark in graph.remarks:
             show(f"    {remark}")
+    show(_filter(manifest.filter))
+
+
+def _filter(entry: Filter | None) -> str:
+    """What pictures have to pass."""
+    if entry is None:
+        return "filter: none"
+    side = "or more" if entry.reject == "above" else "or less"
+    what = f" for {entry.label!r}" if entry.label else ""
+    return f"filter: a picture is rejected that scores {entry.threshold:g} {side}{what}"
 
 
 def _guidance(schedule: Schedule) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +30,13 @@ from exporter.cli.options import (
 )
 from exporter.cli.output import show, show_json
 from exporter.drawing.start import FITS, Fit
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, PicturesRejected
 from exporter.files.colours import BACKGROUND
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 if TYPE_CHECKING:
     from exporter.credentials.sign import Credentials, Signer
-    from exporter.drawing.loop import Player, Request
+    from exporter.drawing.loop import Image, Player, Rejected, Request, Step
     from exporter.files.pictures import Seal
     from exporter.package.manifest import Manifest
     from exporter.runtime.package import Package
@@ -190,7 +190,21 @@ def command(
         for row in rows:
             signed = row["credentials"]
             by = f"  signed by {signed['signer']!r}" if signed else ""
-            show(f"{row['path']}  {row['prompt']!r}  seed {row['seed']}{by}")
+            what = f"rejected, score {row['score']:.3g}" if row["rejected"] else row["path"]
+            show(f"{what}  {row['prompt']!r}  seed {row['seed']}{by}")
+    _tell_rejected(rows)
+
+
+def _tell_rejected(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise PicturesRejected if a package's filter held pictures back."""
+    rejected = [row for row in rows if row["rejected"]]
+    if rejected:
+        labels = ", ".join(sorted({row["label"] for row in rejected if row["label"]}))
+        what = f" ({labels})" if labels else ""
+        raise PicturesRejected(
+            f"{len(rejected)} of {len(rows)} pictures were rejected by the package's filter{what}; "
+            "nothing was written of them"
+        )
 
 
 def _credentials(given: tuple[str, str] | None) -> Credentials | None:
@@ -336,25 +350,25 @@ def _draw(player: Player, wanted: Sequence[Wanted], finish: Finish) -> list[dict
     rows, started = [], time.perf_counter()
     for first in groups:
         for done in _draw_group(player, wanted[first : first + GROUP], first, finish, progress):
-            row = {
-                "path": str(done.place),
-                "prompt": done.request.prompt,
-                "seed": done.request.seed,
-                "seconds": round(time.perf_counter() - started, 3),
-                "credentials": finish.credentials,
-            }
-            rows.append(row)
+            rows.append({**done, "seconds": round(time.perf_counter() - started, 3)})
     end_of_bar()
     return rows
 
 
 def _draw_group(
     player: Player, wanted: Sequence[Wanted], first: int, finish: Finish, progress: Progress
-) -> Iterator[Wanted]:
-    """Each of some pictures when it is saved; ``first``: the number of the first."""
-    from exporter.drawing.loop import Conditioned, Step, generate
+) -> Iterator[dict[str, Any]]:
+    """What is to be told of each of some pictures when it is saved, or rejected.
+
+    Where the package has a filter, previews are saved with their picture, once it has passed.
+
+    Args:
+        first: the number of the first.
+    """
+    from exporter.drawing.loop import Conditioned, Rejected, Step, generate
     from exporter.files.pictures import write_picture
 
+    held: dict[int, list[Callable[[], None]]] = {}
     for event in generate(player, [w.request for w in wanted]):
         if isinstance(event, Conditioned):
             progress(f"{event.prompts} prompt(s) encoded")
@@ -362,14 +376,51 @@ def _draw_group(
         number, own = first + event.index, wanted[event.index]
         if isinstance(event, Step):
             progress(f"picture {number + 1}: step {event.step} of {event.steps}")
-            if finish.previews is not None and event.preview is not None:
-                step = {"step": f"{event.step} of {event.steps}"} if own.about else {}
-                file = finish.previews / f"{number}-{event.step}.png"
-                write_picture(event.preview(), file, {**own.about, **step}, finish.seal)
+            write = _preview(event, number, own, finish)
+            if write is not None and player.filter is None:
+                write()
+            elif write is not None:
+                held.setdefault(event.index, []).append(write)
             continue
-        write_picture(event.pixels, own.place, own.about, finish.seal)
-        progress(f"picture {number + 1}: {own.place}")
-        yield own
+        previews = held.pop(event.index, [])
+        if isinstance(event, Rejected):
+            progress(f"picture {number + 1}: rejected by the package's filter")
+        else:
+            for write in previews:
+                write()
+            write_picture(event.pixels, own.place, own.about, finish.seal)
+            progress(f"picture {number + 1}: {own.place}")
+        yield _row(player, own, event, finish)
+
+
+def _preview(event: Step, number: int, own: Wanted, finish: Finish) -> Callable[[], None] | None:
+    """What writes the preview of a step, or None where none is wanted or shown."""
+    from exporter.files.pictures import write_picture
+
+    if finish.previews is None or event.preview is None:
+        return None
+    pixels = event.preview()
+    if pixels is None:
+        return None
+    step = {"step": f"{event.step} of {event.steps}"} if own.about else {}
+    file = finish.previews / f"{number}-{event.step}.png"
+    return partial(write_picture, pixels, file, {**own.about, **step}, finish.seal)
+
+
+def _row(player: Player, own: Wanted, event: Image | Rejected, finish: Finish) -> dict[str, Any]:
+    """What is told of a picture."""
+    from exporter.drawing.loop import Rejected
+
+    rejected = isinstance(event, Rejected)
+    judged = {} if player.filter is None else {"score": event.score, "label": player.filter.label}
+    return {
+        "path": None if rejected else str(own.place),
+        "prompt": own.request.prompt,
+        "seed": own.request.seed,
+        "credentials": None if rejected else finish.credentials,
+        "rejected": rejected,
+        **judged,
+    }
 
 
 def _places(output: Output, count: int) -> list[Path]:

@@ -14,18 +14,27 @@ after it, so the peak is the largest graph and not the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.drawing.judge import Glimpses, Judge, wipe
 from exporter.drawing.noise import TorchNoise, check_seed
 from exporter.drawing.start import Fit, start_picture
 from exporter.drawing.text import Encode, check_prompt
 from exporter.errors import CheckFailed, InputError
-from exporter.package.manifest import Guidance, PictureEntry, Result, Schedule, Source, Stage
+from exporter.package.manifest import (
+    Filter,
+    Guidance,
+    PictureEntry,
+    Result,
+    Schedule,
+    Source,
+    Stage,
+)
 from exporter.package.pixels import NOT_FINITE, from_pixels, to_pixels
 from exporter.package.preview import preview_of
 
@@ -55,6 +64,7 @@ class Player:
         stages: the loop: which graph runs when, and what its inputs are.
         open: opens a graph, or a part of one, by name.
         close: lets go of graphs that are open.
+        filter: what every picture has to pass, or nothing.
     """
 
     schedule: Schedule
@@ -63,6 +73,7 @@ class Player:
     stages: Sequence[Stage]
     open: Callable[[str], Session]
     close: Callable[[], None] = nothing
+    filter: Filter | None = None
 
     def __enter__(self) -> Player:
         return self
@@ -118,27 +129,50 @@ class Step:
 
     ``preview`` shows the latent, uint8: (h, w, 3) by a map of colours, or (H, W, 3) by the graph
     that the package has for it, which is opened when the first preview is asked for.
+
+    Where the package has a filter, ``latent`` is None, for a picture could be decoded from it that
+    will be rejected. ``preview`` is None at the last step; before that it gives None for what does
+    not pass the filter, for every step behind such a one, and once the loop has gone on.
     """
 
     index: int
     step: int
     steps: int
     sigma: float
-    latent: np.ndarray
-    preview: Callable[[], np.ndarray] | None
+    latent: np.ndarray | None
+    preview: Callable[[], np.ndarray | None] | None
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture is done: pixels (H, W, 3) uint8, and the latent that it was decoded from."""
+    """A picture is done: pixels (H, W, 3) uint8, and the latent that it was decoded from.
+
+    ``score``: what the package's filter found, which let it pass; None without a filter.
+    """
 
     index: int
     request: Request
     pixels: np.ndarray
     latent: np.ndarray
+    score: float | None = None
 
 
-Event = Conditioned | Step | Image
+@dataclass(frozen=True)
+class Rejected:
+    """The package's filter rejects a picture, of which nothing is left.
+
+    Attributes:
+        score: what the classifier found.
+        label: what the score is of; may be empty.
+    """
+
+    index: int
+    request: Request
+    score: float
+    label: str
+
+
+Event = Conditioned | Step | Image | Rejected
 
 
 def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, None, None]:
@@ -155,8 +189,17 @@ def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, No
     yield Conditioned(len(values))
 
     encoded = _encode_images(player, images)
-    latents = yield from _walk(player, requests, starts, values, encoded)
-    yield from _decode(player, requests, values, latents)
+    judge = _judge_of(player)
+    latents = yield from _walk(player, requests, starts, values, encoded, judge)
+    yield from _decode(player, requests, values, latents, judge)
+
+
+def _judge_of(player: Player) -> Judge | None:
+    """The player's filter, or None."""
+    stage = player.giving("scores")
+    if player.filter is None or stage is None:
+        return None
+    return Judge(player.filter, stage, player.open)
 
 
 def condition(player: Player, prompts: Sequence[str]) -> dict[str, Values]:
@@ -263,6 +306,7 @@ def _walk(
     starts: Sequence[int],
     values: Mapping[str, Values],
     encoded: Mapping[int, np.ndarray],
+    judge: Judge | None,
 ) -> Generator[Event, None, list[np.ndarray]]:
     """All steps of all pictures; returns their final latents."""
     turns = [s for s in player.stages if s.in_steps]
@@ -276,6 +320,7 @@ def _walk(
             latent = begin(player.schedule, start, encoded[index], latent)
         negative = negative_of(player.schedule, request)
         others = {} if negative is None else values[negative]
+        glimpses = None if judge is None else Glimpses(judge)
         for step in range(start, player.schedule.steps):
             feed = Feed(values[request.prompt], request.prompt, others, latent, step=step)
             velocity = _velocity(player, turns, opened, feed)
@@ -285,7 +330,10 @@ def _walk(
             if not np.isfinite(latent).all():
                 where = f"{turns[-1].graph}, step {step + 1} of {player.schedule.steps}"
                 raise CheckFailed(f"{where}: the latent after it {NOT_FINITE}")
-            yield _step_event(player, decoded, index, step, latent)
+            done = _step_event(player, decoded, index, step, latent)
+            yield done if glimpses is None else _guarded(done, glimpses)
+            if glimpses is not None:
+                glimpses.lapse()
         latents.append(latent)
     if decoded is not None:
         decoded.release()
@@ -374,7 +422,8 @@ def _decode(
     requests: Sequence[Request],
     values: Mapping[str, Values],
     latents: Sequence[np.ndarray],
-) -> Iterator[Image]:
+    judge: Judge | None,
+) -> Iterator[Image | Rejected]:
     stage = player.giving("image")
     assert stage is not None
     (port,) = (port for port, result in stage.results.items() if result == "image")
@@ -385,7 +434,27 @@ def _decode(
     ends = [f"picture {i + 1}" for i in range(len(calls))]
     for index, outputs in enumerate(_run(player, stage, calls, ends)):
         pixels = to_pixels(outputs[port], player.picture.pixels, stage.graph)
-        yield Image(index, requests[index], pixels, latents[index])
+        yield _judged(judge, Image(index, requests[index], pixels, latents[index]), outputs[port])
+
+
+def _judged(judge: Judge | None, image: Image, decoded: np.ndarray) -> Image | Rejected:
+    """The picture if the filter lets it pass; else, and if it cannot tell, nothing of it is left.
+
+    Args:
+        decoded: (1, 3, H, W), what its pixels were made from.
+    """
+    if judge is None:
+        return image
+    passes = False
+    try:
+        score = judge.score(image.pixels)
+        passes = not judge.rejects(score)
+    finally:
+        if not passes:
+            wipe(image.pixels, image.latent, decoded)
+    if passes:
+        return replace(image, score=score)
+    return Rejected(image.index, image.request, score, judge.label)
 
 
 def first_step(strength: float, player: Player) -> int:
@@ -505,3 +574,11 @@ def _step_event(
     elif entry is not None:
         show = partial(preview_of(entry, picture.pixels).picture, latent)
     return Step(index, step + 1, schedule.steps, schedule.sigmas[step + 1], latent, show)
+
+
+def _guarded(step: Step, glimpses: Glimpses) -> Step:
+    """What may be told of a step while the filter may still reject its picture."""
+    show = step.preview
+    if show is None or step.step == step.steps:
+        return replace(step, latent=None, preview=None)
+    return replace(step, latent=None, preview=glimpses.of(show))

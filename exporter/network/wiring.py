@@ -47,6 +47,13 @@ def stages(graphs: Iterable[Ported], guidance: Guidance | None = None) -> tuple[
     )
 
 
+def filter_stage(graph: Ported, output: str) -> Stage:
+    """The turn of a classifier, with the output that holds its scores."""
+    (port,) = graph.inputs
+    inputs = {port.name: Source("picture")}
+    return Stage(graph.name, (graph.name,), "for the filter", inputs, {output: "scores"})
+
+
 def _preview_stage(name: str, parts: Sequence[Ported]) -> Stage:
     names = tuple(part.name for part in parts)
     return Stage(name, names, "for previews", {"latent": Source("latent")}, {"image": "preview"})

@@ -11,7 +11,7 @@ from exporter.package.manifest import GraphEntry, Manifest, Port, Source, Stage
 
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
 # How many stages have to give it, of one at most.
-RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0}
+RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0, "scores": 0}
 
 
 def check(manifest: Manifest) -> None:
@@ -141,6 +141,26 @@ def _stages(manifest: Manifest) -> Iterator[str]:
         if not least <= len(found) <= 1:
             yield f"stages: {len(found)} of them give the {result}; one has to"
     yield from _preview_graph(manifest)
+    yield from _filter(manifest)
+
+
+def _filter(manifest: Manifest) -> Iterator[str]:
+    """A filter has a stage behind all others, which gives the score that it names."""
+    found = [s for s in manifest.stages if s.runs == "for the filter"]
+    filter_ = manifest.filter
+    if (filter_ is not None) != bool(found):
+        yield f"filter: does not go with {len(found)} stages that run for it"
+    if filter_ is None or not found:
+        return
+    (stage,) = found[:1]
+    if stage is not manifest.stages[-1]:
+        yield f"filter: '{stage.graph}' does not run last"
+    ports = {p.name: p for p in manifest.parts(stage.graph)[-1].outputs}
+    for name in stage.results:
+        if name in ports and filter_.index >= math.prod(ports[name].shape):
+            yield f"filter.index: {filter_.index} is not in {list(ports[name].shape)}"
+    if not math.isfinite(filter_.threshold):
+        yield "filter.threshold: does not divide numbers"
 
 
 def _preview_graph(manifest: Manifest) -> Iterator[str]:
@@ -178,6 +198,10 @@ def _source(
         if not stage.image_to_image_only or stage.runs != "once":
             return "only a stage of image to image that runs once has an image"
         fed = Port("", (1, 3, picture.height_px, picture.width_px))
+    elif source.kind == "picture":
+        if stage.runs != "for the filter" or manifest.filter is None:
+            return "only the filter's stage takes a finished picture"
+        fed = Port("", manifest.filter.shape)
     else:
         if source.kind == "negative output" and stage.runs != "twice each step":
             return "only what runs twice each step takes something of the negative prompt"
@@ -217,12 +241,15 @@ def _results(
         yield f"{where}.results: what runs '{stage.runs}' gives the loop one"
     for name, result in stage.results.items():
         found = ports.get(name)
-        if found is None or (found.shape, found.dtype) != (shapes[result], "float32"):
+        shape = found.shape if found and result == "scores" else shapes.get(result)
+        if found is None or (found.shape, found.dtype) != (shape, "float32"):
             yield f"{where}.results.{name}: no output of the shape of the {result}"
         if (result == "velocity") != stage.in_steps:
             yield f"{where}.runs: '{stage.runs}' does not give the {result}"
         if (result == "start") != stage.image_to_image_only:
             yield f"{where}.image_to_image_only: does not go with the {result}"
+        if (result == "scores") != (stage.runs == "for the filter"):
+            yield f"{where}.runs: '{stage.runs}' does not give the {result}"
         if (result == "preview") != (stage.runs == "for previews"):
             yield f"{where}.runs: '{stage.runs}' does not give the {result}"
 

@@ -33,10 +33,12 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 OptionalDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=100)]
 
-Runs = Literal["once per prompt", "each step", "twice each step", "once", "for previews"]
-SourceKind = Literal["tokens", "output", "negative output", "latent", "image"]
+Runs = Literal[
+    "once per prompt", "each step", "twice each step", "once", "for previews", "for the filter"
+]
+SourceKind = Literal["tokens", "output", "negative output", "latent", "image", "picture"]
 Mode = Literal["euler", "renoise"]
-Result = Literal["velocity", "start", "image", "preview"]
+Result = Literal["velocity", "start", "image", "preview", "scores"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Source:
         kind: ``tokens``: the prompt's ids by the tokenizer ``name``; ``output``: what the graph
             ``name`` gave at ``port`` for the prompt; ``negative output``: what it gave there for
             the negative prompt; ``latent``: the latent as it is now; ``image``: the picture to
-            start from.
+            start from; ``picture``: the finished picture, as ``Filter`` says.
         name: of a tokenizer or a graph; else empty.
         port: of that graph; else empty.
         row_of_step: of an output take row k of the first axis at step k, counted from 0, and keep
@@ -168,11 +170,12 @@ class Stage:
             is cut. The first takes the inputs; each other takes the outputs of the one before by
             their names; the last gives the outputs.
         runs: when. ``twice each step``: once with ``inputs`` and once with ``negative_inputs``, for
-            the two velocities of ``Guidance``.
+            the two velocities of ``Guidance``. ``for the filter``: on every finished picture,
+            before it is handed out.
         inputs: the source of each input port.
         results: output ports that the loop itself takes: ``velocity`` for the schedule's step,
             ``start`` as the latent of a picture to start from, ``image`` as the picture,
-            ``preview`` as what a latent between steps would be.
+            ``preview`` as what a latent between steps would be, ``scores`` for the filter.
         image_to_image_only: whether it runs only for requests that start from a picture.
         negative_inputs: the source of each input port in the second call; empty without guidance.
     """
@@ -313,6 +316,54 @@ class PictureEntry:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """A classifier that every finished picture has to pass before it is handed out.
+
+    It is the graph of the stage that runs ``for the filter``. The picture's levels are resized to
+    its input in whole levels, as Pillow's ``resize`` does it, the whole picture to the whole input.
+    A level becomes level / 255 in ``range``, and that (value - mean) / std of its channel, in
+    float32. Of a picture that is rejected nothing is handed out: no pixels, no latent, no preview.
+
+    Attributes:
+        threshold: of the score.
+        reject: ``above``: a picture is rejected whose score is the threshold or above it;
+            ``below``: or below it.
+        index: which value of the output is the score, counted from 0 through all its axes.
+        activation: of all values of the output, before the score is taken.
+        label: what the score is of, for people; may be empty.
+        width_px: of the classifier's input.
+        height_px: of the classifier's input.
+        layout: of the input: (1, 3, height, width) or (1, height, width, 3).
+        channels: their order.
+        resample: Pillow's name of how a picture is resized.
+        range: what levels from 0 to 255 become: ``unit``: 0 to 1; ``signed``: -1 to 1; ``levels``:
+            0 to 255.
+        mean: of each channel in its order, subtracted.
+        std: of each channel in its order, divided by.
+    """
+
+    threshold: float
+    reject: Literal["above", "below"]
+    index: Id
+    activation: Literal["none", "sigmoid", "softmax"]
+    label: Annotated[str, Meta(max_length=200)]
+    width_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    height_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    layout: Literal["NCHW", "NHWC"]
+    channels: Literal["RGB", "BGR"]
+    resample: Literal["bilinear", "bicubic", "lanczos", "nearest"]
+    range: Literal["unit", "signed", "levels"]
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the classifier's input."""
+        sizes = (self.height_px, self.width_px)
+        return (1, 3, *sizes) if self.layout == "NCHW" else (1, *sizes, 3)
+
+
+@dataclass(frozen=True)
 class Tokenizer:
     """How a prompt becomes ids (1, tokens).
 
@@ -441,8 +492,8 @@ class DeviceEntry:
     """What a device needs.
 
     Attributes:
-        predicted_peak_bytes: anonymous memory of a process that draws, graphs opened in turn;
-            None: not measured.
+        predicted_peak_bytes: anonymous memory of a process that draws, graphs opened in turn, a
+            filter not counted; None: not measured.
     """
 
     predicted_peak_bytes: Count | None
@@ -470,6 +521,7 @@ class Manifest:
         files: every file but the graphs' and the manifest's own.
         device: what a device needs.
         mark: in every picture, or nothing.
+        filter: what every picture has to pass, or nothing.
     """
 
     format_version: Annotated[str, Meta(pattern=r"^4\.[0-9]{1,4}$(?!\n)")]
@@ -488,6 +540,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     device: DeviceEntry
     mark: MarkEntry | None = field(default=None, metadata=SINCE_4_1)
+    filter: Filter | None = field(default=None, metadata=SINCE_4_1)
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""

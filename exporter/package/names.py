@@ -6,6 +6,7 @@ NAMES = (  # in the order in which charts have them
     "clip_l", "clip_g", "t5", "conditioner", "denoiser",
     "vae_decoder", "vae_encoder", "tiny_decoder", "tiny_encoder",
 )  # fmt: skip
+FILTER = "filter"  # the graph that looks at finished pictures: the user's own
 DECODERS = ("vae_decoder", "tiny_decoder")  # of the latent; the first that is there draws pictures
 UPSTREAM = NAMES[:5]  # of the final latent
 MMDIT = ("conditioner", "denoiser")  # the two graphs that the MMDiT is cut into

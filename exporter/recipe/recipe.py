@@ -37,6 +37,8 @@ from exporter.quantize.formats import (
     roles_for,
 )
 from exporter.quantize.schemes import load_scheme, scheme_names
+from exporter.recipe.filter import KEYS as FILTER_KEYS
+from exporter.recipe.filter import FilterChoice, graph_places, read_filter
 from exporter.recipe.plan import is_plan
 
 S = TypeVar("S", bound=str)
@@ -70,6 +72,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "golden": ("prompts", "seed"),
     "calibration": ("prompts", "seed", "methods"),
     "mark": ("payload", "key_file", "key_env"),
+    "filter": FILTER_KEYS,
 }
 LORA_KEYS = ("file", "weight")
 OVERRIDE_KEYS = ("graph", "weight", "format", "group_size", "symmetric")
@@ -160,6 +163,7 @@ class Recipe:
         guidance: away from a negative prompt, or None. ``with_guidance`` sets it, since the cut
             depends on it.
         mark: in every decoder, or None.
+        filter: a classifier that pictures have to pass, or None.
     """
 
     name: str
@@ -188,6 +192,7 @@ class Recipe:
     loras: tuple[Lora, ...] = ()
     guidance: Guidance | None = None
     mark: MarkChoice | None = None
+    filter: FilterChoice | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -230,6 +235,9 @@ class Recipe:
         del decisive["mark"]
         if self.mark is not None:
             decisive["mark"] = asdict(self.mark.entry)
+        del decisive["filter"]
+        if self.filter is not None:
+            decisive["filter"] = self.filter.decisive
         decisive["options"] = dict(self.backend(backend).choices)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -311,8 +319,17 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         tiny=_tiny(get),
         loras=_loras(raw.get("lora", []), file.parent),
         mark=_mark(get) if "mark" in raw else None,
+        filter=_filter(get, raw.get("filter")),
     )
     return recipe.with_guidance(_guidance(get))
+
+
+def _filter(get: _Getter, table: Mapping[str, Any] | None) -> FilterChoice | None:
+    """The classifier of ``[filter]``, and which picture it rejects; None without the table."""
+    if table is None:
+        return None
+    places = {name: place_in(get.folder, p) for name, p in graph_places(table).items()}
+    return read_filter(table, places)
 
 
 def _ends(get: _Getter) -> Ends:

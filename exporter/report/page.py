@@ -99,6 +99,7 @@ def _header(report: Comparison) -> str:
             ("Schedule", text(f"{schedule.steps} steps, {schedule.mode}")),
             ("Noise levels", text(numbers)),
             ("Guidance", text(_guidance(schedule))),
+            ("Filter", text(_filters(report))),
             ("T5", "on board" if report.t5 else "replaced by null tokens"),
             ("Yardstick", text(_yardstick(report))),
             ("Tools", text(", ".join(f"{n} {' and '.join(sorted(v))}" for n, v in tools.items()))),
@@ -113,6 +114,17 @@ def _header(report: Comparison) -> str:
         paragraph(_lede(report), "lede"),
         about,
     )
+
+
+def _filters(report: Comparison) -> str:
+    """What pictures have to pass, in the packages that say so; the page shows them unfiltered."""
+    labels = {
+        entry.backend: entry.manifest.filter.label or "a classifier"
+        for entry in report.packages
+        if entry.manifest.filter is not None
+    }
+    said = ", ".join(f"{backend}: {label}" for backend, label in sorted(labels.items()))
+    return f"{said}; drawn here without" if said else "none"
 
 
 def _guidance(schedule: Schedule) -> str:

@@ -123,6 +123,7 @@ class Package:
             entry.stages,
             ahead or opened,
             ahead.close if ahead else nothing,
+            entry.filter,
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
     Backend,
+    Classifier,
     EmitOptions,
     Emitted,
     MeasuredCosts,
@@ -61,6 +62,7 @@ class CoreMl:
     caching_devices: Final = COMPUTE_UNITS
     half_devices: Final = ()
     costs: Final = COSTS
+    classifier_suffix: Final = ".mlpackage"
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """Of weights Core ML takes every format, depending on the target."""
@@ -99,6 +101,12 @@ class CoreMl:
             Path(on_mac.__file__).read_text(encoding="utf-8"), encoding="utf-8", newline="\n"
         )
         return (script,)
+
+    def read_classifier(self, entry: Path) -> Classifier:
+        """A graph of the user's that looks at pictures."""
+        from exporter.backends.coreml.classifier import read_classifier
+
+        return read_classifier(entry)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions

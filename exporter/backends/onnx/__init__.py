@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
     Backend,
+    Classifier,
     EmitOptions,
     Emitted,
     MeasuredCosts,
@@ -79,6 +80,7 @@ class Onnx:
     caching_devices: Final = ()
     half_devices: Final = ()
     costs: Final = COSTS
+    classifier_suffix: Final = ".onnx"
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """ONNX has integers alone."""
@@ -105,6 +107,12 @@ class Onnx:
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Nothing: onnxruntime needs the graphs alone."""
         return ()
+
+    def read_classifier(self, entry: Path) -> Classifier:
+        """A graph of the user's that looks at pictures."""
+        from exporter.backends.onnx.classifier import read_classifier
+
+        return read_classifier(entry)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions

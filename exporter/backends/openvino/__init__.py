@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
     Backend,
+    Classifier,
     EmitOptions,
     Emitted,
     MeasuredCosts,
@@ -79,6 +80,7 @@ class OpenVino:
     caching_devices: Final = DEVICES
     half_devices: Final = ("CPU", "GPU")
     costs: Final = COSTS
+    classifier_suffix: Final = ".xml"
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """OpenVINO has integers alone."""
@@ -114,6 +116,12 @@ class OpenVino:
 
         files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
         return tuple(file for pair in files for file in pair)
+
+    def read_classifier(self, entry: Path) -> Classifier:
+        """A graph of the user's that looks at pictures."""
+        from exporter.backends.openvino.classifier import read_classifier
+
+        return read_classifier(entry)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions

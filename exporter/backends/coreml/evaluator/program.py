@@ -279,6 +279,14 @@ def _first_line(error: Exception) -> str:
 # The package.
 
 
+def model_file_of(package: Path) -> Path:
+    """The specification in an ``.mlpackage``; raises CheckFailed where there is none."""
+    try:
+        return _root(package)[0]
+    except _Damaged as reason:
+        raise CheckFailed(f"{package}: {reason}") from None
+
+
 def _root(package: Path) -> tuple[Path, list[Path]]:
     """The model file that the manifest names as root, and all that the manifest lists."""
     file = package / "Manifest.json"

@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ from exporter.credentials.keys import file_signer
 from exporter.credentials.sign import Credentials, Signer, open_signer
 from exporter.errors import InputError
 from exporter.files.pictures import format_of, write_picture
+from exporter.package.manifest import MarkEntry
 from exporter.package.read import package_digest
 from exporter.runtime import Image, Request, generate, open_package, write_signed
+from exporter.runtime.signed import claim_of
 from tests.certificates import DAY, Issued, issue, key_pem, keys, pem
 
 CLAIM = Claim(DrawnWith("shapes", "onnx", "int8", "ab" * 32, "cd" * 32, "LICENSE", "ef" * 32))
@@ -429,6 +432,20 @@ def test_from_python(signing: tuple[Path, Path, Path], tiny_package: Path, tmp_p
     assert (first.state, first.actions, first.ingredients) == ("trusted", ("c2pa.created",), 0)
     assert second.actions == ("c2pa.opened", "c2pa.edited") and second.ingredients == 1
     assert not (tmp_path / "a.bmp").exists()
+
+
+def test_a_mark_is_claimed(
+    signing: tuple[Path, Path, Path], tiny_package: Path, tmp_path: Path
+) -> None:
+    chain, key, _ = signing
+    package = open_package(tiny_package)
+    assert not claim_of(package).is_marked
+    entry = MarkEntry("fourstep-1", "0000000a", "0" * 16)
+    claim = claim_of(replace(package, manifest=replace(package.manifest, mark=entry)))
+    with open_signer(Credentials(chain, key)) as signer:
+        found = check.read_credentials(write(tmp_path / "a.png", signer, claim))
+    assert found.state == "valid"
+    assert found.actions == ("c2pa.created", "c2pa.watermarked.unbound")
 
 
 def test_trust(signing: tuple[Path, Path, Path], tmp_path: Path) -> None:

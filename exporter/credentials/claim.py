@@ -61,10 +61,12 @@ class Claim:
     Attributes:
         drawn_with: the package.
         source: what it was started from, or nothing.
+        is_marked: whether the package's decoder put an invisible mark into it.
     """
 
     drawn_with: DrawnWith
     source: SourcePicture | None = None
+    is_marked: bool = False
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -91,7 +93,9 @@ class Claim:
     def _actions(self) -> list[dict[str, Any]]:
         """Every pixel is the model's: drawn from noise alone, or from another picture."""
         drawn = {"digitalSourceType": TRAINED, "softwareAgent": GENERATOR}
+        # Unbound: the mark holds the package's payload, and leads to no manifest of this picture.
+        marked = [{"action": "c2pa.watermarked.unbound"}] if self.is_marked else []
         if self.source is None:
-            return [{"action": "c2pa.created", **drawn}]
+            return [{"action": "c2pa.created", **drawn}, *marked]
         opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": [SOURCE]}}
-        return [opened, {"action": "c2pa.edited", **drawn}]
+        return [opened, {"action": "c2pa.edited", **drawn}, *marked]

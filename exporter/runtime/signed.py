@@ -37,7 +37,8 @@ def claim_of(package: Package, image: Given | None = None) -> Claim:
         licence,
         digests.get(licence, ""),
     )
-    return Claim(drawn_with, None if image is None else _source(image))
+    source = None if image is None else _source(image)
+    return Claim(drawn_with, source, is_marked=manifest.mark is not None)
 
 
 def write_signed(image: Image, file: Path, package: Package, signer: Signer) -> None:

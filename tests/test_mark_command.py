@@ -103,5 +103,5 @@ def test_the_detector_gives_the_same_statistic(tmp_path: Path, key: Path) -> Non
         assert expected.found == (picture is not pictures[2])
         assert expected.payload == PAYLOAD or not expected.found
         assert float(statistic) == pytest.approx(expected.statistic, rel=5e-3)
-        assert float(chance) == pytest.approx(expected.false_positive_log10, rel=1e-2)
-        assert int(payload) == expected.payload
+        assert float(chance) == pytest.approx(expected.false_positive_log10, rel=1e-2, abs=0.2)
+        assert int(payload) == PAYLOAD or not expected.found

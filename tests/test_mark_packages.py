@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from exporter.package.manifest import Port
 from exporter.program.program import Constant, Program
 from exporter.program.run import run
 from exporter.program.trace import trace
+from exporter.progress import Progress
 from exporter.quantize.program import quantize, unquantized
 from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
@@ -37,6 +39,7 @@ from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
 from exporter.runtime.package import open_package
 from tests.conftest import SHAPES, needs
 from tests.test_marking import KEY, PAYLOAD, shapes
+from tests.test_package import digests
 
 MARK = MarkChoice(PAYLOAD, KEY)
 
@@ -81,7 +84,7 @@ def test_all_that_a_decoder_gets_of_the_key_is_one_tile() -> None:
 
 
 SHAPES_CUT = Cut((1.0, 0.0), 128, 128)
-QUICK = {("onnx", "fp32"), ("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
+QUICK = {("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
 COMBINATIONS = [
     pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.full)
     for name in backends.names()
@@ -159,14 +162,18 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
     return replace(tiny_recipe, cut=cut, mark=MARK)
 
 
+EMITTED: list[str] = []  # what the build of the marked package showed
+
+
 @pytest.fixture(scope="module")
 def packages(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny checkpoint with and without a mark."""
-    out = tmp_path_factory.mktemp("out")
-    both = {"marked": recipe, "plain": replace(recipe, mark=None)}
-    return {
-        name: build(found, out / name, ["onnx"], ["int4"])[0].path for name, found in both.items()
-    }
+    """The tiny checkpoint without a mark, and with one: built where the first lies."""
+    plain, other = (tmp_path_factory.mktemp(name) for name in ("plain", "marked"))
+    (before,) = build(replace(recipe, mark=None), plain, ["onnx"], ["int4"])
+    shutil.copytree(plain, other, dirs_exist_ok=True)
+    progress = Progress(lambda line, *_: EMITTED.append(line))
+    (after,) = build(recipe, other, ["onnx"], ["int4"], progress)
+    return {"plain": before.path, "marked": after.path}
 
 
 def test_a_package_says_its_mark_and_nothing_of_its_key(packages: dict[str, Path]) -> None:
@@ -189,6 +196,19 @@ def test_only_the_decoder_has_other_bytes(packages: dict[str, Path]) -> None:
         for name in ("marked", "plain")
     )
     assert [n for n in plain if plain[n] != marked_graphs[n]] == ["vae_decoder"]
+
+
+def test_another_mark_builds_the_decoder_alone(packages: dict[str, Path]) -> None:
+    assert packages["marked"].is_dir()
+    assert [line for line in EMITTED if line.startswith("emit ")] == ["emit vae_decoder"]
+
+
+@pytest.mark.full
+def test_it_has_the_bytes_of_a_build_of_its_own(
+    packages: dict[str, Path], recipe: Recipe, tmp_path: Path
+) -> None:
+    (built,) = build(recipe, tmp_path, ["onnx"], ["int4"])
+    assert digests(built.path) == digests(packages["marked"])
 
 
 def test_inspect_says_whether_pictures_are_marked(packages: dict[str, Path]) -> None:

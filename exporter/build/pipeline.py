@@ -173,6 +173,10 @@ class _Job(_Asked):
         origin = self.origin(calibration)
         return resume.basis_of(model.recipe, model.checkpoint, self.backend, origin)
 
+    def unmarked_basis(self, model: Model, calibration: Calibration | None) -> str:
+        origin = self.origin(calibration)
+        return resume.unmarked_basis_of(model.recipe, model.checkpoint, self.backend, origin)
+
     def missing_bytes(self) -> int:
         """Of its graphs, what an interrupted build has not written."""
         whole = sum(program.stored_bytes() for program in self.programs.values())
@@ -272,6 +276,8 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
     """Emit what is not whole yet, write what stands beside it, verify."""
     model, basis = work.model, job.basis(work.model, work.calibration)
     with resume.resuming(job.target, basis, progress) as (folder, whole):
+        bases = {"basis": basis, "unmarked_basis": job.unmarked_basis(model, work.calibration)}
+        whole |= resume.unmarked_graphs(job.target, folder, bases["unmarked_basis"], whole)
         # Emit: each backend translates the same programs, reading weights one at a time.
         for part in job.parts:
             if part.name in whole:
@@ -293,7 +299,7 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
             report = Report(job.target.name, check_files(written, progress), (), (), ())
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
-        write.write_log(job.target, folder, manifest, basis, report.to_json())
+        write.write_log(job.target, folder, manifest, bases, report.to_json())
     return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report)
 
 

@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from exporter.files.staging import (
 from exporter.package.check import check_file
 from exporter.package.decode import parse
 from exporter.package.manifest import GraphEntry
+from exporter.package.names import DECODERS, graph_of
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files
@@ -69,6 +70,13 @@ def _code_digest(module: str) -> str:
     files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
     lines = [f"{f.relative_to(file.parent).as_posix()} {file_digest(f)}" for f in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def unmarked_basis_of(
+    recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: Origin
+) -> str:
+    """The same of everything but the mark: what decides every graph that draws no picture."""
+    return basis_of(replace(recipe, mark=None), checkpoint, backend, origin)
 
 
 def journal_of(target: Path) -> Path:
@@ -122,6 +130,40 @@ def _is_whole(folder: Path, graph: GraphEntry) -> bool:
     except CheckFailed:
         return False
     return True
+
+
+def unmarked_graphs(
+    target: Path, folder: Path, unmarked_basis: str, whole: Mapping[str, GraphEntry]
+) -> dict[str, GraphEntry]:
+    """Graphs of the package at ``target`` that a build of another mark would make alike, copied.
+
+    All but the decoders, if nothing but the mark is another. What is damaged is left out.
+
+    Args:
+        folder: of the package that is being built.
+        whole: graphs that are there already.
+    """
+    try:
+        log = read_json(log_of(target))
+        known = (log["unmarked_basis"], log["manifest_sha256"])
+        if known != (unmarked_basis, file_digest(target / "manifest.json")):
+            return {}
+        graphs = open_package(target).manifest.graphs
+    except (OSError, ValueError, KeyError, TypeError, FourstepError):
+        return {}
+    left = [g for g in graphs if graph_of(g.name) not in DECODERS and g.name not in whole]
+    return {graph.name: graph for graph in left if _copied(target, folder, graph)}
+
+
+def _copied(target: Path, folder: Path, graph: GraphEntry) -> bool:
+    """Copy a graph's files; False, with nothing left, for what is not as its manifest says."""
+    place = Path("graphs", graph.name)
+    if _is_whole(target, graph):
+        shutil.copytree(target / place, folder / place)
+        if _is_whole(folder, graph):
+            return True
+        remove(folder / place)
+    return False
 
 
 def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:

@@ -212,11 +212,21 @@ def log_of(target: Path) -> Path:
     return target.parent / f"{target.name}.log.json"
 
 
-def write_log(target: Path, folder: Path, manifest: Manifest, basis: str, report: str) -> None:
-    """What decided the bytes of the package in ``folder``, and what ``verify`` measured."""
+def write_log(
+    target: Path,
+    folder: Path,
+    manifest: Manifest,
+    bases: Mapping[str, str],
+    report: str,
+) -> None:
+    """What decided the bytes of the package in ``folder``, and what ``verify`` measured.
+
+    Args:
+        bases: ``basis`` of all bytes, ``unmarked_basis`` of those that no mark decides.
+    """
     log = {
         "package": target.name,
-        "basis": basis,
+        **bases,
         "manifest_sha256": file_digest(folder / "manifest.json"),
         "bytes": manifest.bytes,
         "graphs": {g.name: g.bytes for g in manifest.graphs},

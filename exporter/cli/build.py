@@ -10,8 +10,9 @@ import click
 
 from exporter import backends
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import mark_line, megabytes, require_build, show, show_json
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
+from exporter.package.manifest import mark_words
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
@@ -71,4 +72,4 @@ def command(
         losses = [i.loss_db for i in b.report.images]
         quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
         show(f"{b.path}  {megabytes(b.bytes)}  {quality}")
-    show(mark_line(mark))
+    show(mark_words(mark))

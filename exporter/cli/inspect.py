@@ -11,9 +11,9 @@ import click
 from exporter import backends
 from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
-from exporter.cli.output import mark_line, megabytes, require_build, show, show_json
+from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
-from exporter.package.manifest import Filter, Schedule
+from exporter.package.manifest import Filter, Schedule, mark_words
 
 if TYPE_CHECKING:
     from exporter.checkpoint.open import Checkpoint
@@ -74,7 +74,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}\n"
         "pictures: not signed, unless run is given --credentials CERT KEY"
     )
-    show(f"  {mark_line(manifest.mark)}")
+    show(f"  {mark_words(manifest.mark)}")
     for lora in manifest.origin.loras:
         show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")
     for graph in manifest.graphs:
@@ -201,7 +201,7 @@ def _sizes(
         show_json({**told, **shape, "mark": entry, "graphs": [asdict(size) for size in found]})
         return
     show(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
-    show(f"  {mark_line(mark.entry if mark else None)}")
+    show(f"  {mark_words(mark.entry if mark else None)}")
     for backend in dict.fromkeys(size.backend for size in found):
         own = [size for size in found if size.backend == backend]
         if backends.load(backend).costs is None:

@@ -7,16 +7,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from exporter import backends
 from exporter.errors import Remark, decoded, needs_extra, printable
 from exporter.progress import say
-
-if TYPE_CHECKING:
-    from exporter.package.manifest import MarkEntry
 
 BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 # The flag of each field that the library's errors speak of.
@@ -82,13 +79,6 @@ def require_build() -> None:
     absent = backends.missing({"torch": "torch"})
     if absent:
         raise needs_extra("build", ", ".join(absent))
-
-
-def mark_line(mark: MarkEntry | None) -> str:
-    """What is said of a mark in pictures, or of none."""
-    if mark is None:
-        return "pictures are not marked"
-    return f"pictures are marked: payload {mark.payload}, key {mark.key_id}, scheme {mark.scheme}"
 
 
 def megabytes(count: int) -> str:

@@ -43,7 +43,7 @@ MIXTURES = ((1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)) 
 FIRST_LOOK = MIXTURES[1]
 MOST_FALSE_LOG10 = -6.0  # of a mark that counts as found
 SURE_LOG10 = -12.0  # of one behind which nothing else is tried
-CANDIDATES = 8  # shifts of a phase that are looked at closely
+CANDIDATES = 4  # shifts of a phase that are looked at closely
 HALF_TILE = TILE_CHIPS * CHIP_PX // 2
 STRIDE = CHIP_PX // 2  # half-size pixels from chip to chip
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -196,9 +196,17 @@ def _symbol_signs(key: MarkKey) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
 
 def _scores(values: np.ndarray, key: MarkKey) -> np.ndarray:
     """(1024,): at each shift of a lattice the most that five free symbols could have."""
-    shifted = values.astype(np.float32)[_moves()]
-    parts = [(table @ shifted[:, place].T).max(0) for place, table in _symbol_signs(key)]
-    return np.asarray(np.sum(parts, 0))
+    chips, total = values.astype(np.float32), np.zeros(TILE_CHIPS**2)
+    for moved, (_, table) in zip(_symbol_moves(), _symbol_signs(key), strict=True):
+        total += (table @ chips[moved]).max(0)
+    return total
+
+
+@functools.cache
+def _symbol_moves() -> tuple[np.ndarray, ...]:
+    """Of each symbol (chips, 1024): where each of its chips is found at each shift."""
+    owner = SYMBOL_OF_CHIP.ravel()
+    return tuple(_moves()[:, owner == symbol].T.copy() for symbol in range(SYMBOLS))
 
 
 def correlations(values: np.ndarray, key: MarkKey) -> np.ndarray:

@@ -571,6 +571,13 @@ class Manifest:
         return sum(f.bytes for f in self.all_files)
 
 
+def mark_words(mark: MarkEntry | None) -> str:
+    """What is said of a mark in pictures, or of none."""
+    if mark is None:
+        return "pictures are not marked"
+    return f"pictures are marked: payload {mark.payload}, key {mark.key_id}, scheme {mark.scheme}"
+
+
 def to_json(manifest: Manifest) -> str:
     """Deterministic JSON text; fields of later versions stand in it where they say something."""
     return json.dumps(_plain(manifest), indent=1, ensure_ascii=False) + "\n"

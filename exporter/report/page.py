@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 
-from exporter.package.manifest import Schedule
+from exporter.package.manifest import Schedule, mark_words
 from exporter.report.decoders import decoders, shows_previews
 from exporter.report.diagrams import frontiers, graph_bytes, steps
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry
@@ -102,6 +102,10 @@ def _header(report: Comparison) -> str:
             ("Filter", text(_filters(report))),
             ("T5", "on board" if report.t5 else "replaced by null tokens"),
             ("Yardstick", text(_yardstick(report))),
+            (
+                "Mark",
+                text("; ".join(sorted({mark_words(e.manifest.mark) for e in report.packages}))),
+            ),
             ("Tools", text(", ".join(f"{n} {' and '.join(sorted(v))}" for n, v in tools.items()))),
             ("Recipe", digest(", ".join(f"{name} {r}" for name, r in recipes.items()))),
             ("Checkpoint", digest(report.checkpoint_sha256)),
@@ -175,6 +179,7 @@ def _provenance(entry: Entry) -> str:
     """Plain fields by their names, so that a field of a later manifest is shown too."""
     raw = asdict(entry.manifest)
     fields = raw | raw["origin"] | raw["device"]
+    fields["mark"] = mark_words(entry.manifest.mark)
     plain = [
         (_title(key), _value(key, value))
         for key, value in fields.items()

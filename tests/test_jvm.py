@@ -520,6 +520,7 @@ def damage(package: Path, what: str) -> None:
             "feed": lambda m: m["stages"][0]["inputs"]["ids"].update(name="other"),
             "port": lambda m: m["graphs"][0]["inputs"][0].update(shape=[1 << 20, 1 << 20]),
             "field": lambda m: m.pop("stages"),
+            "filter": lambda m: m.update(filter={"threshold": 0.5}),
         }
         changes[what](manifest)
         seal(package, manifest)
@@ -540,6 +541,7 @@ def damage(package: Path, what: str) -> None:
         ("feed", r"stages\[0\].inputs.ids: no tokenizer 'other'"),
         ("port", r"graphs\[0\].inputs\[0\].shape: takes more than 1 GiB"),
         ("field", r"has no field 'stages'"),
+        ("filter", r"filter: this runtime runs no filter, and would hand out what the package"),
     ],
 )
 def test_a_damaged_package_is_refused_in_one_line(

@@ -44,6 +44,10 @@ public final class Manifest {
     public final long predictedPeakBytes;
 
     private Manifest(Node node) {
+        if (node.find("filter") != null) {
+            throw node.get("filter").wrong("this runtime runs no filter, and would hand out what the "
+                    + "package is not to show; draw with fourstep run");
+        }
         formatVersion = node.get("format_version").text();
         name = node.get("name").text();
         backend = node.get("backend").matching(NAME);

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from exporter.drawing.loop import Image, Request, generate
 from exporter.files.read import file_digest
 from exporter.runtime.package import open_package
 from tests.conftest import seal
+from tests.test_cpp_onnx import DRAW
+from tests.test_quiet import assert_silent, run_alone
 
 PROMPT = "two red circles left of a blue square"
 SCHEMES = ("int4", "int8-w8a8", "fp32", "fp16", "int8", "mixed-4.5", "int4-a8")
@@ -76,6 +79,46 @@ def test_a_picture_to_start_from(
                    if isinstance(e, Image)]  # fmt: skip
     with Pictures.open(tmp_path / "a.png") as found:
         assert np.array_equal(np.asarray(found), expected)
+
+
+def test_nothing_is_reported(cpp_project: Path, tmp_path: Path) -> None:
+    """No name asked, no connection, no file elsewhere while OpenVINO is open in a program."""
+    assert_silent(run_alone(tmp_path, "-c", DRAW, cpp_project, 2))
+
+
+CONSUMER = """
+cmake_minimum_required(VERSION 3.18)
+project(consumer CXX)
+find_package(fourstep 0.1 REQUIRED)
+add_executable(own own.cpp)
+target_link_libraries(own PRIVATE fourstep::{target})
+"""
+OWN = {
+    "c": "#include <fourstep.h>\nint main() { return fourstep_open(0, 0, 0, 0, 0, 0) != 0; }\n",
+    "fourstep": "#include <fourstep/fourstep.hpp>\n"
+    'int main() { return fourstep::make_engine("openvino")->backend() != "openvino"; }\n',
+}
+
+
+@pytest.mark.parametrize("target", ["c", pytest.param("fourstep", marks=pytest.mark.full)])
+def test_it_is_installed_and_found(cpp_project: Path, tmp_path: Path, target: str) -> None:
+    """``find_package(fourstep)`` gives the headers and the C library to other projects."""
+    prefix = tmp_path / "prefix"
+    (tmp_path / "CMakeLists.txt").write_text(CONSUMER.replace("{target}", target))
+    (tmp_path / "own.cpp").write_text(OWN[target])
+    python = f"-DPython3_EXECUTABLE={sys.executable}"
+    for command in (
+        ["cmake", "--install", cpp_project / "build", "--prefix", prefix],
+        ["cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}", python],
+        ["cmake", "--build", "build"],
+        [tmp_path / "build" / "own"],
+    ):
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    moved = Path(shutil.move(prefix, tmp_path / "elsewhere"))
+    done = subprocess.run([moved / "bin/fourstep-vectors"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "fourstep-vectors PACKAGE\n"
 
 
 def test_the_header_of_unicode_is_the_file() -> None:
@@ -156,7 +199,7 @@ def test_a_wrong_vector_is_noticed(cpp_project: Path, tmp_path: Path) -> None:
     (package / "golden/tokens.json").write_text(text.replace("[656, 657]", "[656, 656]", 1))
     reseal(package)
     done = run(cpp_project, "fourstep-vectors", package)
-    assert done.returncode == 1 and done.stdout.endswith("FAILED\n"), done.stderr
+    assert done.returncode == 1 and "1 of the vectors differ" in done.stderr, done.stderr
     assert len(re.findall(r"^ids of clip_\w  +\d+  +1 ", done.stdout, re.MULTILINE)) == 1
 
 

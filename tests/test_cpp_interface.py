@@ -6,6 +6,7 @@ import ctypes
 import json
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Tokens
 
-from exporter.build.pipeline import Built
+from exporter import backends
+from exporter.build.pipeline import Built, build
 from exporter.drawing.loop import Conditioned, Event, Image, Request, Step, generate
 from exporter.drawing.text import PromptCut
 from exporter.drawing.vectors import HARD_PROMPTS
 from exporter.errors import InputError
 from exporter.files.read import file_digest
+from exporter.network.cut import Ends
+from exporter.package.manifest import Guidance
+from exporter.recipe.recipe import Recipe, TinyFiles
 from exporter.runtime.package import open_package
-from tests.conftest import edit_json, seal
+from tests.conftest import SHAPES, edit_json, needs, seal
 from tests.test_web import POOLS, real_t5
 
 ERROR_BYTES = 2000
@@ -230,6 +235,48 @@ def test_events_and_bytes_are_pythons(player: Native, shapes_packages: dict[str,
     same(found, seen_by_python(shapes_packages["openvino-int4"].path, requests))
     again, kept = player.draw(requests[:1])
     assert again == OK and np.array_equal(kept[-1].pixels, found[-3].pixels)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def rich(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with all that shapes-flash has not: guidance, new noise at every step, graphs in
+    parts, previews by a graph."""
+    if backends.missing(needs("openvino")):
+        pytest.skip("pip install 'fourstep[build,openvino-build]'")
+    ends = Ends("full", "full", "tiny")
+    cut = replace(tiny_recipe.cut, sigmas=(1.0, 0.75, 0.5, 0.0), image_to_image=True, ends=ends)
+    tiny = TinyFiles(str(SHAPES / "vae_tiny"))
+    recipe = replace(
+        tiny_recipe, cut=cut, mode="renoise", tiny=tiny, t5_parts=2, denoiser_parts=2
+    ).with_guidance(Guidance(4.5, None))
+    (built,) = build(recipe, tmp_path_factory.mktemp("rich"), ["openvino"], ["int4"])
+    return built.path
+
+
+@pytest.mark.parametrize("keeps", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_everything_that_a_manifest_can_say(native: Native, rich: Path, keeps: bool) -> None:
+    start = np.random.default_rng(6).integers(0, 256, (48, 64, 3), np.uint8)
+    requests = [
+        Request("a red circle", 5, negative="blue, blurred"),
+        Request("a red circle", 6),
+        Request("", 6, negative="", image=start, strength=0.5),
+    ]
+    opened = native.open(rich, keeps=keeps)
+    status, found = opened.draw(requests, previews=True)
+    assert status == OK, opened.said
+    same(found, seen_by_python(rich, requests))
+    shown = [seen.preview for seen in found if seen.kind == STEP]
+    assert len(shown) == 3 + 3 + 2 and all(p is not None and p.shape == (48, 64, 3) for p in shown)
+    opened.close()
+
+
+@pytest.mark.full
+def test_all_vectors_of_it_hold(cpp_project: Path, rich: Path) -> None:
+    done = subprocess.run(
+        [cpp_project / "build/fourstep-vectors", rich], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "graph tiny_decoder" in done.stdout and "steps of the schedule" in done.stdout
 
 
 def test_what_a_package_draws_is_told(player: Native) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from zipfile import ZipFile
 
 import pytest
 
+from exporter.bundle.target import targets
+from exporter.bundle.write import read_bundle, write_bundle
+from exporter.runtime.package import open_package
 from tests.conftest import ROOT
 
 
@@ -37,6 +41,24 @@ def test_the_wheel_has_every_file_of_the_exporter(wheel: ZipFile) -> None:
     expected = {file.relative_to(ROOT).as_posix() for file in files}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == expected and "exporter/py.typed" in held
+
+
+def test_bundles_of_an_installed_wheel_are_the_same(
+    wheel: ZipFile, tiny_package: Path, tmp_path: Path
+) -> None:
+    """Of every target that takes the tiny package; nothing of the repository is looked at."""
+    wheel.extractall(tmp_path / "site")
+    package = open_package(tiny_package)
+    for target in (t for t in targets().values() if "onnx" in t.backends):
+        out = tmp_path / target.name
+        command = [sys.executable, "-m", "exporter", "bundle", str(tiny_package)]
+        done = subprocess.run(
+            [*command, "--for", target.name, "-o", str(out)],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert read_bundle(out) == write_bundle(package, target, tmp_path / f"{target.name}-own")
 
 
 def test_the_wheel_describes_itself(wheel: ZipFile) -> None:

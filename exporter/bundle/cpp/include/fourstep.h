@@ -120,6 +120,24 @@ FOURSTEP_API int32_t fourstep_ids(const fourstep_player *player, const char *tok
                                   const char *prompt, int32_t *ids, size_t *count, char *error,
                                   size_t error_bytes);
 
+/** What was compared with the package's golden files: how much, how much differs, and of what has a
+ * tolerance the worst and what is allowed. */
+typedef struct fourstep_comparison {
+  const char *what;
+  size_t compared;
+  size_t differ;
+  const char *worst;
+} fourstep_comparison;
+
+/** Gets each comparison. */
+typedef void (*fourstep_compared)(const fourstep_comparison *comparison, void *user);
+
+/** Runs the package's conformance vectors: ids, noise, steps, pixels, every graph, whole pictures.
+ * A player that was opened `exact` is meant.
+ * @return FOURSTEP_OK, FOURSTEP_CHECK_FAILED where something differs, or what ended it. */
+FOURSTEP_API int32_t fourstep_compare(fourstep_player *player, fourstep_compared handler,
+                                      void *user, char *error, size_t error_bytes);
+
 /** A graph alone, for a loop in another language. */
 typedef struct fourstep_graph fourstep_graph;
 

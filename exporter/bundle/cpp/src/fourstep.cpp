@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fourstep/fourstep.hpp>
+#include <fourstep/vectors.hpp>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -52,6 +53,14 @@ std::int32_t guarded(char* error, std::size_t error_bytes, Work work) {
     tell(found.what(), error, error_bytes);
     return FOURSTEP_CHECK_FAILED;
   }
+}
+
+/// Begins a drawing; throws while there is one.
+std::unique_lock<std::mutex> drawing(fourstep_player& player) {
+  std::unique_lock lock(player.drawing, std::try_to_lock);
+  if (!lock) throw fourstep::input_error("this player is drawing; wait for it, or open another");
+  player.stop.reset();
+  return lock;
 }
 
 const char* given(const char* text, const char* name) {
@@ -173,9 +182,7 @@ std::int32_t fourstep_draw(fourstep_player* player, const fourstep_request* requ
                            std::size_t count, fourstep_handler handler, void* user, char* error,
                            std::size_t error_bytes) {
   return guarded(error, error_bytes, [&] {
-    const std::unique_lock lock(player->drawing, std::try_to_lock);
-    if (!lock) throw fourstep::input_error("this player is drawing; wait for it, or open another");
-    player->stop.reset();
+    const std::unique_lock lock = drawing(*player);
     std::vector<fourstep::Request> found;
     for (std::size_t i = 0; i < count; ++i)
       found.push_back(request_of(requests[i], player->player.manifest().picture));
@@ -218,6 +225,22 @@ std::int32_t fourstep_ids(const fourstep_player* player, const char* tokenizer, 
       throw fourstep::input_error("there are " + std::to_string(found.size()) +
                                   " ids, and place for " + std::to_string(room));
     std::copy(found.begin(), found.end(), ids);
+  });
+}
+
+std::int32_t fourstep_compare(fourstep_player* player, fourstep_compared handler, void* user,
+                              char* error, std::size_t error_bytes) {
+  return guarded(error, error_bytes, [&] {
+    const std::unique_lock lock = drawing(*player);
+    std::size_t differing = 0;
+    for (const fourstep::Comparison& found : fourstep::Vectors(player->player, player->stop).run()) {
+      const fourstep_comparison row{found.what.c_str(), found.compared, found.differ,
+                                    found.worst.c_str()};
+      if (handler != nullptr) handler(&row, user);
+      differing += found.differ;
+    }
+    if (differing > 0)
+      throw fourstep::check_failed(std::to_string(differing) + " of the vectors differ");
   });
 }
 

@@ -1,31 +1,34 @@
 // Runs a package's conformance vectors: fourstep-vectors PACKAGE
 // Prints a table; exits with 1 when anything differs, with 2 when it cannot be compared.
-#include <exception>
-#include <fourstep/fourstep.hpp>
-#include <fourstep/vectors.hpp>
-#include <iomanip>
-#include <iostream>
+#include <fourstep.h>
+
+#include <cstdio>
+
+namespace {
+
+void show(const fourstep_comparison* row, void* /*user*/) {
+  std::printf("%-28s %6zu %7zu  %s\n", row->what, row->compared, row->differ, row->worst);
+}
+
+}  // namespace
 
 int main(int count, char** given) {
   if (count != 2) {
-    std::cerr << "fourstep-vectors PACKAGE\n";
+    std::fputs("fourstep-vectors PACKAGE\n", stderr);
     return 2;
   }
-  try {
-    fourstep::Package package(given[1]);
-    const auto engine = fourstep::make_engine(package.manifest().backend, {"", true});
-    fourstep::Player player(std::move(package), engine);
-    bool all_same = true;
-    std::cout << std::left << std::setw(28) << "compared" << "count  differ  worst\n";
-    for (const fourstep::Comparison& row : fourstep::Vectors(player).run()) {
-      std::cout << std::left << std::setw(28) << row.what << std::right << std::setw(5)
-                << row.compared << std::setw(8) << row.differ << "  " << row.worst << '\n';
-      all_same = all_same && row.differ == 0;
-    }
-    std::cout << (all_same ? "ok\n" : "FAILED\n");
-    return all_same ? 0 : 1;
-  } catch (const std::exception& error) {
-    std::cerr << "fourstep-vectors: " << error.what() << '\n';
-    return 2;
+  char error[2000];
+  fourstep_player* player = fourstep_open(given[1], nullptr, 1, 0, error, sizeof error);
+  int32_t status = FOURSTEP_INPUT;
+  if (player != nullptr) {
+    std::printf("%-28s %6s %7s  %s\n", "compared", "count", "differ", "worst");
+    status = fourstep_compare(player, show, nullptr, error, sizeof error);
+    fourstep_free(player);
   }
+  if (status == FOURSTEP_OK) {
+    std::puts("ok");
+    return 0;
+  }
+  std::fprintf(stderr, "fourstep-vectors: %s\n", error);
+  return player != nullptr && status == FOURSTEP_CHECK_FAILED ? 1 : 2;
 }

@@ -42,7 +42,8 @@ class Vectors {
   /// @param exact draws in float32 also where the package rounds activations: what graphs and
   ///   pictures are compared by.
   /// @throws Error for a package without golden files, or with damaged ones.
-  explicit Vectors(Player& exact) : player_(exact), manifest_(exact.manifest()) {
+  Vectors(Player& exact, Stop& stop)
+      : player_(exact), manifest_(exact.manifest()), stop_(stop) {
     if (manifest_.golden.empty())
       throw input_error(player_.package().folder().string() +
                         ": has no golden files to compare with; bundle it without "
@@ -295,7 +296,7 @@ class Vectors {
 
   Player& player_;
   const Manifest& manifest_;
-  Stop stop_;
+  Stop& stop_;
   std::map<std::string, Comparison> rows_;
   std::map<std::string, double> worst_;
   std::vector<std::string> order_;

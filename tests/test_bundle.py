@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from exporter.bundle.target import HERE, FileLimit, Target, load_target, targets
+from exporter.bundle.target import HERE, EngineFiles, FileLimit, Target, load_target, targets
 from exporter.bundle.write import WORD, facts_of, read_bundle, sources, write_bundle
 from exporter.cli import main
 from exporter.errors import CheckFailed, InputError
@@ -36,8 +36,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def fitting(target: Target, package: Package) -> Target:
-    """A target that takes the tiny package, whatever its engines are."""
-    return replace(target, backends=(package.manifest.backend,))
+    """A target that takes the tiny package, whatever its engines are, and needs no file of one."""
+    return replace(target, backends=(package.manifest.backend,), engine=None)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
@@ -112,6 +112,30 @@ def test_a_file_that_is_too_large(package: Package, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"MB, and a tiny store takes files of at most 0\.0 MB;"):
         write_bundle(package, limited, tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_files_of_an_engine_are_those_that_were_tried(package: Package, tmp_path: Path) -> None:
+    files = {"engine.js": "0" * 64}
+    engine = EngineFiles("an engine 1.0", "npm install engine@1.0", "nowhere", "engine", files)
+    target = replace(CPP, engine=engine)
+    missing = (
+        r"nowhere.engine\.js: is missing, a file of an engine 1\.0; npm install engine@1\.0, "
+        "or name its folder with --engine"
+    )
+    with pytest.raises(InputError, match=missing):
+        write_bundle(package, target, tmp_path / "out")
+    (tmp_path / "engine.js").write_text("draws")
+    with pytest.raises(
+        InputError, match=r"engine\.js: not the file of an engine 1\.0; npm install"
+    ):
+        write_bundle(package, target, tmp_path / "out", engine=tmp_path)
+    with pytest.raises(InputError, match="engine: --for cpp takes no files of an engine along"):
+        write_bundle(package, CPP, tmp_path / "out", engine=tmp_path)
+    assert not (tmp_path / "out").exists()
+    tried = {"engine.js": file_digest(tmp_path / "engine.js")}
+    target = replace(CPP, engine=replace(engine, files=tried))
+    write_bundle(package, target, tmp_path / "out", engine=tmp_path)
+    assert (tmp_path / "out/engine/engine.js").read_text() == "draws"
 
 
 def test_a_damaged_package_leaves_nothing(tiny_package: Path, tmp_path: Path) -> None:

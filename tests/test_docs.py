@@ -101,7 +101,7 @@ def test_lines_are_of_known_programs() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for page, line in lines():
         program, *rest = shlex.split(line)
-        assert program in ("fourstep", "make", "pip", "python"), (page, line)
+        assert program in ("fourstep", "make", "node", "npm", "pip", "python"), (page, line)
         if program == "make":
             assert f"\n{rest[0]}:" in makefile, line
 

@@ -33,6 +33,25 @@ class FileLimit:
     remedy: str
 
 
+@dataclass(frozen=True)
+class EngineFiles:
+    """Files of an engine that a project cannot build without, and that are not ours to ship.
+
+    Attributes:
+        title: what it is, with its version.
+        install: the command that gets it.
+        folder: where that command puts the files, from the working directory.
+        place: the folder of the bundle that they are copied to.
+        files: SHA-256 of each, by name.
+    """
+
+    title: str
+    install: str
+    folder: str
+    place: str
+    files: Mapping[str, str]
+
+
 def nothing(manifest: Manifest) -> Mapping[str, str]:
     """Of a target that moves nothing, or writes nothing of its own."""
     return {}
@@ -54,6 +73,7 @@ class Target:
         limit: the largest file that can be delivered, or None.
         moved: files of a package that do not lie below ``place``: their places in the bundle, by
             their paths in the package.
+        engine: files of an engine that go along, or None.
         extra: texts of files that depend on the package, by their places in the bundle.
     """
 
@@ -64,6 +84,7 @@ class Target:
     filled: tuple[str, ...] = ("README.md",)
     shared: Mapping[str, str] = field(default_factory=dict)
     limit: FileLimit | None = None
+    engine: EngineFiles | None = None
     moved: Callable[[Manifest], Mapping[str, str]] = nothing
     extra: Callable[[Manifest], Mapping[str, str]] = nothing
 

@@ -84,6 +84,7 @@ def write_bundle(
     out: Path,
     golden: bool = True,
     progress: Progress | None = None,
+    engine: Path | None = None,
 ) -> Bundle:
     """Write a package and the runtime that draws with it as a project in the folder ``out``.
 
@@ -91,21 +92,28 @@ def write_bundle(
 
     Args:
         golden: take along the golden files, with which a runtime proves itself.
+        engine: the folder of the engine's files, for targets that take some along; None: where
+            their command puts them.
 
     Raises InputError for a package that the target's engines cannot open or whose filter nothing
-    would run, a file that is too large
-    for it, or a place that holds anything else; CheckFailed for a damaged package.
+    would run, a file that is too large for it, an engine's file that is missing or another, or a
+    place that holds anything else; CheckFailed for a damaged package.
     """
     say = progress or Progress()
     entries = [f for f in package.manifest.all_files if golden or not _is_golden(f, package)]
     _refuse_backend(package, target)
     _refuse_filter(package, target)
     _refuse_large(package, target, entries)
+    found = _engine_files(target, engine)
     _refuse_inside(package.folder, out)
     _refuse_others(out)
-    refuse_place(out, sum(entry.bytes for entry in entries), ELSEWHERE)
+    size = sum(entry.bytes for entry in entries) + sum(f.stat().st_size for f in found.values())
+    refuse_place(out, size, ELSEWHERE)
     with staging(out, ELSEWHERE) as folder:
         _copy_runtime(target, facts_of(package.manifest, target), folder)
+        for place, file in found.items():
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / place)
         _copy_package(package, target, entries, folder)
         say(f"{len(entries)} files of the package copied, and whole")
         for path, text in target.extra(read_manifest(folder / target.place)).items():
@@ -181,6 +189,27 @@ def _refuse_large(package: Package, target: Target, entries: Iterable[FileEntry]
                 f"{package.folder / entry.path}: {entry.bytes / 1e6:,.1f} MB, and {limit.of} takes "
                 f"files of at most {limit.bytes / 1e6:,.1f} MB; {limit.remedy}"
             )
+
+
+def _engine_files(target: Target, folder: Path | None) -> dict[str, Path]:
+    """The engine's files by their places in a bundle; raises InputError for one that is none."""
+    engine = target.engine
+    if engine is None:
+        if folder is not None:
+            raise InputError(
+                f"--for {target.name} takes no files of an engine along", field="engine"
+            )
+        return {}
+    home = Path(engine.folder) if folder is None else folder
+    for name, digest in engine.files.items():
+        if not (home / name).is_file():
+            raise InputError(
+                f"{home / name}: is missing, a file of {engine.title}; {engine.install}, or name "
+                "its folder with --engine"
+            )
+        if file_digest(home / name) != digest:
+            raise InputError(f"{home / name}: not the file of {engine.title}; {engine.install}")
+    return {f"{engine.place}/{name}": home / name for name in engine.files}
 
 
 def _refuse_inside(package: Path, out: Path) -> None:

@@ -17,8 +17,11 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @click.option("--for", "target", required=True, help="What it is to run on, such as cpp.")
 @click.option("-o", "--out", type=PLACE, required=True, help="Folder of the project.")
 @click.option("--without-golden", is_flag=True, help="Leave out what the runtime is tested with.")
+@click.option("--engine", type=PLACE, help="Folder of the engine's files, where some go along.")
 @json_option
-def command(package: Path, target: str, out: Path, without_golden: bool, as_json: bool) -> None:
+def command(
+    package: Path, target: str, out: Path, without_golden: bool, engine: Path | None, as_json: bool
+) -> None:
     """Write a project that draws with PACKAGE: its files, a runtime, licences and a README."""
     from exporter.bundle.target import load_target
     from exporter.bundle.write import LINES, write_bundle
@@ -27,7 +30,8 @@ def command(package: Path, target: str, out: Path, without_golden: bool, as_json
     wanted = load_target(target)
     progress = Progress(bar_on_terminal, LINES)
     try:
-        made = write_bundle(open_package(package), wanted, out, not without_golden, progress)
+        opened = open_package(package)
+        made = write_bundle(opened, wanted, out, not without_golden, progress, engine)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     end_of_bar()

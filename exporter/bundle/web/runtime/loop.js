@@ -49,6 +49,7 @@ import { checkPrompt } from "./tokenizer.js";
  * A step of request `index` is done. `latent` is (1, channels, h, w). `clean()` is what the latent
  * would be at the end if the velocity stayed as it is: it shows early what will be there.
  * `preview()` shows the latent, or the one that it is given; it is null where the package has none.
+ * `draft()` is the picture of `clean()`, by the graph that draws the last one.
  * @typedef {object} Step
  * @property {"step"} kind
  * @property {number} index
@@ -58,6 +59,7 @@ import { checkPrompt } from "./tokenizer.js";
  * @property {Float32Array} latent
  * @property {() => Float32Array} clean
  * @property {((latent?: Float32Array) => Promise<Picture>) | null} preview
+ * @property {() => Promise<Picture>} draft
  */
 /** @typedef {{kind: "picture", index: number, request: Request, picture: Picture, latent: Float32Array}} Drawn a picture is done */
 /** @typedef {Conditioned | Step | Drawn} Event */
@@ -270,6 +272,7 @@ class Drawing {
       latent = advance(schedule, step, before, velocity, () => noise.randn(size));
       if (!isFinite(latent)) throw new CheckFailed(`${stage.graph}, ${where}: the latent after it ${NOT_FINITE}`);
       const after = latent;
+      const clean = () => cleaned(Math.fround(schedule.sigmas[step]), before, velocity);
       yield {
         kind: "step",
         index,
@@ -277,8 +280,9 @@ class Drawing {
         steps,
         sigma: schedule.sigmas[step + 1],
         latent: after,
-        clean: () => cleaned(Math.fround(schedule.sigmas[step]), before, velocity),
+        clean,
         preview: this._hasPreview ? (shown = after) => this._preview(shown, `preview of ${where}`) : null,
+        draft: () => this._draft({ ...fed, latent: clean() }, `draft of ${where}`),
       };
     }
     return latent;
@@ -326,6 +330,19 @@ class Drawing {
     let outputs = Object.fromEntries(Array.from(stage.inputs.keys(), (port) => [port, /** @type {Tensor} */ (tensor)]));
     for (const part of stage.parts) outputs = await this._call(part, await this._hold(part), outputs, end);
     const [port] = stage.results.keys();
+    return toPicture(floats(outputs[port]), picture.widthPx, picture.heightPx, picture.pixels, stage.graph);
+  }
+
+  /**
+   * @param {Feed} fed
+   * @param {string} end
+   * @returns {Promise<Picture>}
+   */
+  async _draft(fed, end) {
+    const { picture, stages } = this._manifest;
+    const { stage, port } = /** @type {{stage: Stage, port: string}} */ (giving(stages, "image"));
+    let outputs = this._inputs(stage.inputs, fed);
+    for (const part of stage.parts) outputs = await this._call(part, await this._hold(part), outputs, end);
     return toPicture(floats(outputs[port]), picture.widthPx, picture.heightPx, picture.pixels, stage.graph);
   }
 

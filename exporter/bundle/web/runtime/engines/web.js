@@ -24,7 +24,7 @@ export function wasmEngine(ort, { files, threads = 1 }) {
   const isIsolated = Boolean(globalThis.crossOriginIsolated);
   ort.env.wasm.wasmPaths = files;
   ort.env.wasm.numThreads = isIsolated ? threads : 1;
-  ort.env.wasm.proxy = false;
+
   return {
     name: `onnxruntime-web, wasm, ${isIsolated ? threads : 1} threads`,
     backend: "onnx",
@@ -53,7 +53,7 @@ export async function webGpuEngine(load, { files, remark = () => {} }) {
   const ort = /** @type {Ort} */ (loaded.default ?? loaded);
   ort.env.wasm.wasmPaths = files;
   ort.env.wasm.numThreads = 1;
-  ort.env.webgpu.adapter = withoutSubgroups(adapter);
+  hideSubgroups();
   return {
     name: `onnxruntime-web, WebGPU, ${adapter.info?.vendor || "an unnamed adapter"}`,
     backend: "onnx",
@@ -109,17 +109,18 @@ async function problemOf(from, engine) {
   }
 }
 
-/**
- * An adapter that does not say it has subgroups.
- * @param {any} adapter
- */
-function withoutSubgroups(adapter) {
-  const features = new Set([...adapter.features].filter((name) => !String(name).includes("subgroups")));
-  return new Proxy(adapter, {
-    get: (target, name) => {
-      if (name === "features") return features;
-      const value = target[name];
-      return typeof value === "function" ? value.bind(target) : value;
-    },
-  });
+/** Let no adapter or device of this page or worker say that it has subgroups. */
+function hideSubgroups() {
+  for (const kind of ["GPUAdapter", "GPUDevice"]) {
+    const prototype = /** @type {any} */ (globalThis)[kind]?.prototype;
+    const own = prototype && Object.getOwnPropertyDescriptor(prototype, "features");
+    if (!own?.get || own.get.name === "withoutSubgroups") continue;
+    const all = own.get;
+    Object.defineProperty(prototype, "features", {
+      ...own,
+      get: function withoutSubgroups() {
+        return new Set([...all.call(this)].filter((name) => !String(name).includes("subgroup")));
+      },
+    });
+  }
 }

@@ -29,6 +29,7 @@
  * A step of request `index` is done. `latent` is (1, channels, h, w). `clean()` is what the latent
  * would be at the end if the velocity stayed as it is: it shows early what will be there.
  * `preview()` shows the latent, or the one that it is given; it is null where the package has none.
+ * `draft()` is the picture of `clean()`, by the graph that draws the last one.
  * @typedef {object} Step
  * @property {"step"} kind
  * @property {number} index
@@ -38,6 +39,7 @@
  * @property {Float32Array} latent
  * @property {() => Float32Array} clean
  * @property {((latent?: Float32Array) => Promise<Picture>) | null} preview
+ * @property {() => Promise<Picture>} draft
  */
 /** @typedef {{kind: "picture", index: number, request: Request, picture: Picture, latent: Float32Array}} Drawn a picture is done */
 /** @typedef {Conditioned | Step | Drawn} Event */
@@ -158,6 +160,7 @@ export type Conditioned = {
  * A step of request `index` is done. `latent` is (1, channels, h, w). `clean()` is what the latent
  * would be at the end if the velocity stayed as it is: it shows early what will be there.
  * `preview()` shows the latent, or the one that it is given; it is null where the package has none.
+ * `draft()` is the picture of `clean()`, by the graph that draws the last one.
  */
 export type Step = {
     kind: "step";
@@ -168,6 +171,7 @@ export type Step = {
     latent: Float32Array;
     clean: () => Float32Array;
     preview: ((latent?: Float32Array) => Promise<Picture>) | null;
+    draft: () => Promise<Picture>;
 };
 /**
  * a picture is done

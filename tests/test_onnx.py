@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ import pytest
 
 from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
 from exporter.backends.onnx import BACKEND as backend
-from exporter.backends.onnx import ROUNDED_TOLERANCE
+from exporter.backends.onnx import ROUNDED_TOLERANCE, ops
 from exporter.backends.onnx.session import open_graph
 from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint
 from exporter.network.assemble import cut_graphs
+from exporter.package.measures import relative_error
 from exporter.program.program import Program
 from exporter.program.trace import trace
 from exporter.quantize.program import QuantizedProgram, quantize
 from exporter.quantize.rounded import round_inputs
-from tests.conftest import SMALL, scheme_of
+from exporter.recipe.recipe import Recipe
+from tests.conftest import SMALL, random_inputs, scheme_of
 
 NOTHING = EmitOptions({})
 
@@ -158,3 +161,56 @@ def test_a_session_keeps_no_activations(tmp_path: Path) -> None:
     before_mb = anonymous_mb()
     assert session({"x": np.ones(1, np.float32)})["y"] == 2
     assert anonymous_mb() - before_mb < 100  # of 400 that it took
+
+
+WEB = EmitOptions({"target": "web"})
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8-w8a8"])
+@pytest.mark.parametrize("name", ["denoiser", "vae_decoder", "t5"])
+def test_the_form_for_the_web_computes_the_same(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str
+) -> None:
+    """Nothing is cut or joined in more than 7 at a time, and attention runs over a few queries."""
+    monkeypatch.setattr(ops, "WASM_SIZES", 2048)
+    program = next(trace(g) for g in cut_graphs(tiny, SMALL) if g.name == name)
+    quantized, read = quantize(program, scheme_of(scheme).format_of), Weights(tiny).read
+    if scheme == "int8-w8a8" and name != "t5":
+        call = {port: values.numpy() for port, values in random_inputs(program).items()}
+        quantized = round_inputs(quantized, choose(quantized, read, [call]))
+    found = {}
+    for form, options in (("native", NOTHING), ("web", WEB)):
+        (tmp_path / form).mkdir()
+        files = backend.emit(quantized, read, tmp_path / form, options)
+        session = open_graph(files.entry, {}, SessionOptions())
+        inputs = {port: values.numpy() for port, values in random_inputs(program).items()}
+        found[form] = session(inputs)
+    nodes = onnx.load(tmp_path / "web" / f"{name}.onnx", load_external_data=False).graph.node
+    assert all(len(n.output) <= 7 for n in nodes if n.op_type == "Split")
+    assert all(len(n.input) <= 7 for n in nodes if n.op_type == "Concat")
+    once = onnx.load(tmp_path / "native" / f"{name}.onnx", load_external_data=False).graph.node
+    attentions = [[n for n in some if n.op_type == "MultiHeadAttention"] for some in (nodes, once)]
+    assert len(attentions[0]) >= 2 * len(attentions[1]) > 0
+    for port, values in found["native"].items():
+        assert relative_error(found["web"][port], values) < 1e-6, port
+
+
+def test_runs_of_queries_fit_into_32_bits() -> None:
+    """At full size: the VAE at 512 and 1024 px is cut, the denoiser and small graphs are not."""
+    assert ops.run_of_queries(512, 4096, 4096) == 256
+    assert ops.run_of_queries(512, 16384, 16384) == 64
+    assert ops.run_of_queries(64, 4096, 4250) == 256
+    assert ops.run_of_queries(64, 1024, 1178) == 1024
+    assert ops.run_of_queries(512, 256, 256) == 256
+
+
+def test_a_recipe_without_a_target_keeps_its_digest(tiny_recipe: Recipe) -> None:
+    """Packages from before there was one are not built again; those for the web are others."""
+
+    def digest(**choices: str) -> str:
+        chosen = [
+            replace(c, choices=choices) if c.name == "onnx" else c for c in tiny_recipe.choices
+        ]
+        return replace(tiny_recipe, choices=tuple(chosen)).digest("onnx")
+
+    assert digest() == digest(target="native") != digest(target="web")

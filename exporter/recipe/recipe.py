@@ -238,7 +238,10 @@ class Recipe:
         del decisive["filter"]
         if self.filter is not None:
             decisive["filter"] = self.filter.decisive
-        decisive["options"] = dict(self.backend(backend).choices)
+        chosen = dict(self.backend(backend).choices)
+        if chosen.get("target") == "native":  # as before there was another
+            del chosen["target"]
+        decisive["options"] = chosen
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

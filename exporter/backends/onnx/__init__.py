@@ -15,6 +15,10 @@ product of 1024 x 1536 x 6144 in groups of 64 or 128 took 0.5 to 0.9 of int4's t
 to 0.85 of it (``benchmarks/weight_formats.py``). Smaller groups have slower kernels: 32 took 1.0 to
 2.1 times int4's time, 16 1.7 times, and a single row in groups of 16 took 140 ms in place of 0.2.
 
+``target = "web"`` writes a form that onnxruntime-web opens at any size: WebGPU's shaders take 10
+buffers, so values are cut and joined in steps of 7; wasm's sizes are of 32 bits, so attention runs
+over 256 queries at a time where all at once would overflow. The numbers are the same.
+
 onnxruntime's memory arena is off: with it the full-size VAE took 2,067 MB and 12.4 s for its first
 picture of 512 px, without it 983 MB and 8.9 s; a step of the denoiser took the same time.
 """
@@ -75,7 +79,7 @@ class Onnx:
     name: Final = "onnx"
     to_run: Final = Requirement("fourstep[onnx]", {"onnxruntime": "onnxruntime"})
     to_build: Final = Requirement("fourstep[build,onnx]", {"torch": "torch", "onnx": "onnx"})
-    options: Final[Mapping[str, tuple[str, ...]]] = {}
+    options: Final[Mapping[str, tuple[str, ...]]] = {"target": ("native", "web")}
     devices: Final = ("CPU",)
     caching_devices: Final = ()
     half_devices: Final = ()
@@ -97,7 +101,7 @@ class Onnx:
         from exporter.backends.onnx.writer import write_graph
         from exporter.quantize.rounded import asked, spared
 
-        files = write_graph(program, read, folder)
+        files = write_graph(program, read, folder, options.choices.get("target") == "web")
         low_bits = any(form.is_integer for form in program.formats.values())
         return Emitted(
             files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE,

@@ -22,6 +22,7 @@ OURS = torch.ops.fourstep
 OPSET, IR_VERSION = 21, 10
 OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS = 25, 13
 INLINE_BYTES = 1024  # small vectors stay in the graph; shapes always do: inference reads them
+MOST_OUTPUTS = 7  # of a node in WebGPU, whose shaders take 10 buffers
 ALIGN_BYTES = 4096  # a page, so that every weight can be mapped by itself
 
 TYPES = {
@@ -55,8 +56,9 @@ class Emitter:
         read: Callable[[object], Tensor],
         stream: BufferedWriter,
         location: str,
+        for_web: bool = False,
     ) -> None:
-        self.program, self.read = program, read
+        self.program, self.read, self.for_web = program, read, for_web
         self._stream, self._location = stream, location
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -114,6 +116,33 @@ class Emitter:
         self._nodes.append(
             helper.make_node(name, inputs, outputs, name=outputs[0], domain=domain, **attributes)  # type: ignore[arg-type]
         )
+
+    def split(self, source: str, sizes: Sequence[int], outputs: Sequence[str], axis: int) -> None:
+        """Cut a value along an axis; for the web into at most ``MOST_OUTPUTS`` at a time."""
+        if not self.for_web or len(sizes) <= MOST_OUTPUTS:
+            self.add_many("Split", [source, self.ints(sizes)], outputs, axis=axis)
+            return
+        most = MOST_OUTPUTS
+        while most * MOST_OUTPUTS < len(sizes):
+            most *= MOST_OUTPUTS
+        starts = range(0, len(sizes), most)
+        groups = [f"{outputs[start]}_and_{len(sizes[start : start + most])}" for start in starts]
+        whole = [sum(sizes[start : start + most]) for start in starts]
+        self.split(source, whole, groups, axis)
+        for start, group in zip(starts, groups, strict=True):
+            self.split(group, sizes[start : start + most], outputs[start : start + most], axis)
+
+    def join(self, parts: Sequence[str], output: str, axis: int) -> str:
+        """Values one behind the other; for the web at most ``MOST_OUTPUTS`` at a time."""
+        left, level = list(parts), 0
+        while self.for_web and len(left) > MOST_OUTPUTS:
+            groups = [left[i : i + MOST_OUTPUTS] for i in range(0, len(left), MOST_OUTPUTS)]
+            left = [
+                self.add("Concat", group, f"{output}_{level}_{i}", axis=axis)
+                for i, group in enumerate(groups)
+            ]
+            level += 1
+        return self.add("Concat", left, output, axis=axis)
 
     def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """A value that is made the first time it is asked for."""

@@ -7,6 +7,7 @@ Forms were chosen by measuring memory and time on onnxruntime's CPU provider
 - GroupNorm: reshape, InstanceNormalization, scale and shift; GroupNormalization has no kernel and
   is inlined into 29 nodes;
 - RMSNorm: the Pow, ReduceMean, Sqrt, Div, Mul form, which onnxruntime fuses into one node;
+- for the web: Split and Concat of at most 7 (WebGPU), attention in runs of queries (wasm);
 - a linear layer: MatMul with a (K, N) weight and Add, never Gemm, which keeps 2-, 4- and 8-bit
   weights out of their kernels;
 - scales of groups: fp16 behind a Cast, which onnxruntime folds when it loads the graph, so that
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
+WASM_SIZES = 1 << 31
+LONGEST_RUN = 256  # of queries: as fast as all at once, and the same numbers
 Translate = Callable[["Emitter", fx.Node], None]
 
 
@@ -61,7 +64,7 @@ def _permute(e: Emitter, node: fx.Node) -> None:
 def _cat(e: Emitter, node: fx.Node) -> None:
     parts: Any = node.args[0]
     axis = aten.argument(node, 1, 0)
-    e.add("Concat", [e.value(p) for p in parts], e.name(node), axis=axis)
+    e.join([e.value(p) for p in parts], e.name(node), axis)
 
 
 def _slice(e: Emitter, node: fx.Node) -> None:
@@ -73,8 +76,7 @@ def _slice(e: Emitter, node: fx.Node) -> None:
 def _split(e: Emitter, node: fx.Node) -> None:
     axis, sizes = aten.split_sizes(node)
     names = [f"{node.name}_{i}" for i in range(len(sizes))]
-    inputs = [e.value(node.args[0]), e.ints(sizes)]
-    e.add_many("Split", inputs, names, axis=axis)
+    e.split(e.value(node.args[0]), sizes, names, axis)
 
 
 def _getitem(e: Emitter, node: fx.Node) -> None:
@@ -180,11 +182,41 @@ def _rsqrt(e: Emitter, node: fx.Node) -> None:
 def _attention(e: Emitter, node: fx.Node) -> None:
     q, k, v, heads, scale = node.args[:5]
     bias = aten.argument(node, 5)
-    inputs = [e.value(q), e.value(k), e.value(v)]
-    if bias is not None:
-        inputs += ["", "", e.value(bias)]
-    kind = "com.microsoft:MultiHeadAttention"
-    e.add(kind, inputs, e.name(node), num_heads=heads, scale=float(scale))  # type: ignore[arg-type]
+    query, rest = e.value(q), [e.value(k), e.value(v)]
+    over = "" if bias is None else e.value(bias)
+
+    def attended(queries: str, added: str, output: str) -> str:
+        inputs = [queries, *rest, *(("", "", added) if added else ())]
+        kind = "com.microsoft:MultiHeadAttention"
+        return e.add(kind, inputs, output, num_heads=heads, scale=float(scale))  # type: ignore[arg-type]
+
+    (_, queries, width), keys = aten.shape(q), aten.shape(k)[1]
+    assert isinstance(heads, int)
+    most = run_of_queries(width // heads, queries, keys)
+    if not e.for_web or most == queries:
+        attended(query, over, e.name(node))
+        return
+    sizes = [min(most, queries - start) for start in range(0, queries, most)]
+    runs = [f"{node.name}_queries_{i}" for i in range(len(sizes))]
+    e.split(query, sizes, runs, 1)
+    biases = [over] * len(runs)
+    if bias is not None and aten.shape(bias)[2] > 1:
+        biases = [f"{node.name}_bias_{i}" for i in range(len(sizes))]
+        e.split(over, sizes, biases, 2)
+    parts = [
+        attended(run, added, f"{run}_attended") for run, added in zip(runs, biases, strict=True)
+    ]
+    e.join(parts, e.name(node), 1)
+
+
+def run_of_queries(head_width: int, queries: int, keys: int) -> int:
+    """How many queries wasm attends with at a time: its sizes are of 32 bits, and overflow."""
+    if 2 * head_width * queries * keys < WASM_SIZES:
+        return queries
+    run = LONGEST_RUN
+    while run > 1 and 2 * head_width * run * keys >= WASM_SIZES:
+        run //= 2
+    return run
 
 
 def _pixel_shuffle(e: Emitter, node: fx.Node) -> None:

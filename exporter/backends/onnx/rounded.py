@@ -60,7 +60,7 @@ def conv2d(e: Emitter, layer: fx.Node, rounding: RoundingNode) -> None:
     patches = source
     if max(*kernel, *strides) > 1:
         read = [read_at(place) for place in itertools.product(*map(range, kernel))]
-        patches = e.add("Concat", read, f"{layer.name}_patches", axis=3)
+        patches = e.join(read, f"{layer.name}_patches", 3)
     product = _product(e, patches, layer, rounding, bias, f"{layer.name}_product")
     e.add("Transpose", [product], e.name(layer), perm=[0, 3, 1, 2])
 

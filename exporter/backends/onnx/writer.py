@@ -19,13 +19,20 @@ from exporter.quantize.program import QuantizedProgram
 
 
 def write_graph(
-    program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    folder: Path,
+    for_web: bool = False,
 ) -> tuple[Path, Path]:
-    """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``."""
+    """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``.
+
+    Args:
+        for_web: in a form that onnxruntime-web opens at any size, in wasm and by WebGPU.
+    """
     model_file = folder / f"{program.name}.onnx"
     data_file = folder / f"{program.name}.onnx.data"
     with data_file.open("wb") as stream:
-        emitter = Emitter(program, read, stream, data_file.name)
+        emitter = Emitter(program, read, stream, data_file.name, for_web)
         for node in program.nodes():
             aten.translation(ops.TABLE, node, program.name, "ONNX")(emitter, node)
         model = emitter.model()

@@ -206,6 +206,11 @@ struct Manifest {
 
 namespace detail {
 
+/// A value that this runtime does not know: to guess would draw another picture.
+struct NotKnown : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 /// A value of the manifest and where it stands, which errors name.
 class Node {
  public:
@@ -280,7 +285,7 @@ class Node {
   [[nodiscard]] std::size_t one_of(const std::array<const char*, count>& known) const {
     for (std::size_t i = 0; i < count; ++i)
       if (text() == known[i]) return i;
-    fail("invalid enum value '" + text() + "'");
+    throw NotKnown(where_ + ": '" + text() + "'");
   }
 
   [[nodiscard]] const std::string& name() const {
@@ -770,6 +775,8 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
     Manifest found = detail::manifest_from(detail::Node(value, ""));
     detail::Consistency(found).check();
     return found;
+  } catch (const detail::NotKnown& error) {
+    throw check_failed(where + ": " + error.what() + " is not known to this runtime; take a newer one");
   } catch (const std::invalid_argument& error) {
     const bool newer = version->string != "4.0" && version->string != "4.1";
     throw check_failed(where + ": damaged: " + error.what() +

@@ -20,15 +20,26 @@ import java.util.Map;
 public final class OnnxEngine implements Engine {
     private final OrtEnvironment environment;
     private final int threads;
+    private final boolean isExact;
 
     /**
      * @param threads that compute; 0: as many as onnxruntime thinks fit
      */
     public OnnxEngine(int threads) throws OrtException {
+        this(threads, false);
+    }
+
+    /**
+     * @param threads that compute; 0: as many as onnxruntime thinks fit
+     * @param isExact whether to compute in float32 also where the package's settings round
+     *     activations, as {@code Vectors.compare} wants it
+     */
+    public OnnxEngine(int threads, boolean isExact) throws OrtException {
         environment = OrtEnvironment.getEnvironment(
                 OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR, "fourstep");
         environment.setTelemetry(false);
         this.threads = threads;
+        this.isExact = isExact;
     }
 
     @Override
@@ -44,7 +55,7 @@ public final class OnnxEngine implements Engine {
             options.setIntraOpNumThreads(threads);
             String level = graph.session.get("accuracy_level");
             options.addConfigEntry("session.qdq_matmulnbits_accuracy_level",
-                    level == null ? "0" : level);
+                    level == null || isExact ? "0" : level);
             return new Opened(environment.createSession(entry.getPath(), options), options, graph);
         } catch (OrtException error) {
             options.close();

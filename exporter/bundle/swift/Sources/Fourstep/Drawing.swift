@@ -108,7 +108,10 @@ struct Drawing {
     ) throws -> [Points: Ports] {
         var found = texts.map { Feed(prompt: $0) }
         for (index, stage) in manifest.stages.enumerated() where stage.runs == Stage.perPrompt {
-            let calls = try found.map { try inputs(stage.inputs, $0, player) }
+            var calls: [Ports] = []
+            for feed in found {
+                calls.append(try inputs(stage.inputs, feed, player))
+            }
             let ends = texts.map { "prompt \(quoted($0))" }
             let outputs = try run(stage.parts, calls, ends, player)
             let later = manifest.stages[(index + 1)...].flatMap(\.sources).filter(\.isOutput)
@@ -201,8 +204,10 @@ struct Drawing {
         if images.isEmpty {
             return [:]
         }
-        let calls = try images.map { image in
-            try inputs(stage.inputs, Feed(image: picture.pixels.values(of: image)), player)
+        var calls: [Ports] = []
+        for image in images {
+            let feed = Feed(image: picture.pixels.values(of: image))
+            calls.append(try inputs(stage.inputs, feed, player))
         }
         let ends = images.indices.map { "picture \($0 + 1)" }
         let outputs = try run(stage.parts, calls, ends, player)

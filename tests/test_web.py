@@ -32,7 +32,7 @@ from exporter.files.read import file_digest
 from exporter.package.manifest import Guidance
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
-from tests.conftest import ROOT
+from tests.conftest import ROOT, seal
 
 HERE = ROOT / "tests" / "web"
 RUNTIME = ROOT / "exporter" / "bundle" / "web" / "runtime"
@@ -274,8 +274,8 @@ def test_the_engine_that_is_copied_is_the_one_that_is_tested() -> None:
         assert f"./{TARGET.engine.place}/" in (TARGET.sources / name).read_text("utf-8")
 
 
-def test_the_package_of_the_other_engines_is_refused(tiny_package: Path, tmp_path: Path) -> None:
-    """And so is one whose manifest was changed, in one line each."""
+def test_changed_manifests_and_filters_are_refused(tiny_package: Path, tmp_path: Path) -> None:
+    """In one line each."""
     copy = Path(shutil.copytree(tiny_package, tmp_path / "copy"))
     manifest = copy / "manifest.json"
     manifest.write_bytes(manifest.read_bytes() + b"\n")
@@ -285,3 +285,6 @@ def test_the_package_of_the_other_engines_is_refused(tiny_package: Path, tmp_pat
     )
     said = node("--input-type=module", "-e", script)
     assert said.count("\n") == 1 and "is not what manifest.sha256 says" in said
+    seal(copy, json.loads(manifest.read_bytes()) | {"filter": {"graph": "filter"}})
+    said = node("--input-type=module", "-e", script)
+    assert said.count("\n") == 1 and "has a filter, which is not run here" in said

@@ -52,13 +52,19 @@ def test_bundles_of_an_installed_wheel_are_the_same(
     for target in (t for t in targets().values() if "onnx" in t.backends):
         out = tmp_path / target.name
         command = [sys.executable, "-m", "exporter", "bundle", str(tiny_package)]
+        engine = ROOT / "tests" / "web" / target.engine.folder if target.engine else None
+        if engine is not None:
+            if not engine.is_dir():
+                continue  # npm ci --ignore-scripts --prefix tests/web
+            command += ["--engine", str(engine)]
         done = subprocess.run(
             [*command, "--for", target.name, "-o", str(out)],
             cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert read_bundle(out) == write_bundle(package, target, tmp_path / f"{target.name}-own")
+        own = tmp_path / f"{target.name}-own"
+        assert read_bundle(out) == write_bundle(package, target, own, engine=engine)
 
 
 def test_the_wheel_describes_itself(wheel: ZipFile) -> None:

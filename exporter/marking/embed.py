@@ -55,15 +55,21 @@ def reader_filter() -> np.ndarray:
 
 
 @functools.cache
-def pulse() -> np.ndarray:
-    """(22, 22), of peak 1: what a chip adds to a picture; the reader's filter at full size."""
+def composed() -> np.ndarray:
+    """(22, 22): halving a picture and the reader's filter behind it as one kernel."""
     spread = np.zeros((2 * KERNEL - 1, 2 * KERNEL - 1))
     spread[::2, ::2] = reader_filter()
     side = len(spread) + len(HALVING) - 1
     found = np.zeros((side, side))
     for y, x in np.ndindex(len(HALVING), len(HALVING)):
         found[y : y + len(spread), x : x + len(spread)] += HALVING[y] * HALVING[x] * spread
-    return np.asarray(found / found.max())
+    return found
+
+
+@functools.cache
+def pulse() -> np.ndarray:
+    """(22, 22), of peak 1: what a chip adds to a picture; the reader's filter at full size."""
+    return np.asarray(composed() / composed().max())
 
 
 @functools.cache

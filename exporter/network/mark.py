@@ -28,6 +28,8 @@ class Mark(nn.Module):
 
     luma: Tensor
     colours: Tensor
+    rows: Tensor
+    halving: Tensor
     held: Tensor
     around: Tensor
     neighbours: Tensor
@@ -38,10 +40,14 @@ class Mark(nn.Module):
         """``tile``: (32, 32) signs of a payload (``marking.pattern.tile``)."""
         super().__init__()
         area = float(embed.AROUND**2)
+        halving = np.outer(embed.HALVING, embed.HALVING)
+        unit = embed.composed().max() * (embed.pulse() ** 2).sum()
         values = {
             "luma": embed.LUMA[None, :, None, None] * HALF_RANGE / UNIT,
             "colours": embed.COLOURS[None, :, None, None] * UNIT / HALF_RANGE,
-            "held": embed.filter_of_picture()[None, None],
+            "rows": _continued(height_px),
+            "halving": halving[None, None],
+            "held": (embed.reader_filter() / unit)[None, None],
             "around": np.full((1, 1, embed.AROUND, embed.AROUND), 1 / area),
             "neighbours": embed.NEIGHBOURS[None, None],
             "spread": _phases(embed.pulse())[:, None],
@@ -52,7 +58,11 @@ class Mark(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         luma = F.conv2d(image, self.luma)
-        held = F.conv2d(_continued(luma), self.held, stride=CHIP_PX)
+        luma = luma.index_select(2, self.rows)
+        before, behind = embed.margins()  # rows are taken by indices; columns would take longer
+        luma = torch.cat([*[luma[..., :1]] * before, luma, *[luma[..., -1:]] * behind], 3)
+        # The filter in two steps, of which each reads few pixels.
+        held = F.conv2d(F.conv2d(luma, self.halving, stride=2), self.held, stride=CHIP_PX // 2)
         around = F.conv2d(held * held, self.around, padding=embed.AROUND // 2)
         around = around + embed.TINY
         texture = around * torch.rsqrt(around)
@@ -106,11 +116,10 @@ def _at_most(x: Tensor, most: float) -> Tensor:
     return x - F.relu(x - most)
 
 
-def _continued(luma: Tensor) -> Tensor:
-    """With its first and last rows and columns repeated, as wide as the filter reaches."""
+def _continued(size: int) -> np.ndarray:
+    """Indices of rows, the first and last repeated as far as the filter reaches."""
     before, behind = embed.margins()
-    luma = torch.cat([*[luma[:, :, :1]] * before, luma, *[luma[:, :, -1:]] * behind], 2)
-    return torch.cat([*[luma[..., :1]] * before, luma, *[luma[..., -1:]] * behind], 3)
+    return np.clip(np.arange(-before, size + behind), 0, size - 1).astype(np.int32)
 
 
 def _phases(pulse: np.ndarray) -> np.ndarray:

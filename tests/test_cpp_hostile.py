@@ -77,11 +77,15 @@ def test_the_fuzzer_finds_nothing(tiny_package: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("sanitizers", [SANITIZERS, "-fsanitize=thread"])
+@pytest.mark.parametrize(
+    "flags",
+    [(SANITIZERS,), ("-fsanitize=thread", "-DFOURSTEP_PORTABLE")],
+    ids=["address", "thread"],
+)
 def test_the_loop_draws_what_was_recorded(
-    tiny_package: Path, tmp_path: Path, sanitizers: str
+    tiny_package: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     """Without an engine: each graph gets what was recorded, and the picture is the same."""
-    program = compiled(tmp_path, "replay", "g++", sanitizers)
+    program = compiled(tmp_path, "replay", "g++", *flags)
     done = subprocess.run([program, tiny_package], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout == "a red circle\n", done.stderr[-3000:]

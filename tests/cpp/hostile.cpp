@@ -68,7 +68,7 @@ void take(char kind, const std::string& text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size > 0) take("mtsp"[data[0] % 4], {data + 1, data + size});
+  if (size > 0) take("mtsp" [data[0] % 4], { data + 1, data + size });
   return 0;
 }
 

@@ -71,14 +71,18 @@ int replay(const char* folder) {
     request.prompt = golden.prompt;
     request.seed = golden.seed;
     engine->calls.clear();
-    player.draw({request}, [&](const fourstep::Event& event) {
-      if (const auto* step = std::get_if<fourstep::Step>(&event); step && step->preview) step->preview();
-      if (const auto* image = std::get_if<fourstep::Image>(&event)) {
-        const auto& wanted = engine->pictures[engine->picture].at("pixels").values;
-        if (std::get<std::vector<std::uint8_t>>(wanted) != image->picture.pixels) std::exit(1);
-        std::cout << golden.prompt << '\n';
-      }
-    }, stop);
+    player.draw(
+        {request},
+        [&](const fourstep::Event& event) {
+          if (const auto* step = std::get_if<fourstep::Step>(&event); step && step->preview)
+            step->preview();
+          if (const auto* image = std::get_if<fourstep::Image>(&event)) {
+            const auto& wanted = engine->pictures[engine->picture].at("pixels").values;
+            if (std::get<std::vector<std::uint8_t>>(wanted) != image->picture.pixels) std::exit(1);
+            std::cout << golden.prompt << '\n';
+          }
+        },
+        stop);
     ++engine->picture;
   }
   return 0;

@@ -1,9 +1,9 @@
 /** @file
  * Draws with packages of fourstep, from C and whatever calls C.
  *
- * Every function that can fail gets a place for one line of text that says what is wrong and what to
- * do; it may be NULL. Texts are UTF-8. A player draws one thing at a time; fourstep_cancel may be
- * called from any thread, also from the handler.
+ * Every function that can fail gets a place for one line of text that says what is wrong and what
+ * to do; it may be NULL. Texts are UTF-8. A player draws one thing at a time; fourstep_cancel may
+ * be called from any thread, also from the handler.
  */
 #ifndef FOURSTEP_H
 #define FOURSTEP_H
@@ -57,24 +57,25 @@ typedef struct fourstep_info {
 /** One picture to draw. Zeroes are the defaults. */
 typedef struct fourstep_request {
   const char *prompt;
-  uint64_t seed;        /**< a negative one by its 64 bits */
-  const uint8_t *image; /**< to start from: 3 * width * height levels of the package's size, or NULL */
-  double strength;      /**< in (0, 1]: how much of the schedule an image goes through; 0: all */
+  uint64_t seed; /**< a negative one by its 64 bits */
+  const uint8_t
+      *image;      /**< to start from: 3 * width * height levels of the package's size, or NULL */
+  double strength; /**< in (0, 1]: how much of the schedule an image goes through; 0: all */
   const char *negative; /**< what not to draw, or NULL */
 } fourstep_request;
 
 /** What has happened. All that it points to lasts until the handler returns. */
 typedef struct fourstep_event {
   int32_t kind;
-  int32_t request;      /**< of a step and a picture: which, counted from 0 */
-  int32_t step;         /**< of a step: which is done, counted from 1 */
-  int32_t steps;        /**< of a step: how many there are */
-  int32_t prompts;      /**< of conditioned: how many were encoded */
-  int32_t width_px;     /**< of a picture */
-  int32_t height_px;    /**< of a picture */
-  int32_t has_preview;  /**< of a step: whether fourstep_preview shows it */
-  double sigma;         /**< of a step */
-  const float *latent;  /**< of a step and a picture */
+  int32_t request;     /**< of a step and a picture: which, counted from 0 */
+  int32_t step;        /**< of a step: which is done, counted from 1 */
+  int32_t steps;       /**< of a step: how many there are */
+  int32_t prompts;     /**< of conditioned: how many were encoded */
+  int32_t width_px;    /**< of a picture */
+  int32_t height_px;   /**< of a picture */
+  int32_t has_preview; /**< of a step: whether fourstep_preview shows it */
+  double sigma;        /**< of a step */
+  const float *latent; /**< of a step and a picture */
   int64_t latent_shape[4];
   const uint8_t *pixels; /**< of a picture: rows from the top, red, green, blue */
   const char *remarks;   /**< of conditioned: lines about prompts that are too long, or "" */

@@ -47,7 +47,8 @@ std::int32_t guarded(char* error, std::size_t error_bytes, Work work) {
     tell(found.what(), error, error_bytes);
     return static_cast<std::int32_t>(found.kind());
   } catch (const std::bad_alloc&) {
-    tell("out of memory: close other programs, or choose a smaller size or scheme", error, error_bytes);
+    tell("out of memory: close other programs, or choose a smaller size or scheme", error,
+         error_bytes);
     return FOURSTEP_INPUT;
   } catch (const std::exception& found) {
     tell(found.what(), error, error_bytes);
@@ -187,8 +188,8 @@ std::int32_t fourstep_draw(fourstep_player* player, const fourstep_request* requ
     for (std::size_t i = 0; i < count; ++i)
       found.push_back(request_of(requests[i], player->player.manifest().picture));
     const Shown shown(handler, user);
-    player->player.draw(found, [&shown](const fourstep::Event& event) { std::visit(shown, event); },
-                        player->stop);
+    player->player.draw(
+        found, [&shown](const fourstep::Event& event) { std::visit(shown, event); }, player->stop);
   });
 }
 
@@ -233,7 +234,8 @@ std::int32_t fourstep_compare(fourstep_player* player, fourstep_compared handler
   return guarded(error, error_bytes, [&] {
     const std::unique_lock lock = drawing(*player);
     std::size_t differing = 0;
-    for (const fourstep::Comparison& found : fourstep::Vectors(player->player, player->stop).run()) {
+    for (const fourstep::Comparison& found :
+         fourstep::Vectors(player->player, player->stop).run()) {
       const fourstep_comparison row{found.what.c_str(), found.compared, found.differ,
                                     found.worst.c_str()};
       if (handler != nullptr) handler(&row, user);
@@ -269,8 +271,7 @@ std::int32_t fourstep_graph_run(fourstep_graph* graph, const fourstep_tensor* in
     graph->described.clear();
     for (const auto& [name, value] : graph->outputs)
       graph->described.push_back({name.c_str(), FOURSTEP_FLOAT32, value->shape.size(),
-                                  value->shape.data(),
-                                  const_cast<float*>(value->floats().data())});
+                                  value->shape.data(), const_cast<float*>(value->floats().data())});
     *outputs = graph->described.data();
     *output_count = graph->described.size();
   });

@@ -1,5 +1,6 @@
 /// @file
-/// What runs graphs: an engine opens one, a session runs it. An adapter is a header beside this one.
+/// What runs graphs: an engine opens one, a session runs it. An adapter is a header beside this
+/// one.
 #pragma once
 
 #include <atomic>

@@ -28,7 +28,8 @@ inline std::shared_ptr<Engine> make_engine(const std::string& backend,
                                            const EngineOptions& options = {}) {
 #ifdef FOURSTEP_WITH_OPENVINO
   if (backend == "openvino")
-    return std::make_shared<OpenVino>(options.device.empty() ? "CPU" : options.device, options.exact);
+    return std::make_shared<OpenVino>(options.device.empty() ? "CPU" : options.device,
+                                      options.exact);
 #endif
 #ifdef FOURSTEP_WITH_ONNXRUNTIME
   if (backend == "onnx") {
@@ -38,8 +39,10 @@ inline std::shared_ptr<Engine> make_engine(const std::string& backend,
   }
 #endif
   static_cast<void>(options);
-  throw input_error("the package is for " + backend + ", and this program was built without an "
-                    "engine for it; configure it with -DFOURSTEP_ENGINES=" + backend);
+  throw input_error("the package is for " + backend +
+                    ", and this program was built without an "
+                    "engine for it; configure it with -DFOURSTEP_ENGINES=" +
+                    backend);
 }
 
 }  // namespace fourstep

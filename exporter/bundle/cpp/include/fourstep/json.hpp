@@ -20,8 +20,12 @@ namespace fourstep {
 inline bool is_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const auto first = static_cast<unsigned char>(text[i]);
-    const std::size_t size = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3
-                             : first < 0xF5 ? 4 : 0;
+    const std::size_t size = first < 0x80   ? 1
+                             : first < 0xC2 ? 0
+                             : first < 0xE0 ? 2
+                             : first < 0xF0 ? 3
+                             : first < 0xF5 ? 4
+                                            : 0;
     if (size == 0 || i + size > text.size()) return false;
     for (std::size_t k = 1; k < size; ++k)
       if ((static_cast<unsigned char>(text[i + k]) & 0xC0U) != 0x80) return false;
@@ -75,7 +79,8 @@ struct Value {
 
   /// How an error calls it.
   [[nodiscard]] const char* kind() const {
-    static constexpr const char* names[] = {"null", "bool", "int", "float", "str", "array", "object"};
+    static constexpr const char* names[] = {"null", "bool",  "int",   "float",
+                                            "str",  "array", "object"};
     return names[static_cast<int>(type)];
   }
 };
@@ -103,8 +108,8 @@ class Parser {
   }
 
   void space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' ||
-                                  text_[at_] == '\r'))
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r'))
       ++at_;
   }
 

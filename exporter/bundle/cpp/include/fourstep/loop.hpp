@@ -32,10 +32,10 @@ namespace fourstep {
 
 /// One picture to draw.
 struct Request {
-  std::string prompt;                   ///< UTF-8
-  std::uint64_t seed = 0;               ///< of its noise; a negative one by its 64 bits
-  std::shared_ptr<const Picture> image; ///< to start from, of the package's size; or nothing
-  double strength = 1.0;                ///< how much of the schedule an image goes through, in (0, 1]
+  std::string prompt;                    ///< UTF-8
+  std::uint64_t seed = 0;                ///< of its noise; a negative one by its 64 bits
+  std::shared_ptr<const Picture> image;  ///< to start from, of the package's size; or nothing
+  double strength = 1.0;  ///< how much of the schedule an image goes through, in (0, 1]
   std::optional<std::string> negative;  ///< what not to draw, for packages with guidance
 };
 
@@ -264,9 +264,11 @@ class Player {
       return 0;
     }
     if (manifest().giving("start") == nullptr)
-      throw input_error("image: this package has no graph to start from a picture with; build with "
-                        "image_to_image = true in [image]");
-    if (request.image->width_px != picture.width_px || request.image->height_px != picture.height_px ||
+      throw input_error(
+          "image: this package has no graph to start from a picture with; build with "
+          "image_to_image = true in [image]");
+    if (request.image->width_px != picture.width_px ||
+        request.image->height_px != picture.height_px ||
         request.image->pixels.size() != size_of(picture.image()))
       throw input_error("image: is " + std::to_string(request.image->width_px) + " x " +
                         std::to_string(request.image->height_px) + " px; the package draws " +
@@ -278,11 +280,13 @@ class Player {
   void check_negative(const std::string& negative) const {
     const auto& guidance = manifest().schedule.guidance;
     if (!guidance)
-      throw input_error("negative: this package draws without guidance, and nothing else uses a "
-                        "negative prompt; build with guidance above 1 in [schedule] of a recipe");
+      throw input_error(
+          "negative: this package draws without guidance, and nothing else uses a "
+          "negative prompt; build with guidance above 1 in [schedule] of a recipe");
     if (guidance->negative_prompt)
       throw input_error("negative: the negative prompt of this package is fixed: '" +
-                        *guidance->negative_prompt + "'; build without negative_prompt in "
+                        *guidance->negative_prompt +
+                        "'; build without negative_prompt in "
                         "[schedule] of a recipe to give others");
     detail::check_prompt(negative, "negative prompt");
   }
@@ -376,7 +380,8 @@ class Player {
         break;
     }
     const bool is_negative = source.kind == Source::Kind::negative_output;
-    const TensorPtr& value = (is_negative ? feed.negative : feed.values)->at({source.name, source.port});
+    const TensorPtr& value =
+        (is_negative ? feed.negative : feed.values)->at({source.name, source.port});
     return source.row_of_step ? row_of(*value, static_cast<std::size_t>(feed.step)) : value;
   }
 
@@ -396,7 +401,8 @@ class Player {
 
   /// A graph's outputs for several inputs, one by one from its last part. Each part is opened once
   /// and released before the next is opened.
-  void run_stage(const Stage& stage, std::vector<detail::Call> calls, Stop& stop, const Sink& sink) {
+  void run_stage(const Stage& stage, std::vector<detail::Call> calls, Stop& stop,
+                 const Sink& sink) {
     for (std::size_t k = 0; k < stage.parts.size() && !calls.empty(); ++k) {
       stop.check();
       const std::shared_ptr<Session> session = open(stage.parts[k]);
@@ -422,7 +428,8 @@ class Player {
         throw check_failed(name + ": its output '" + port.name + "' is not of the shape " +
                            text_of(port.shape) + "; build the package again");
       if (!output->second->is_finite())
-        throw check_failed(name + ", " + call.end + ": its output '" + port.name + "'" + not_finite);
+        throw check_failed(name + ", " + call.end + ": its output '" + port.name + "'" +
+                           not_finite);
     }
     return found;
   }
@@ -440,7 +447,8 @@ class Player {
     for (const auto& [image, indices] : users) {
       detail::Feed feed;
       feed.image = from_pixels(*image, manifest().picture.pixels);
-      calls.push_back({inputs_of(stage->inputs, feed), "picture " + std::to_string(indices[0] + 1)});
+      calls.push_back(
+          {inputs_of(stage->inputs, feed), "picture " + std::to_string(indices[0] + 1)});
       of_call.push_back(indices);
     }
     const std::string port = stage->port_of("start");
@@ -473,14 +481,16 @@ class Player {
       std::vector<float> drawn = draw_noise(noise);
       if (encoded[index])
         drawn = begin(manifest().schedule, starts[index], encoded[index]->floats(), drawn);
-      detail::Feed feed{&values.at(request.prompt), &request.prompt, nullptr, shared(shape, std::move(drawn)), nullptr, 0};
+      detail::Feed feed{&values.at(request.prompt),      &request.prompt, nullptr,
+                        shared(shape, std::move(drawn)), nullptr,         0};
       if (const auto negative = negative_of(request)) feed.negative = &values.at(*negative);
       for (feed.step = starts[index]; feed.step < manifest().schedule.steps(); ++feed.step) {
         const std::vector<float> velocity = velocity_of(stage, whole, feed, stop);
         feed.latent = shared(shape, advance(manifest().schedule, feed.step, feed.latent->floats(),
                                             velocity, [&] { return draw_noise(noise); }));
         if (!feed.latent->is_finite())
-          throw check_failed(stage.graph + ", " + end_of(feed.step) + ": the latent after it" + not_finite);
+          throw check_failed(stage.graph + ", " + end_of(feed.step) + ": the latent after it" +
+                             not_finite);
         tell(handler, step_event(index, feed, previews, stop), stop);
       }
       latents.push_back(feed.latent);
@@ -489,7 +499,8 @@ class Player {
   }
 
   [[nodiscard]] std::string end_of(int step) const {
-    return "step " + std::to_string(step + 1) + " of " + std::to_string(manifest().schedule.steps());
+    return "step " + std::to_string(step + 1) + " of " +
+           std::to_string(manifest().schedule.steps());
   }
 
   /// What the stage of each step gives for one step: with guidance, of both its calls.
@@ -498,7 +509,8 @@ class Player {
     std::vector<detail::Call> calls{{inputs_of(stage.inputs, feed), end_of(feed.step)}};
     const auto& guidance = manifest().schedule.guidance;
     if (guidance)
-      calls.push_back({inputs_of(stage.negative_inputs, feed), end_of(feed.step) + ", negative prompt"});
+      calls.push_back(
+          {inputs_of(stage.negative_inputs, feed), end_of(feed.step) + ", negative prompt"});
     for (const std::string& part : stage.parts) {
       const std::shared_ptr<Session> session = whole ? whole : open(part);
       for (detail::Call& call : calls) call.inputs = run_part(part, *session, call, stop);
@@ -524,7 +536,8 @@ class Player {
     return found;
   }
 
-  Picture decoded_preview(Shown& previews, const TensorPtr& latent, const std::string& end, Stop& stop) {
+  Picture decoded_preview(Shown& previews, const TensorPtr& latent, const std::string& end,
+                          Stop& stop) {
     const Stage& stage = *previews.stage;
     detail::Call call{{}, end};
     for (const auto& [port, source] : stage.inputs) call.inputs[port] = latent;

@@ -327,8 +327,7 @@ class Node {
   }
 
   void expect(Type type, const char* kind) const {
-    if (value_->type != type)
-      fail(std::string("expected ") + kind + ", got " + value_->kind());
+    if (value_->type != type) fail(std::string("expected ") + kind + ", got " + value_->kind());
   }
 
   const json::Value* value_;
@@ -396,7 +395,8 @@ inline Stage stage_from(const Node& node) {
   for (const Node& part : node["parts"].items()) found.parts.push_back(part.name());
   found.runs = static_cast<Stage::Runs>(node["runs"].one_of(runs));
   found.inputs = sources_from(node["inputs"]);
-  if (const auto negative = node.find("negative_inputs")) found.negative_inputs = sources_from(*negative);
+  if (const auto negative = node.find("negative_inputs"))
+    found.negative_inputs = sources_from(*negative);
   if (const auto given = node.find("results"))
     for (const auto& [port, result] : given->members())
       found.results[port] = results[result.one_of(results)];
@@ -465,7 +465,8 @@ inline TokenizerEntry tokenizer_from(const Node& node) {
   if (const auto id = node.given("closing_id"))
     found.closing_id = static_cast<std::int32_t>(id->whole(0, most_size));
   found.vocabulary_size = most_size;
-  if (const auto size = node.find("vocabulary_size")) found.vocabulary_size = size->whole(1, most_size);
+  if (const auto size = node.find("vocabulary_size"))
+    found.vocabulary_size = size->whole(1, most_size);
   if (const auto cut = node.find("cut"))
     static_cast<void>(cut->one_of(std::array<const char*, 1>{"keep closing"}));
   return found;
@@ -497,10 +498,9 @@ inline Manifest manifest_from(const Node& node) {
   if (const auto pictures = golden.find("pictures"))
     found.golden = list_from<Golden>(*pictures, [](const Node& picture) {
       constexpr auto most = std::numeric_limits<std::int64_t>::max();
-      return Golden{picture["prompt"].text(),
-                    static_cast<std::uint64_t>(picture["seed"].whole(0, most)),
-                    picture["image"].path(), picture["unquantized"].path(),
-                    picture["tensors"].path()};
+      return Golden{
+          picture["prompt"].text(), static_cast<std::uint64_t>(picture["seed"].whole(0, most)),
+          picture["image"].path(), picture["unquantized"].path(), picture["tensors"].path()};
     });
   if (const auto tokens = golden.find("tokens")) found.golden_tokens = tokens->text();
   if (const auto noise = golden.find("noise")) found.golden_noise = noise->text();
@@ -553,17 +553,17 @@ class Consistency {
 
   void picture() const {
     const Drawn& picture = manifest_.picture;
-    for (const auto& [name, size] : {std::pair("width_px", picture.width_px),
-                                     std::pair("height_px", picture.height_px)})
-      demand(size % picture.latent_scale_px == 0,
-             std::string("picture.") + name + ": " + std::to_string(size) + " is no multiple of " +
-                 std::to_string(picture.latent_scale_px));
+    for (const auto& [name, size] :
+         {std::pair("width_px", picture.width_px), std::pair("height_px", picture.height_px)})
+      demand(size % picture.latent_scale_px == 0, std::string("picture.") + name + ": " +
+                                                      std::to_string(size) + " is no multiple of " +
+                                                      std::to_string(picture.latent_scale_px));
     demand(!picture.preview || static_cast<std::int64_t>(picture.preview->factors.size()) ==
                                    picture.latent_channels,
            "picture.preview.factors: not a row for each channel");
     for (const auto& [name, entry] : manifest_.tokenizers)
-      for (const std::int64_t id : {std::int64_t{entry.pad_id},
-                                    std::int64_t{entry.closing_id.value_or(0)}})
+      for (const std::int64_t id :
+           {std::int64_t{entry.pad_id}, std::int64_t{entry.closing_id.value_or(0)}})
         demand(id < entry.vocabulary_size, "text.tokenizers." + name + ": the id " +
                                                std::to_string(id) + " is not in the vocabulary");
   }
@@ -615,8 +615,9 @@ class Consistency {
     std::multiset<std::string> used, names;
     for (const Stage& stage : manifest_.stages) used.insert(stage.parts.begin(), stage.parts.end());
     for (const Graph& graph : manifest_.graphs) names.insert(graph.name);
-    demand(used == names && std::set<std::string>(names.begin(), names.end()).size() == names.size(),
-           "stages: their parts are not the graphs, each once");
+    demand(
+        used == names && std::set<std::string>(names.begin(), names.end()).size() == names.size(),
+        "stages: their parts are not the graphs, each once");
     std::map<std::string, const Stage*> given;
     for (std::size_t i = 0; i < manifest_.stages.size(); ++i) {
       const Stage& stage = manifest_.stages[i];
@@ -650,7 +651,8 @@ class Consistency {
                  " gives");
   }
 
-  static std::map<std::string, std::pair<Shape, std::string>> kinds(const std::vector<Port>& ports) {
+  static std::map<std::string, std::pair<Shape, std::string>> kinds(
+      const std::vector<Port>& ports) {
     std::map<std::string, std::pair<Shape, std::string>> found;
     for (const Port& port : ports) found[port.name] = {port.shape, port.dtype};
     return found;
@@ -698,9 +700,9 @@ class Consistency {
     for (const Port& port : manifest_.graph(before->second->parts.back())->outputs)
       if (port.name == source.port) {
         if (!source.row_of_step) return port;
-        demand(stage.in_steps() && !port.shape.empty() &&
-                   port.shape[0] == manifest_.schedule.steps(),
-               at + ": " + text_of(port.shape) + " has no row for each step");
+        demand(
+            stage.in_steps() && !port.shape.empty() && port.shape[0] == manifest_.schedule.steps(),
+            at + ": " + text_of(port.shape) + " has no row for each step");
         Port row = port;
         row.shape[0] = 1;
         return row;
@@ -715,9 +717,10 @@ class Consistency {
       const bool full = result == "image" || result == "preview";
       const Shape wanted = full ? manifest_.picture.image() : manifest_.picture.latent();
       const std::vector<Port>& outputs = manifest_.graph(stage.parts.back())->outputs;
-      const bool found = std::any_of(outputs.begin(), outputs.end(), [&n = name, &wanted](const Port& p) {
-        return p.name == n && p.shape == wanted && p.dtype == "float32";
-      });
+      const bool found =
+          std::any_of(outputs.begin(), outputs.end(), [&n = name, &wanted](const Port& p) {
+            return p.name == n && p.shape == wanted && p.dtype == "float32";
+          });
       demand(found, where + ".results." + name + ": no output of the shape of the " + result);
       demand((result == "velocity") == stage.in_steps() &&
                  (result == "preview") == (stage.runs == Runs::for_previews),
@@ -734,7 +737,8 @@ class Consistency {
       demand(!shown || stage.graph == name,
              "picture.preview_graph: '" + name + "', and '" + stage.graph + "' gives the preview");
       if (stage.graph != name) continue;
-      demand(shown || stage.gives("image"), "picture.preview_graph: '" + name + "' gives no picture");
+      demand(shown || stage.gives("image"),
+             "picture.preview_graph: '" + name + "' gives no picture");
       for (const auto& [port, source] : stage.inputs)
         demand(source.kind == Kind::latent,
                "picture.preview_graph: '" + name + "' takes more than a latent");
@@ -776,7 +780,8 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
     detail::Consistency(found).check();
     return found;
   } catch (const detail::NotKnown& error) {
-    throw check_failed(where + ": " + error.what() + " is not known to this runtime; take a newer one");
+    throw check_failed(where + ": " + error.what() +
+                       " is not known to this runtime; take a newer one");
   } catch (const std::invalid_argument& error) {
     const bool newer = version->string != "4.0" && version->string != "4.1";
     throw check_failed(where + ": damaged: " + error.what() +

@@ -217,7 +217,8 @@ class Unigram final : public TokenModel {
     double least = std::numeric_limits<double>::infinity();
     nodes_.emplace_back();
     for (const json::Value& entry : detail::member(model, "vocab").items) {
-      if (entry.items.size() != 2) throw std::invalid_argument("a piece and its score are expected");
+      if (entry.items.size() != 2)
+        throw std::invalid_argument("a piece and its score are expected");
       add(entry.items[0].string, static_cast<std::int32_t>(scores_.size()));
       scores_.push_back(entry.items[1].number);
       least = std::min(least, scores_.back());

@@ -82,8 +82,8 @@ class OnnxRuntime final : public Engine {
     throw check_failed(failed + ": " + said.substr(0, said.find('\n')));
   }
 
-  /// While it lasts, blocks of memory go back to the system when they are free: glibc stops doing so
-  /// once a large one was freed, and opening a graph copies weights from form to form.
+  /// While it lasts, blocks of memory go back to the system when they are free: glibc stops doing
+  /// so once a large one was freed, and opening a graph copies weights from form to form.
   class Returning {
    public:
 #if defined(__GLIBC__)
@@ -156,12 +156,13 @@ class OnnxRuntime final : public Engine {
       const bool is_float = value.is_float();
       const void* data = is_float ? static_cast<const void*>(value.floats().data())
                                   : static_cast<const void*>(value.ints().data());
-      check(api()->CreateTensorWithDataAsOrtValue(
-                memory_.get(), const_cast<void*>(data), 4 * size_of(value.shape),
-                value.shape.data(), value.shape.size(),
-                is_float ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
-                &made),
-            failed_);
+      check(
+          api()->CreateTensorWithDataAsOrtValue(
+              memory_.get(), const_cast<void*>(data), 4 * size_of(value.shape), value.shape.data(),
+              value.shape.size(),
+              is_float ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+              &made),
+          failed_);
       return {made, api()->ReleaseValue};
     }
 

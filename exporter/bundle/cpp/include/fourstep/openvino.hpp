@@ -55,7 +55,8 @@ class OpenVino final : public Engine {
   class OpenGraph final : public Session {
    public:
     OpenGraph(ov::CompiledModel compiled, std::string where)
-        : compiled_(std::move(compiled)), request_(compiled_.create_infer_request()),
+        : compiled_(std::move(compiled)),
+          request_(compiled_.create_infer_request()),
           where_(std::move(where)) {}
 
     Ports run(const Ports& inputs) override {

@@ -32,10 +32,10 @@ class Package {
     Sha256 hash;
     hash.update(text.data(), text.size());
     const bool has_digest = fs::exists(digest, failed);
-    if (has_digest &&
-        read_whole(digest, most_manifest_bytes) != hash.hex() + "  manifest.json\n")
-      throw check_failed(file.string() + ": damaged: it is not what manifest.sha256 says; copy the "
-                                         "package again");
+    if (has_digest && read_whole(digest, most_manifest_bytes) != hash.hex() + "  manifest.json\n")
+      throw check_failed(file.string() +
+                         ": damaged: it is not what manifest.sha256 says; copy the "
+                         "package again");
     manifest_ = parse_manifest(text, file.string());
     if (!has_digest) throw check_failed(digest.string() + ": is missing; copy the package again");
     for (const File& entry : manifest_.files) static_cast<void>(place_of(entry.path));
@@ -113,7 +113,8 @@ class Package {
   }
 
   static bool is_inside(const std::filesystem::path& file, const std::filesystem::path& folder) {
-    const auto [left, right] = std::mismatch(folder.begin(), folder.end(), file.begin(), file.end());
+    const auto [left, right] =
+        std::mismatch(folder.begin(), folder.end(), file.begin(), file.end());
     static_cast<void>(right);
     return left == folder.end();
   }

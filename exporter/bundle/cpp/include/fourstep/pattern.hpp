@@ -149,7 +149,9 @@ class Pattern {
       item.most = any;
     } else if (take(U'{')) {
       item.least = number();
-      item.most = !take(U',') ? item.least : at_ < source_.size() && source_[at_] == U'}' ? any : number();
+      item.most = !take(U',')                                    ? item.least
+                  : at_ < source_.size() && source_[at_] == U'}' ? any
+                                                                 : number();
       if (!take(U'}')) fail();
     }
     const std::u32string_view further = U"?+*{";
@@ -188,7 +190,8 @@ class Pattern {
       return (at == text.size() || !holds(item.set, text[at])) &&
              matches_from(text, at, items, which + 1, end);
     std::size_t count = 0;
-    while (count < item.most && at + count < text.size() && holds(item.set, text[at + count])) ++count;
+    while (count < item.most && at + count < text.size() && holds(item.set, text[at + count]))
+      ++count;
     for (;; --count) {
       if (count < item.least) return false;
       if (matches_from(text, at + count, items, which + 1, end)) return true;

@@ -160,7 +160,8 @@ inline Picture read_ppm(const std::filesystem::path& file) {
   constexpr std::int64_t most_px = 1 << 14;
   if (!stream || kind != "P6" || most != 255 || found.width_px < 1 || found.height_px < 1 ||
       found.width_px > most_px || found.height_px > most_px)
-    throw input_error(file.string() + ": not a picture in binary PPM (P6) of 8 bits without comments");
+    throw input_error(file.string() +
+                      ": not a picture in binary PPM (P6) of 8 bits without comments");
   found.pixels.resize(static_cast<std::size_t>(3 * found.width_px * found.height_px));
   stream.read(reinterpret_cast<char*>(found.pixels.data()),
               static_cast<std::streamsize>(found.pixels.size()));

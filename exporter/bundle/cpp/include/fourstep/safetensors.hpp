@@ -19,7 +19,8 @@ namespace detail {
 
 template <class Number>
 std::vector<Number> numbers(std::string_view bytes, std::size_t count) {
-  if (bytes.size() != count * sizeof(Number)) throw std::invalid_argument("a size that is not its shape's");
+  if (bytes.size() != count * sizeof(Number))
+    throw std::invalid_argument("a size that is not its shape's");
   std::vector<Number> found(count);
   if (count > 0) std::memcpy(found.data(), bytes.data(), bytes.size());
   return found;
@@ -60,7 +61,8 @@ inline Tensor tensor_from(const json::Value& entry, std::string_view data) {
 /// All tensors of a file's content by name.
 /// @param where the file, which errors name.
 /// @throws Error when it is no whole safetensors file.
-inline std::map<std::string, Tensor> parse_tensors(std::string_view content, const std::string& where) {
+inline std::map<std::string, Tensor> parse_tensors(std::string_view content,
+                                                   const std::string& where) {
   try {
     std::uint64_t header_bytes = 0;
     for (std::size_t i = 8; i-- > 0 && content.size() >= 8;)

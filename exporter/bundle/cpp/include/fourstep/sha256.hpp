@@ -9,7 +9,8 @@
 #include <cstring>
 #include <string>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// FOURSTEP_PORTABLE leaves out what is for one kind of processor.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(FOURSTEP_PORTABLE)
 #include <immintrin.h>
 #define FOURSTEP_SHA_NI 1
 #endif
@@ -49,12 +50,12 @@ class Sha256 {
     const std::array<std::uint8_t, 64> padding = {0x80};
     update(padding.data(), held_ < 56 ? 56 - held_ : 120 - held_);
     std::array<std::uint8_t, 8> length{};
-    for (std::size_t i = 0; i < 8; ++i)
-      length[i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
+    for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
     update(length.data(), length.size());
     std::string found;
     for (const std::uint32_t word : state_)
-      for (int shift = 28; shift >= 0; shift -= 4) found += "0123456789abcdef"[(word >> shift) & 15U];
+      for (int shift = 28; shift >= 0; shift -= 4)
+        found += "0123456789abcdef"[(word >> shift) & 15U];
     return found;
   }
 
@@ -146,9 +147,7 @@ class Sha256 {
     store(state_.data() + 4, _mm_alignr_epi8(high, low, 8));
   }
 
-  static __m128i load(const void* at) {
-    return _mm_loadu_si128(static_cast<const __m128i*>(at));
-  }
+  static __m128i load(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
   static void store(void* at, __m128i value) { _mm_storeu_si128(static_cast<__m128i*>(at), value); }
 #endif
 

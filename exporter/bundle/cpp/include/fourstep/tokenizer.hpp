@@ -53,7 +53,8 @@ inline bool is_true(const json::Value& part, const char* name, bool absent) {
 
 inline Pattern pattern_of(const json::Value& part) {
   const json::Value& given = member(part, "pattern");
-  if (const json::Value* text = given.find("String")) return Pattern::of_text(to_points(text->string));
+  if (const json::Value* text = given.find("String"))
+    return Pattern::of_text(to_points(text->string));
   return Pattern(to_points(member(given, "Regex").string));
 }
 
@@ -129,7 +130,8 @@ class Precompiled {
       place ^= offset(at);
       if ((at >> 8U & 1U) == 0) continue;
       const std::size_t start = 4 * (1 + units_) + (unit(place) & 0x7FFFFFFFU);
-      if (start > bytes_.size()) throw std::invalid_argument("a map of characters that leads nowhere");
+      if (start > bytes_.size())
+        throw std::invalid_argument("a map of characters that leads nowhere");
       const std::string text = bytes_.substr(start, bytes_.find('\0', start) - start);
       if (!is_utf8(text)) throw std::invalid_argument("a map of characters to what is no text");
       found += text;
@@ -236,7 +238,8 @@ inline Splitter byte_level_of(const json::Value& part) {
     if (prefixes && whole.text.front() != U' ') whole.text.insert(0, 1, U' ');
     Pieces parts;
     if (splits)
-      for (const auto& [begin, end] : words.matches(whole.text)) add_piece(parts, whole, begin, end);
+      for (const auto& [begin, end] : words.matches(whole.text))
+        add_piece(parts, whole, begin, end);
     else
       parts.push_back(whole);
     for (const Piece& piece : parts) {
@@ -262,8 +265,9 @@ inline Splitter metaspace_of(const json::Value& part) {
   const std::u32string mark = to_points(member(part, "replacement").string);
   if (mark.size() != 1) throw std::invalid_argument("a replacement of one character is expected");
   const json::Value* scheme = part.find("prepend_scheme");
-  const std::string prepends = scheme != nullptr ? scheme->string
-                               : is_true(part, "add_prefix_space", true) ? "always" : "never";
+  const std::string prepends = scheme != nullptr                         ? scheme->string
+                               : is_true(part, "add_prefix_space", true) ? "always"
+                                                                         : "never";
   if (prepends != "always" && prepends != "first" && prepends != "never")
     refuse_part("a prepend_scheme", prepends);
   return [mark = mark[0], prepends, splits = is_true(part, "split", true)](const Piece& given,
@@ -316,7 +320,8 @@ inline Frame template_of(const json::Value& part) {
     }
     const std::string& name = member(member(item, "SpecialToken"), "id").string;
     const json::Value* token = member(part, "special_tokens").find(name);
-    if (token == nullptr) throw std::invalid_argument("the special token '" + name + "' is missing");
+    if (token == nullptr)
+      throw std::invalid_argument("the special token '" + name + "' is missing");
     for (const json::Value& id : member(*token, "ids").items)
       (is_behind ? found.after : found.before).push_back(id_of(id));
   }
@@ -332,7 +337,8 @@ inline Frame frame_of(const json::Value& part) {
   if (type == "RobertaProcessing" || type == "BertProcessing") {
     const std::vector<json::Value>& first = member(part, "cls").items;
     const std::vector<json::Value>& last = member(part, "sep").items;
-    if (first.size() != 2 || last.size() != 2) throw std::invalid_argument("a token and its id are expected");
+    if (first.size() != 2 || last.size() != 2)
+      throw std::invalid_argument("a token and its id are expected");
     return {{id_of(first[1])}, {id_of(last[1])}};
   }
   if (type != "Sequence") refuse_part("a post-processor", type);
@@ -366,7 +372,8 @@ inline std::vector<Section> cut_out(const Section& whole, const std::vector<Adde
   std::vector<Section> found;
   std::size_t from = 0;
   const auto rest = [&](std::size_t end) {
-    if (end > from) found.push_back({text.substr(from, end - from), -1, whole.is_first && from == 0});
+    if (end > from)
+      found.push_back({text.substr(from, end - from), -1, whole.is_first && from == 0});
   };
   for (std::size_t at = 0; at < text.size();) {
     const AddedToken* best = nullptr;
@@ -470,8 +477,9 @@ class Tokenizer {
   void add(const json::Value& token) {
     using detail::is_true;
     if (is_true(token, "single_word", false))
-      throw std::invalid_argument("an added token that is a single word, which this runtime does "
-                                  "not know; take a newer runtime");
+      throw std::invalid_argument(
+          "an added token that is a single word, which this runtime does "
+          "not know; take a newer runtime");
     detail::AddedToken found{to_points(detail::member(token, "content").string),
                              detail::id_of(detail::member(token, "id")),
                              is_true(token, "lstrip", false), is_true(token, "rstrip", false)};

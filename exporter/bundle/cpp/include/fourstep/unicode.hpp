@@ -48,10 +48,10 @@ class Unicode {
     return found;
   }
 
-  [[nodiscard]] bool is_letter(char32_t point) const { return bit(point, 6); }   ///< \\p{L}
-  [[nodiscard]] bool is_number(char32_t point) const { return bit(point, 7); }   ///< \\p{N}
-  [[nodiscard]] bool is_space(char32_t point) const { return bit(point, 8); }    ///< \\s
-  [[nodiscard]] bool is_white(char32_t point) const { return bit(point, 9); }    ///< White_Space
+  [[nodiscard]] bool is_letter(char32_t point) const { return bit(point, 6); }  ///< \\p{L}
+  [[nodiscard]] bool is_number(char32_t point) const { return bit(point, 7); }  ///< \\p{N}
+  [[nodiscard]] bool is_space(char32_t point) const { return bit(point, 8); }   ///< \\s
+  [[nodiscard]] bool is_white(char32_t point) const { return bit(point, 9); }   ///< White_Space
 
   /// Lower case, code point by code point.
   [[nodiscard]] std::u32string lower(std::u32string_view text) const {
@@ -122,8 +122,8 @@ class Unicode {
     char32_t begin, end;
     std::uint32_t rank;
   };
-  static constexpr char32_t hangul = 0xAC00, hangul_end = 0xD7A4, first_l = 0x1100, first_v = 0x1161,
-                            before_t = 0x11A7, vowels = 21, tails = 28;
+  static constexpr char32_t hangul = 0xAC00, hangul_end = 0xD7A4, first_l = 0x1100,
+                            first_v = 0x1161, before_t = 0x11A7, vowels = 21, tails = 28;
 
   Unicode() {
     const unsigned char* at = unicode_data;

@@ -42,8 +42,7 @@ class Vectors {
   /// @param exact draws in float32 also where the package rounds activations: what graphs and
   ///   pictures are compared by.
   /// @throws Error for a package without golden files, or with damaged ones.
-  Vectors(Player& exact, Stop& stop)
-      : player_(exact), manifest_(exact.manifest()), stop_(stop) {
+  Vectors(Player& exact, Stop& stop) : player_(exact), manifest_(exact.manifest()), stop_(stop) {
     if (manifest_.golden.empty())
       throw input_error(player_.package().folder().string() +
                         ": has no golden files to compare with; bundle it without "
@@ -162,7 +161,8 @@ class Vectors {
     if (guidance && !guidance->negative_prompt && !golden.prompt.empty()) texts.emplace_back();
     for (const Stage& stage : manifest_.stages)
       for (const auto& [port, source] : stage.inputs)
-        for (std::size_t call = 0; source.kind == Source::Kind::tokens && call < texts.size(); ++call)
+        for (std::size_t call = 0; source.kind == Source::Kind::tokens && call < texts.size();
+             ++call)
           count("ids of pictures", fitted(source.name, texts[call]) ==
                                        tensors.at(name_of(stage, call, "in", port)).ints());
   }
@@ -239,8 +239,9 @@ class Vectors {
     for (std::size_t call = 0; call < found.size(); ++call) {
       double error = 0;
       for (const Port& port : last.outputs)
-        error = std::max(error, relative_error(found[call].at(port.name)->floats(),
-                                               tensors.at(name_of(stage, call, "out", port.name)).floats()));
+        error = std::max(
+            error, relative_error(found[call].at(port.name)->floats(),
+                                  tensors.at(name_of(stage, call, "out", port.name)).floats()));
       worst = std::max(worst, error);
       count("graph " + stage.graph, error <= last.tolerance.graph_relative,
             figure("%.1e", worst) + figure(", allowed %.1e", last.tolerance.graph_relative));
@@ -261,15 +262,19 @@ class Vectors {
   /// The whole picture from its prompt and its seed.
   void picture(const Golden& golden, const Tensors& tensors) {
     double least = std::numeric_limits<double>::infinity();
-    for (const Graph& graph : manifest_.graphs) least = std::min(least, graph.tolerance.image_psnr_db);
+    for (const Graph& graph : manifest_.graphs)
+      least = std::min(least, graph.tolerance.image_psnr_db);
     Request request;
     request.prompt = golden.prompt;
     request.seed = golden.seed;
     double found = 0;
-    player_.draw({request}, [&](const Event& event) {
-      if (const auto* image = std::get_if<Image>(&event))
-        found = psnr_db(image->picture.pixels, levels(tensors.at("pixels")));
-    }, stop_);
+    player_.draw(
+        {request},
+        [&](const Event& event) {
+          if (const auto* image = std::get_if<Image>(&event))
+            found = psnr_db(image->picture.pixels, levels(tensors.at("pixels")));
+        },
+        stop_);
     double& worst = worst_.try_emplace("", std::numeric_limits<double>::infinity()).first->second;
     worst = std::min(worst, found);
     count("whole pictures", found >= least,

@@ -38,7 +38,8 @@ TESTS = ROOT / "tests" / "jvm"
 UNICODE = ROOT / "exporter" / "bundle" / "unicode.bin"
 KEPT = ROOT / "tests" / "packages" / "4.0" / "onnx-int8"
 FLAGS = ["--release", "8", "-Xlint:all,-options,-strictfp", "-Werror"]
-JAVA = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m"]
+QUICK = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]  # what runs for a second
+JAVA = ["java", *QUICK, "-Xmx512m"]
 NEEDED = "apt-get install openjdk-17-jdk-headless"
 
 pytestmark = pytest.mark.skipif(not shutil.which("javac"), reason=f"no javac: {NEEDED}")
@@ -47,7 +48,10 @@ pytestmark = pytest.mark.skipif(not shutil.which("javac"), reason=f"no javac: {N
 def javac(out: Path, files: Iterable[Path], path: str = "") -> Path:
     """Compile for Java 8, with every warning an error."""
     named = [str(file) for file in files]
-    subprocess.run(["javac", *FLAGS, "-cp", path or str(out), "-d", str(out), *named], check=True)
+    quick = [f"-J{flag}" for flag in QUICK]
+    subprocess.run(
+        ["javac", *quick, *FLAGS, "-cp", path or str(out), "-d", str(out), *named], check=True
+    )
     return out
 
 
@@ -405,7 +409,13 @@ def test_parts_are_opened_in_turn_unless_kept(draw: Drawn, guided: Path) -> None
     assert draw("keep", guided, "openvino", *request)[-1] == f"open 0 opened {others + 2}"
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["the decoder", "a graph of its own"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(False, marks=pytest.mark.full, id="the decoder"),
+        pytest.param(True, id="a graph of its own"),
+    ],
+)
 def test_previews_by_a_graph(draw: Drawn, plain: Path, tmp_path: Path, own: bool) -> None:
     """Of full size; the graph is opened for the first and kept until the steps are over."""
     package = Path(shutil.copytree(plain, tmp_path / "package"))
@@ -430,6 +440,7 @@ def test_previews_by_a_graph(draw: Drawn, plain: Path, tmp_path: Path, own: bool
     same_as_python(package, requests, tmp_path)
 
 
+@pytest.mark.full
 def test_graphs_and_pictures_are_compared_with_an_engine(
     classes: Path, engine: Path, shapes_packages: dict[str, Built]
 ) -> None:
@@ -467,7 +478,7 @@ def test_a_drawing_stops_when_it_is_told(draw: Drawn, guided: Path) -> None:
 
 
 def test_a_prompt_that_is_cut_is_said(draw: Drawn, plain: Path) -> None:
-    lines = draw(plain, "openvino", "prompt", "red " * 200)
+    lines = draw("stop", 1, plain, "openvino", "prompt", "red " * 200)
     assert any(line.startswith("remark t5 reads 32 tokens; the prompt 'red ") for line in lines)
 
 

@@ -309,7 +309,7 @@ def main() -> None:
         arguments.drawn, arguments.few, arguments.photographs, arguments.sizes, arguments.unmarked
     )
     if arguments.json:
-        figures.write(arguments.json, WHAT, COLUMNS, rows, **details)
+        figures.write(arguments.json, f"{WHAT}.", COLUMNS, rows, **details)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export ORT_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
+# Two processes of one thread each share the tests; PROCESSES=0 runs them in this one.
+PROCESSES ?= 2
+SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-full bench lint clean
 
 demo: .venv/ready
@@ -17,10 +21,10 @@ demo: .venv/ready
 	done
 
 test: .venv/ready tests/web/node_modules/ready lint
-	$(BIN)/python -m pytest -m "not full"
+	$(SHARED) -m "not full"
 
 test-full: .venv/ready tests/web/node_modules/ready tests/jvm/node_modules/ready lint
-	$(BIN)/python -m pytest
+	$(SHARED)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.onnx_forms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,14 @@ ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
 SMALL = Cut(SIGMAS, 64, 48, t5=True, t5_tokens=24)
+
+
+# What takes longest, so that no process is left with it at the end.
+FIRST = ("test_shapes_packages.py", "test_plan.py", "test_configurations.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(n) if (n := item.path.name) in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
@@ -153,11 +162,16 @@ def tiny_package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """shapes-flash from the shipped recipe, for every backend that is installed, by folder name."""
+    """shapes-flash from the shipped recipe, for every backend that is installed, by folder name.
+
+    Processes that share the tests share it: one builds, the others find it whole.
+    """
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
     recipe = replace(recipe, checkpoint=str(SHAPES))
     found = [name for name in recipe.backends if not backends.missing(needs(name))]
-    built = build(recipe, tmp_path_factory.mktemp("shapes"), found)
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    own = tmp_path_factory.getbasetemp()
+    built = build(recipe, (own if alone else own.parent) / "shapes", found)
     return {b.path.name: b for b in built}
 
 

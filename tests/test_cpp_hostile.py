@@ -18,7 +18,7 @@ INCLUDE = load_target("cpp").sources / "include"
 PROGRAMS = ROOT / "tests" / "cpp"
 FLAGS = ("-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")
 SANITIZERS = "-fsanitize=address,undefined"
-ROUNDS = 2000
+ROUNDS = 1000
 FUZZ_S = 60
 KINDS = {"m": "manifest.json", "s": "golden/noise.safetensors"}
 

@@ -66,7 +66,13 @@ build(recipe, Path(sys.argv[3]), [sys.argv[4]], [sys.argv[5]])
 
 
 @pytest.mark.parametrize(
-    ("backend", "scheme"), [("onnx", "int8"), ("openvino", "int8-w8a8"), ("coreml", "int8")]
+    ("backend", "scheme"),
+    [
+        ("onnx", "int8"),
+        ("openvino", "int8"),
+        pytest.param("openvino", "int8-w8a8", marks=pytest.mark.full),
+        ("coreml", "int8"),
+    ],
 )
 def test_building_opens_no_connection(
     tiny_folder: Path, tmp_path: Path, backend: str, scheme: str

@@ -180,6 +180,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "key.pem",
     ),
     "credentials": ("credentials", "signed.webp"),
+    "mark": ("mark", "key", "out.key"),
     "verify": ("verify", "packages/onnx-int4"),
     "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
     "bench": ("bench", "packages/onnx-int4"),

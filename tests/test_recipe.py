@@ -214,8 +214,8 @@ MISTAKES = {
     ),
     "unknown target": (GOOD + '[coreml]\ntarget = "iOS9"', "unknown value 'iOS9'; known: iOS17"),
     "option of another backend": (
-        GOOD + '[onnx]\ntarget = "iOS17"',
-        r"unknown key in \[onnx\] 'target'; known: scheme",
+        GOOD + '[openvino]\ntarget = "iOS17"',
+        r"unknown key in \[openvino\] 'target'; known: scheme",
     ),
     "not TOML": ("[model", "not valid TOML"),
 }

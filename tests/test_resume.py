@@ -207,9 +207,10 @@ def test_as_many_lines_of_progress_come_as_were_expected(
 def test_a_damaged_package_is_built_again(
     tiny_recipe: Recipe, tiny_package: Path, whole: Path
 ) -> None:
+    """What is whole in it is taken, but for the decoder, which only a mark tells apart."""
     (whole / "graphs/t5/t5.onnx.data").write_bytes(b"")
     again, emitted = build(tiny_recipe, whole.parent)
-    assert emitted == GRAPHS and digests(again) == digests(tiny_package)
+    assert emitted == ["t5", "vae_decoder"] and digests(again) == digests(tiny_package)
 
 
 def test_a_package_of_another_recipe_is_built_again(tiny_recipe: Recipe, whole: Path) -> None:

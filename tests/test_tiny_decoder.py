@@ -437,10 +437,20 @@ def test_a_recipe_without_it_is_counted_as_before(tmp_path: Path, tiny_folder: P
     plain = recipe_of(tmp_path, tiny_folder)
     decisive = asdict(replace(plain, checkpoint="", backends=(), choices=()))
     places = ("revision", "variant", "parts", "tokenizers", "config", "tiny")
-    for key in (*places, "most_file_bytes", "denoiser_parts", "loras", "guidance"):
+    for key in (
+        *places,
+        "most_file_bytes",
+        "denoiser_parts",
+        "loras",
+        "guidance",
+        "mark",
+        "filter",
+    ):
         del decisive[key]
     del decisive["cut"]["ends"], decisive["cut"]["fixed_negative"]
-    decisive["options"] = dict(plain.backend("onnx").choices)
+    options = dict(plain.backend("onnx").choices)
+    assert options.pop("target") == "native"  # as it was before there was another
+    decisive["options"] = options
     expected = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     assert plain.digest("onnx") == expected
     other = recipe_of(tmp_path, tiny_folder, image='decoder = "tiny"')
@@ -702,6 +712,7 @@ def test_shapes_flash_is_decoded_as_by_the_vae(shapes_both: Package) -> None:
         assert away >= LEAST_DB, f"{prompts[index].text}: {away:.1f} dB"
 
 
+@pytest.mark.full  # alone on the machine: it takes times
 def test_it_takes_a_fifth_of_the_vaes_time_at_most(shapes_both: Package) -> None:
     """The fastest of several calls of either, in turn: other work on the machine slows both."""
     latent = {"latent": np.random.default_rng(0).standard_normal((1, 16, 16, 16), np.float32)}

@@ -131,12 +131,12 @@ def _attempt(place: Path) -> _Held | None:
     file = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         # Whoever had it before removes the file: a lock on a file without a name locks nobody out.
-        if _try_lock(file) and _is_at(file, place):
-            os.ftruncate(file, 0)
-            return _signed(place, file)
+        ours = _try_lock(file) and _is_at(file, place)
     except BaseException:
         os.close(file)
         raise
+    if ours:
+        return _signed(place, file)
     os.close(file)
     return None
 
@@ -153,9 +153,16 @@ def _attempt_by_name(place: Path) -> tuple[_Held | None, Owner | None]:
 
 
 def _signed(place: Path, file: int) -> _Held:
+    """The lock, with its owner in it; on a full disk, say, nothing stays."""
+    held = _Held(place, file)
     owner = Owner(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
-    os.write(file, json.dumps(asdict(owner)).encode())
-    return _Held(place, file)
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, json.dumps(asdict(owner)).encode())
+    except BaseException:
+        held.release()
+        raise
+    return held
 
 
 def _read_owner(place: Path) -> Owner | None:

@@ -81,6 +81,14 @@ def test_a_picture_to_start_from(
         assert np.array_equal(np.asarray(found), expected)
 
 
+def test_what_is_no_number_is_refused(cpp_project: Path, shapes_packages: dict[str, Built]) -> None:
+    package = shapes_packages["openvino-int4"].path
+    for given in (["seven"], ["7x"], [7, "a.png", "start.ppm", "half"]):
+        done = run(cpp_project, "fourstep-draw", package, PROMPT, *given)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "such number" in done.stderr or "start.ppm" in done.stderr
+
+
 def test_nothing_is_reported(cpp_project: Path, tmp_path: Path) -> None:
     """No name asked, no connection, no file elsewhere while OpenVINO is open in a program."""
     assert_silent(run_alone(tmp_path, "-c", DRAW, cpp_project, 2))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import warnings
 from collections.abc import Iterable, Sequence
@@ -263,6 +265,43 @@ def test_the_page_in_a_browser_with_every_scheme(
     in_chromium(
         [b.path for name, b in shapes_packages.items() if name.startswith("onnx-")], tmp_path, True
     )
+
+
+def test_the_server_of_a_bundle(tmp_path: Path) -> None:
+    """With the headers of isolation and ranges; nothing beside the folder, and nothing ends it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copyfile(TARGET.sources / "serve.mjs", home / "serve.mjs")
+    (home / "index.html").write_text("0123456789")
+    (tmp_path / "secret").write_text("secret")
+    serve = ["node", str(home / "serve.mjs")]
+    refused = subprocess.run([*serve, "high"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "high" in refused.stderr
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        taken = str(held.getsockname()[1])
+        refused = subprocess.run([*serve, taken], capture_output=True, text=True)
+    assert refused.returncode == 2 and "is taken; give another" in refused.stderr
+    running = subprocess.Popen([*serve, taken], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None and running.stdout.readline().endswith(f":{taken}\n")
+    try:
+        for path in ("/%", "/%00", "/..%2fsecret", "//", "/none"):
+            assert answered(int(taken), path)[0] == 404, path
+        assert answered(int(taken), "/") == (200, "same-origin", b"0123456789")
+        assert answered(int(taken), "/", Range="bytes=4-") == (206, "same-origin", b"456789")
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def answered(port: int, path: str, **headers: str) -> tuple[int, str | None, bytes]:
+    """Status, the policy of isolation and the body of one request."""
+    asked = http.client.HTTPConnection("127.0.0.1", port)
+    asked.request("GET", path, headers=headers)
+    answer = asked.getresponse()
+    found = answer.status, answer.headers["Cross-Origin-Opener-Policy"], answer.read()
+    asked.close()
+    return found
 
 
 def test_the_engine_that_is_copied_is_the_one_that_is_tested() -> None:

@@ -3,18 +3,29 @@
 #include <exception>
 #include <fourstep/fourstep.hpp>
 #include <iostream>
+#include <sstream>
 #include <string>
 #include <vector>
 
 namespace {
 
+template <class Number>
+Number number_of(const std::string& what, const std::string& text) {
+  Number found{};
+  std::istringstream stream(text);
+  if (!(stream >> found) || !(stream >> std::ws).eof())
+    throw fourstep::input_error(what + " '" + text +
+                                "': is no such number; 7, say, or 0.6 as strength");
+  return found;
+}
+
 fourstep::Request request_of(const std::vector<std::string>& words) {
   fourstep::Request request;
   request.prompt = words.at(1);
-  if (words.size() > 2) request.seed = static_cast<std::uint64_t>(std::stoll(words[2]));
+  if (words.size() > 2) request.seed = number_of<std::uint64_t>("seed", words[2]);
   if (words.size() > 5) {
     request.image = std::make_shared<fourstep::Picture>(fourstep::read_ppm(words[4]));
-    request.strength = std::stod(words[5]);
+    request.strength = number_of<double>("strength", words[5]);
   }
   return request;
 }

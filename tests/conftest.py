@@ -30,7 +30,7 @@ from exporter.program.program import Program
 from exporter.quantize.formats import FORMATS, Rule, Scheme
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe, read_recipe
-from exporter.runtime.package import open_package
+from exporter.runtime.package import Package, open_package
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
@@ -188,10 +188,14 @@ def cpp_project(
         pytest.skip("apt-get install g++ cmake make; pip install 'fourstep[openvino-build]'")
     folder = tmp_path_factory.mktemp("cpp") / "project"
     package = open_package(shapes_packages["openvino-int4"].path)
+    return built_in_cpp(package, folder, f"-DPython3_EXECUTABLE={sys.executable}")
+
+
+def built_in_cpp(package: Package, folder: Path, *options: str) -> Path:
+    """A C++ bundle of a package in a folder, built as a user builds it but for optimisation."""
     write_bundle(package, load_target("cpp"), folder)
     plain = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
-    configure = ["cmake", "-B", "build", f"-DPython3_EXECUTABLE={sys.executable}", *plain]
-    for command in (configure, ["cmake", "--build", "build"]):
+    for command in (["cmake", "-B", "build", *options, *plain], ["cmake", "--build", "build"]):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder

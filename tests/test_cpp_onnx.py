@@ -14,10 +14,9 @@ import pytest
 from PIL import Image as Pictures
 
 from exporter.build.pipeline import Built
-from exporter.bundle.target import load_target
-from exporter.bundle.write import write_bundle
 from exporter.drawing.loop import Image, Request, generate
 from exporter.runtime.package import open_package
+from tests.conftest import built_in_cpp
 from tests.test_quiet import assert_silent, run_alone
 
 PLACE = os.environ.get("ONNXRUNTIME_ROOT", "")
@@ -32,13 +31,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def project(shapes_packages: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpp") / "project"
-    write_bundle(open_package(shapes_packages["onnx-int4"].path), load_target("cpp"), folder)
-    plain = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0"]
-    configure = ["cmake", "-B", "build", f"-DONNXRUNTIME_ROOT={PLACE}", *plain]
-    for command in (configure, ["cmake", "--build", "build"]):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    package = open_package(shapes_packages["onnx-int4"].path)
+    return built_in_cpp(package, folder, f"-DONNXRUNTIME_ROOT={PLACE}")
 
 
 def test_all_vectors_hold(project: Path) -> None:

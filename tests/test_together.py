@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image as Picture
 
 from exporter.build import resume, write
+from exporter.cli import main
 from exporter.errors import InputError
 from exporter.files import lock, staging
 from exporter.files.lock import LOCK, OWNER, alone, locked
 from exporter.files.pictures import write_picture
+from exporter.marking.key import make_key
 from tests.conftest import ROOT
 from tests.test_package import digests
 from tests.test_resume import RECIPE
@@ -269,6 +272,48 @@ def test_what_a_kill_leaves_beside_a_package_goes(tmp_path: Path, name: str) -> 
         staging.part_of(file).write_text("half")
     assert resume.whole_package(target, "basis") is None
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "{package}", "x", "--out", "{out}.png"),
+        ("recipe", "{checkpoint}", "-o", "{out}.toml"),
+        ("mark", "key", "{out}.key"),
+        ("mark", "detector", "--key", "{key}", "-o", "{out}.onnx"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.parametrize("room", ["absent", "none"])
+def test_a_file_that_cannot_be_written_is_named(
+    tiny_package: Path, tiny_folder: Path, tmp_path: Path, command: tuple[str, ...], room: str
+) -> None:
+    """In a folder that is not there, and on a full disk: by its own name, with what to do."""
+    make_key(tmp_path / "a.key")
+    place = tmp_path / "place"
+    places = {"package": tiny_package, "checkpoint": tiny_folder, "key": tmp_path / "a.key"}
+    words = [word.format(**places, out=place / "file") for word in command]
+    if room == "none":
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(place)]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+        (place / "filling").write_bytes(bytes(4096))
+    try:
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2 and result.stderr.splitlines()
+        last = result.stderr.splitlines()[-1]
+        assert words[-1] in last and ".part" not in last and "Traceback" not in result.stderr
+        remedy = "does not exist" if room == "absent" else "the disk is full; free space or"
+        assert remedy in last
+        assert (
+            not place.exists()
+            if room == "absent"
+            else [f.name for f in place.iterdir()] == ["filling"]
+        )
+    finally:
+        if room == "none":
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def enter(block: AbstractContextManager[None]) -> None:

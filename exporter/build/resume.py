@@ -37,7 +37,7 @@ from exporter.files.staging import (
 from exporter.package.check import check_file
 from exporter.package.decode import parse
 from exporter.package.manifest import GraphEntry
-from exporter.package.names import DECODERS, graph_of
+from exporter.package.names import DECODERS, FILTER, graph_of
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files
@@ -151,7 +151,8 @@ def unmarked_graphs(
         graphs = open_package(target).manifest.graphs
     except (OSError, ValueError, KeyError, TypeError, FourstepError):
         return {}
-    left = [g for g in graphs if graph_of(g.name) not in DECODERS and g.name not in whole]
+    others = (*DECODERS, FILTER)  # a classifier is copied from where it lies
+    left = [g for g in graphs if graph_of(g.name) not in others and g.name not in whole]
     return {graph.name: graph for graph in left if _copied(target, folder, graph)}
 
 

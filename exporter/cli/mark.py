@@ -13,8 +13,8 @@ from exporter import backends
 from exporter.cli.options import PLACE, GivenOnce, json_option
 from exporter.cli.output import complain, show, show_json
 from exporter.errors import InputError
+from exporter.files.lock import write_alone
 from exporter.files.pictures import opened, upright
-from exporter.files.staging import write_whole
 from exporter.marking.key import MarkKey, key_of_environment, make_key, read_key
 from exporter.marking.pattern import payload_text
 from exporter.marking.read import Reading, read_mark
@@ -93,7 +93,7 @@ def detector(key_file: Path | None, key_env: str | None, out: Path, replace: boo
 
     if out.exists() and not replace:
         raise InputError(f"{out}: is there already; choose another name, or add --replace")
-    write_whole(out, make(_key(key_file, key_env)).SerializeToString())
+    write_alone(out, make(_key(key_file, key_env)).SerializeToString())
     show(str(out))
 
 

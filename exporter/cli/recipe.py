@@ -9,8 +9,7 @@ import click
 from exporter.cli.options import PLACE
 from exporter.cli.output import require_build, show
 from exporter.errors import InputError
-from exporter.files.lock import alone
-from exporter.files.staging import write_whole
+from exporter.files.lock import write_alone
 
 
 @click.command("recipe")
@@ -38,6 +37,5 @@ def command(
     if out is None:
         show(text.removesuffix("\n"))
         return
-    with alone(out, lambda _: None):
-        write_whole(out, text)
+    write_alone(out, text)
     show(str(out))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from exporter.errors import InputError
 from exporter.files.read import convert, read_json
-from exporter.files.staging import REMEDY, absent, beside, remove_if_empty, unwritable
+from exporter.files.staging import REMEDY, absent, beside, remove_if_empty, unwritable, write_whole
 
 LOCK, OWNER = ".fourstep.lock", ".fourstep.owner"
 POLL_S = 0.1
@@ -80,6 +80,20 @@ def alone(target: Path, say: Callable[[str], None], remedy: str = REMEDY) -> Ite
     names = beside(target, LOCK), beside(target, OWNER)
     with _turn(target, target.parent, *names, say, remedy):
         yield
+
+
+def write_alone(file: Path, content: str | bytes) -> None:
+    """Write a file whole, one process at a time, into a folder that is there.
+
+    Raises InputError that names the file and what to do.
+    """
+    try:
+        if not file.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with alone(file, lambda _: None):
+            write_whole(file, content)
+    except OSError as error:
+        raise unwritable(file, error) from None
 
 
 @contextmanager

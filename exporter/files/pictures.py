@@ -14,9 +14,8 @@ import numpy as np
 
 from exporter.errors import InputError
 from exporter.files.colours import Say
-from exporter.files.lock import alone
+from exporter.files.lock import write_alone
 from exporter.files.read import Failure, panics_as, reason_of
-from exporter.files.staging import unwritable, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image as Pictures
@@ -155,12 +154,7 @@ def write_picture(
             JSON in Exif's UserComment. Other formats hold none.
         seal: what is done with the file's bytes last, as signing them.
     """
-    content = seal(encoded(pixels, file, about or {}), format_of(file))
-    with alone(file, lambda _: None):
-        try:
-            write_whole(file, content)
-        except OSError as error:
-            raise unwritable(file, error) from None
+    write_alone(file, seal(encoded(pixels, file, about or {}), format_of(file)))
 
 
 def encoded(pixels: np.ndarray, file: Path, about: Mapping[str, str]) -> bytes:

@@ -216,7 +216,9 @@ def unwritable(target: Path, error: OSError, remedy: str = REMEDY) -> InputError
         return InputError(f"{target}: cannot be written ({os.strerror(error.errno)}); {remedy}")
     if error.errno == errno.ENAMETOOLONG:
         return InputError(f"{target}: {error.strerror}; {SHORTER}")
-    return InputError(f"{target}: {error.strerror or error}")
+    if error.errno == errno.ENOENT and not target.parent.is_dir():
+        return InputError(f"{target}: folder '{target.parent}' does not exist; make it or {remedy}")
+    return InputError(f"{target}: {error.strerror or error}; {remedy}")
 
 
 def remove_if_empty(folder: Path) -> None:

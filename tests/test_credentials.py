@@ -681,6 +681,8 @@ def test_a_token_on_the_command_line(
         ("pkcs11:object=%ff?module-path=/a.so", "is not UTF-8"),
         ("pkcs11:object=a?module-path=/a.so&pin-value=1&pin-source=b", "both pin-value and"),
         ("pkcs11:object=a?module-path=/a.so&pin-source=|cat", "pin-source names a program"),
+        ("pkcs11:object=a?module-path=/a.so&pin-source=file:/%25ff", "is not UTF-8 once"),
+        ("pkcs11:object=a?module-path=/a.so&pin-source=/none/100%2541", "/none/100%41: cannot be"),
     ],
 )
 def test_uris_that_name_no_key(uri: str, said: str) -> None:

@@ -88,8 +88,10 @@ def _pin_of(source: str, place: str) -> str:
     """The PIN in a file; its last line's end is none of it."""
     if source.startswith("|"):
         raise InputError(f"{place}: pin-source names a program; put the PIN into a file")
-    file = Path(unquote_to_bytes(source.removeprefix("file:").removeprefix("//")).decode())
-    return read_text(file, most_bytes=MOST_PIN_BYTES).removesuffix("\n")
+    file = source  # a path as it is, or a URI of its own, which is encoded once more
+    if source.startswith("file:"):
+        file = _text(unquote_to_bytes(source.removeprefix("file:").removeprefix("//")), place)
+    return read_text(Path(file), most_bytes=MOST_PIN_BYTES).removesuffix("\n")
 
 
 @contextmanager

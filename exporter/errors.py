@@ -8,6 +8,7 @@ FourstepError              shown as one line; the exit code says whose turn it i
 
 from __future__ import annotations
 
+import errno
 import re
 
 MOST_CHARACTERS = 2000  # of a message: a file may hold a name of any length
@@ -15,6 +16,24 @@ MOST_CHARACTERS = 2000  # of a message: a file may hold a name of any length
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+# What libraries say where they get no memory, each in words of its own.
+NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "failed to allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever type, says that there was no memory."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    said = str(error).lower()
+    return not isinstance(error, FourstepError) and any(words in said for words in NO_MEMORY)
+
+
+def tell_memory(error: Exception) -> None:
+    """Raise MemoryError for what a library says so; whatever else is the caller's to word."""
+    if is_out_of_memory(error):
+        raise MemoryError(str(error)) from None
 
 
 def printable(text: str) -> str:

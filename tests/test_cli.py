@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -131,9 +133,42 @@ def test_build_mistakes(recipe: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
-)
+OF_MEMORY = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    Exception("Non-zero status code returned while running Gelu node. std::bad_alloc"),
+    RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp: bad allocation"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+]
+
+
+@pytest.mark.parametrize("error", OF_MEMORY, ids=str)
+def test_a_run_out_of_memory_is_one_line(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whether a graph is opened or runs; engines have types and words of their own."""
+    import onnxruntime
+
+    class Opens:
+        """A session of which each run fails."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.get_outputs = list[object]
+
+        def run(self, *_: object) -> None:
+            raise error
+
+    def refuses(*_: object, **__: object) -> None:
+        raise error
+
+    for session in (Opens, refuses):
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        result = fourstep("run", tiny_package, "a red circle", "--out", tmp_path / "a.png")
+        mistake(result, "out of memory", "choose a smaller size or scheme")
+        assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("error", OF_MEMORY, ids=str)
 def test_out_of_memory_is_one_line(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

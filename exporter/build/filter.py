@@ -13,7 +13,7 @@ from exporter.backends.contract import Backend, Classifier, Filtering, SessionOp
 from exporter.build.golden import Drawing, Pictures
 from exporter.drawing.judge import fed, is_rejected, score_of
 from exporter.drawing.loop import Session
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.read import file_digest
 from exporter.package.manifest import Filter, GraphEntry, Port, Tolerance
 from exporter.package.names import FILTER
@@ -183,6 +183,7 @@ def _tried(
     except CheckFailed:
         raise
     except Exception as error:  # of engines, as they raise it
+        tell_memory(error)
         reason = " ".join(str(error).split())
         raise InputError(f"[filter] graph: {place} cannot be run: {reason}") from None
     names = ", ".join(outputs)

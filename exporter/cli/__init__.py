@@ -35,7 +35,7 @@ from exporter.cli import (
 )
 from exporter.cli.options import GivenOnce
 from exporter.cli.output import FLAGS, complain, remarks_shown
-from exporter.errors import FourstepError
+from exporter.errors import FourstepError, is_out_of_memory
 from exporter.files.staging import SHORTER
 from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
@@ -46,6 +46,12 @@ COMMANDS = (
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C
+
+
+NO_MEMORY_LEFT = (
+    "out of memory; nothing was left half-written: close other programs, or choose a smaller size "
+    "or scheme"
+)
 
 
 class Commands(GivenOnce):
@@ -64,6 +70,8 @@ class Commands(GivenOnce):
             known = f"; see: {context.command_path} --help" if context else ""
             _end(f"{error.format_message()}{known}", 2)
         except OSError as error:
+            if is_out_of_memory(error):
+                _end(NO_MEMORY_LEFT, 2)
             if error.errno == errno.EPIPE:  # whoever read stdout has enough
                 sys.stdout = nowhere()
                 sys.exit(1)
@@ -76,15 +84,10 @@ class Commands(GivenOnce):
             if ended.code == TERMINATED:
                 _end("told to stop", TERMINATED)
             raise
-        except (MemoryError, RuntimeError) as error:
-            # torch raises RuntimeError for memory it cannot get; any other one is a defect.
-            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        except Exception as error:
+            if not is_out_of_memory(error):  # a defect
                 raise
-            _end(
-                "out of memory; nothing was left half-written: close other programs, or choose a "
-                "smaller size or scheme",
-                2,
-            )
+            _end(NO_MEMORY_LEFT, 2)
         sys.exit(code if isinstance(code, int) else 0)
 
 

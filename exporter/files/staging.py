@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from exporter.errors import InputError
+from exporter.errors import InputError, tell_memory
 from exporter.files.stop import tell_wish
 
 REMEDY = "choose another place"  # what to do about a place that cannot be written
@@ -207,7 +207,8 @@ def absent(folder: Path) -> list[Path]:
 
 
 def unwritable(target: Path, error: OSError, remedy: str = REMEDY) -> InputError:
-    """What to say of a place that could not be written."""
+    """What to say of a place that could not be written; raises MemoryError for want of memory."""
+    tell_memory(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{target}: the disk is full; free space or {remedy}")
     if error.errno == errno.EFBIG:

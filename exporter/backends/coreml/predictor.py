@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.backends.contract import Session
 from exporter.backends.coreml import library
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.cache import checked
 
 
@@ -37,12 +37,14 @@ def open_model(package: Path, compute_units: str, cache: Path | None) -> Session
     except InputError:
         raise
     except Exception as error:  # Core ML raises bare RuntimeError
+        tell_memory(error)
         raise CheckFailed(f"{package}: Core ML cannot open it: {_one_line(error)}") from None
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             found = model.predict({name: np.asarray(value) for name, value in inputs.items()})
         except Exception as error:
+            tell_memory(error)
             raise CheckFailed(f"{package}: Core ML cannot run it: {_one_line(error)}") from None
         return {name: np.asarray(value) for name, value in found.items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.backends.contract import Session, SessionOptions
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, tell_memory
 from exporter.files.heap import returning
 
 
@@ -32,6 +32,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
         with returning():
             opened = ort.InferenceSession(str(entry), config, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own types, some bare
+        tell_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckFailed(f"{entry}: onnxruntime cannot open it: {reason}") from None
     names = [o.name for o in opened.get_outputs()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from exporter.backends.contract import Session, SessionOptions
-from exporter.errors import CheckFailed, FourstepError
+from exporter.errors import CheckFailed, FourstepError, tell_memory
 from exporter.files.cache import checked
 from exporter.files.read import file_digest
 
@@ -38,6 +38,11 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
 
     core = ov.Core()
     device = options.device or DEVICES[0]
+    if device == "CPU" and device not in core.available_devices:  # every machine has one
+        raise CheckFailed(
+            f"{entry}: OpenVINO cannot load its plugin for processors: there is too little memory, "
+            "or openvino has to be installed again"
+        )
     if device != "NPUW" and device not in core.available_devices:
         found = ", ".join(core.available_devices)
         raise CheckFailed(
@@ -49,6 +54,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     except FourstepError:
         raise
     except Exception as error:  # OpenVINO raises bare RuntimeError
+        tell_memory(error)
         reason = str(error).strip().splitlines()[-1]
         raise CheckFailed(f"{entry}: OpenVINO cannot open it: {reason}") from None
     request = compiled.create_infer_request()

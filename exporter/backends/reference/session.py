@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.backends.contract import Session
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, tell_memory
 
 
 def open_graph(entry: Path) -> Session:
@@ -24,6 +24,7 @@ def open_graph(entry: Path) -> Session:
     try:
         program, read = read_graph(entry)
     except Exception as error:  # JSON, keys, types and safetensors' own
+        tell_memory(error)
         reason = " ".join(str(error).split())
         raise CheckFailed(f"{entry}: the reference cannot open it: {reason}") from None
 

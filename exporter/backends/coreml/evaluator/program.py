@@ -27,7 +27,7 @@ from exporter.backends.coreml import library
 from exporter.backends.coreml.evaluator import operators
 from exporter.backends.coreml.evaluator.operators import TORCH, Parameters
 from exporter.backends.coreml.library import BLOB_ALIGN_BYTES, BLOB_SENTINEL, ELEMENTS
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.read import parse_json, read_text
 from exporter.package.paths import is_relative
 
@@ -267,8 +267,7 @@ def _naming(kind: str, outputs: Sequence[tuple[str, _Type]]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, IndexError, TypeError, _Damaged) as error:
-        if "allocate memory" in str(error):
-            raise
+        tell_memory(error)
         raise _Damaged(f"{_label(kind, outputs)}: {_first_line(error)}") from None
 
 

@@ -14,12 +14,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from exporter import backends
+from exporter.cli import main
 from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import CheckFailed, InputError
 from exporter.package.check import check_file, read_file
 from exporter.package.read import read_manifest
+from exporter.package.strays import Unlisted, unlisted
 from exporter.runtime import package as runtime
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import check_files, verify
@@ -106,6 +109,61 @@ def test_what_is_not_listed_is_named(package: Path) -> None:
         f"{path}: not listed in the manifest; delete it"
         for path in ("golden/more/notes.txt", "graphs/stray.bin", "linked")
     )
+
+
+HUBS = (
+    "README.md", ".gitattributes", ".gitignore",
+    ".cache/huggingface/.gitignore", ".cache/huggingface/CACHEDIR.TAG",
+    ".cache/huggingface/download/graphs/denoiser/denoiser.onnx.metadata",
+    ".cache/huggingface/download/manifest.lock", ".cache/huggingface/upload/LICENSE.metadata",
+    ".git/HEAD", ".git/FETCH_HEAD", ".git/config", ".git/hooks/pre-push", ".git/refs/heads/main",
+    ".git/objects/01/23abcd", ".git/lfs/objects/45/67/4567ef", ".DS_Store", "graphs/.DS_Store",
+)  # fmt: skip
+
+
+def add(folder: Path, *paths: str) -> None:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("of another kind")
+
+
+def test_what_a_hub_and_git_keep_beside_a_package_is_named_and_no_fault(package: Path) -> None:
+    add(package, *HUBS)
+    beside = unlisted(package, open_package(package).manifest).beside
+    assert beside == (
+        ".DS_Store", ".cache/huggingface/", ".git/", ".gitattributes", ".gitignore", "README.md",
+        "graphs/.DS_Store",
+    )  # fmt: skip
+    result = CliRunner().invoke(main, ["verify", str(package)])
+    assert result.exit_code == 0, result.stderr
+    assert f"beside it, not listed and not used: {', '.join(beside)}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".hidden", "run.sh", "more.onnx", ".cache/more.onnx", ".cache/huggingface/more.onnx",
+        ".cache/huggingface/download/more.onnx", ".git/more.onnx", ".git/more/HEAD", ".gitmore",
+        "README.md/more.onnx", "graphs/README.md", "graphs/.git/HEAD", "more/.gitattributes",
+        "graphs/denoiser/.DS_Store.onnx", "readme.md",
+    ],
+)  # fmt: skip
+def test_what_hides_among_it_is_a_fault(package: Path, path: str) -> None:
+    add(package, path)
+    assert unlisted(package, open_package(package).manifest) == Unlisted((path,), ())
+
+
+def test_a_link_is_nothing_that_a_hub_keeps(package: Path, tmp_path: Path) -> None:
+    """Unless it leads to a blob of the hub's own cache, as every file there does."""
+    add(tmp_path, "elsewhere/HEAD")
+    (package / "README.md").symlink_to(tmp_path / "elsewhere" / "HEAD")
+    (package / ".git").symlink_to(tmp_path / "elsewhere")
+    manifest = open_package(package).manifest
+    assert unlisted(package, manifest) == Unlisted((".git", "README.md"), ())
+    for path in ("README.md", ".git"):
+        (package / path).unlink()
+    add(package, "README.md")
+    assert unlisted(cached(package, tmp_path), manifest) == Unlisted((), ("README.md",))
 
 
 def cached(package: Path, place: Path, inner: str = "") -> Path:

@@ -53,5 +53,7 @@ def _verify_table(report: Any) -> str:
             f"  {image.prompt!r}: {image.exact_db:.1f} dB, as it runs {image.as_run_db:.1f} dB; "
             f"from unquantized {image.loss_db:.1f} dB, final latent {image.latent_snr_db:.1f} dB"
         )
+    if report.beside:
+        lines.append(f"  beside it, not listed and not used: {', '.join(report.beside)}")
     lines.append("ok" if report.ok else "FAILED")
     return "\n".join(lines)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from exporter.errors import CheckFailed
-from exporter.package.manifest import FileEntry, Manifest
+from exporter.package.manifest import FileEntry
 from exporter.package.paths import confined
-from exporter.package.read import OWN_FILES
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,6 @@ def identity_of(place: Path) -> Identity:
 def changed(place: Path) -> CheckFailed:
     """What is raised of something that another process replaced."""
     return CheckFailed(f"{place}: changed while it was being read; run the command again")
-
-
-def unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """Files, and links to folders, that lie in a package and that its manifest does not list."""
-    listed = {entry.path for entry in manifest.all_files} | {*OWN_FILES}
-    found = []
-    for root, folders, files in os.walk(folder):
-        place = Path(root)
-        links = [name for name in folders if (place / name).is_symlink()]
-        paths = [(place / name).relative_to(folder).as_posix() for name in (*files, *links)]
-        found += [path for path in paths if path not in listed]
-    return sorted(found)
 
 
 def _opened(file: Path, stream: BinaryIO, entry: FileEntry) -> Identity:

@@ -17,9 +17,9 @@ import numpy as np
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
-from exporter.package.check import unlisted
 from exporter.package.manifest import Golden
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
+from exporter.package.strays import unlisted
 from exporter.runtime.golden import golden_pixels, read_tensors
 from exporter.runtime.package import DEFAULT, Package
 from exporter.runtime.vectors import compare
@@ -64,6 +64,7 @@ class Report:
     """What ``verify`` found. ``failures`` is empty when the package holds.
 
     ``vectors`` counts what was compared without a graph: ids, noise, steps, pixels, previews.
+    ``beside`` names files that are not the package's and do no harm: a hub's README.
     """
 
     package: str
@@ -72,6 +73,7 @@ class Report:
     images: tuple[ImageParity, ...]
     failures: tuple[str, ...]
     vectors: int = 0
+    beside: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -100,13 +102,15 @@ def verify(
     vectors = tuple(compare(package, players[False]))
     graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
     images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden.pictures)
-    strays = unlisted(package.folder, manifest)
+    found = unlisted(package.folder, manifest)
     failures = [
-        *(f"{path}: not listed in the manifest; delete it" for path in strays),
+        *(f"{path}: not listed in the manifest; delete it" for path in found.strays),
         *(vector.what for vector in vectors if not vector.same),
         *_failures(package, graphs, images),
     ]
-    return Report(package.folder.name, files, graphs, images, tuple(failures), len(vectors))
+    return Report(
+        package.folder.name, files, graphs, images, tuple(failures), len(vectors), found.beside
+    )
 
 
 def lines_to_verify(graphs: int, pictures: int) -> int:

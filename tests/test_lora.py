@@ -653,12 +653,74 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "makes a change of 7 x 1, and 'text_encoder/text_model.encoder.layers.0.layer_norm1.weight'"
         " needs 32 x 1",
     ),
+    "OpenCLIP's names": (
+        {
+            "lora_te2_transformer_resblocks_0_mlp_c_fc.lora_down.weight": (2, 48),
+            "lora_te2_transformer_resblocks_0_mlp_c_fc.lora_up.weight": (96, 2),
+        },
+        "; it was made for OpenCLIP: give its layers the names of transformers (encoder.layers)",
+    ),
+    "weights": (
+        {"model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight": (96, 96)},
+        "; it holds no LoRA's keys: a file of weights is named in [model]",
+    ),
     "OFT": (
         {"lora_unet_joint_blocks_0_x_block_attn_proj.oft_blocks": (2, 2, 2)},
         "'lora_unet_joint_blocks_0_x_block_attn_proj.oft_blocks' is OFT, which is not merged; "
         "merged are LoRA, DoRA, LoHa, LoKr and full differences",
     ),
 }
+
+OURS = "lora_unet_joint_blocks_0_x_block_attn_proj"
+PEFTS = "base_model.model.transformer_blocks.0.attn.to_q"
+WORDS = "text_model.embeddings.token_embedding"
+# What else people call a LoRA, by a key of each: what it is said to be.
+NO_LORA = {
+    f"{PEFTS}.oft_R.weight": "OFT",
+    f"{PEFTS}.oft_R.default.weight": "OFT",
+    f"{PEFTS}.oft_r": "OFT",
+    f"{OURS}.oft_diag": "OFT",
+    f"{PEFTS}.boft_R": "BOFT",
+    f"{OURS}.b2.weight": "GLoRA",
+    f"text_encoder.{WORDS}.lora_embedding_A": "a LoRA of an embedding",
+    f"text_encoder.{WORDS}.lora_embedding_B.default": "a LoRA of an embedding",
+    "emb_params": "a textual inversion",
+    "clip_g": "a textual inversion",
+    "<a-cat>": "a textual inversion",
+    "bundle_emb.cat.clip_l": "a textual inversion",
+    f"{PEFTS}.lora_E": "AdaLoRA",
+    f"{PEFTS}.vera_lambda_b": "VeRA",
+    f"{PEFTS}.fourierft_spectrum": "FourierFT",
+    f"{PEFTS}.bone_": "MiSS",
+    f"{PEFTS}.miss_block": "MiSS",
+    f"{OURS}.on_input": "IA3",
+    "diffusion_model.x_embedder.proj.reshape_weight": "a change of a layer's shape",
+    "lora_controlnet": "a ControlNet",
+}
+
+
+@pytest.mark.parametrize("key", NO_LORA)
+def test_what_is_no_lora_is_called_by_its_name(key: str, tiny_folder: Path, tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.safetensors", {key: torch.ones(2, 2)})
+    with pytest.raises(InputError) as told:
+        open_checkpoint(str(tiny_folder), USED, loras=[Lora(file)])
+    assert str(told.value) == (
+        f"{file}: '{key}' is {NO_LORA[key]}, which is not merged; merged are LoRA, DoRA, LoHa, "
+        "LoKr and full differences"
+    )
+
+
+@pytest.mark.parametrize("layer", [f"text_encoder.{WORDS}", "lora_te1_" + WORDS.replace(".", "_")])
+def test_a_product_for_an_embedding_is_refused_and_a_difference_is_not(
+    layer: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Whether it is the table or the table turned round, files do not agree."""
+    halves = {f"{layer}.lora_down.weight": (2, 32), f"{layer}.lora_up.weight": (1000, 2)}
+    file = saved(tmp_path / "a.safetensors", {key: torch.ones(s) for key, s in halves.items()})
+    with pytest.raises(InputError, match="is a LoRA of an embedding, which is not merged"):
+        open_checkpoint(str(tiny_folder), USED, loras=[Lora(file)])
+    whole = {f"{layer}.diff": torch.ones(1000, 32)}
+    merged_with(tiny_folder, tmp_path / "b.safetensors", whole)
 
 
 def test_endings_of_older_and_newer_versions_mean_the_same(

@@ -53,14 +53,31 @@ KEY = [(re.compile(rf"(?P<layer>.+?)(?:{ending})"), role) for ending, role in EN
 # Kinds that are told apart by name and not merged.
 OTHERS = {
     r"boft_": "BOFT",
-    r"\boft_|oft_blocks": "OFT",
+    r"\boft_|oft_blocks|\.oft_diag": "OFT",
     r"\.[ab][12]\.weight$": "GLoRA",
     r"lora_embedding_[AB]": "a LoRA of an embedding",
+    r"^(emb_params|clip_[lg]|t5xxl|<.+>)$|^bundle_emb\.": "a textual inversion",
+    r"\.lora_E(\.|$)": "AdaLoRA",
     r"vera_lambda": "VeRA",
-    r"ia3_l": "IA3",
+    r"vblora_": "VB-LoRA",
+    r"randlora_": "RandLoRA",
+    r"fourierft_spectrum": "FourierFT",
+    r"waveft_spectrum": "WaveFT",
+    r"c3a_kernel": "C3A",
+    r"shira_weight": "SHiRA",
+    r"\.bone_|miss_block": "MiSS",
+    r"poly_lora_": "Poly",
+    r"ln_tuning_layers": "LN tuning",
+    r"ia3_l|\.on_input$": "IA3",
     r"\.hra_u": "HRA",
     r"\.set_weight$": "a whole weight",
+    r"\.reshape_weight$": "a change of a layer's shape",
+    r"^lora_controlnet$|^control_lora\.": "a ControlNet",
+    r"^ip_adapter\.": "an IP-Adapter",
 }
+# Tables that are looked up in: what makes a change of one by a product has no agreed orientation.
+EMBEDDINGS = ("token_embedding", "position_embedding", "shared", "embed_tokens")
+MERGED = "merged are LoRA, DoRA, LoHa, LoKr and full differences"
 PARTS: Mapping[Kind, tuple[str, ...]] = {
     "lora": ("down", "up", "mid"),
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
@@ -75,6 +92,7 @@ FOREIGN = {
     r"down_blocks|up_blocks|input_blocks|output_blocks|mid_block|middle_block": "SD1, SD2 or SDXL",
     r"attn2": "SD3.5 Medium",
     r"blocks[._](?:2[4-9]|3[0-7])[._]": "SD3.5 Large",
+    r"resblocks[._]": "OpenCLIP: give its layers the names of transformers (encoder.layers)",
 }
 
 
@@ -200,8 +218,7 @@ class _Reader:
             for pattern, kind in OTHERS.items():
                 if re.search(pattern, key):
                     raise InputError(
-                        f"{self.file}: '{key}' is {kind}, which is not merged; merged are "
-                        "LoRA, DoRA, LoHa, LoKr and full differences"
+                        f"{self.file}: '{key}' is {kind}, which is not merged; {MERGED}"
                     )
             layer, role = _parsed(key)
             keys = found.setdefault(layer, {})
@@ -226,6 +243,8 @@ class _Reader:
                 lost += keys.values()
         if lost:
             hint = next((f"; it was made for {m}" for p, m in FOREIGN.items() if _any(p, lost)), "")
+            if not hint and all("" in keys for keys in layers.values()):
+                hint = "; it holds no LoRA's keys: a file of weights is named in [model]"
             raise InputError(
                 f"{self.file}: {len(lost)} of {len(self.tensors)} keys match no tensor of the "
                 f"checkpoint: {_listed(lost)}{hint}"
@@ -252,6 +271,7 @@ class _Reader:
         """What a layer's keys do to which tensors."""
         kind, parts = self._kind(layer, keys)
         places = self._places(layer, kind, parts)
+        self._refuse_embedding(kind, places[0], keys)
         factor = self._factor(layer, keys, kind, parts, places[0])
         for place in places:
             if kind is not None:
@@ -266,6 +286,15 @@ class _Reader:
                     change = Delta("difference", bias, own, self.weight, place.rows)
                     self._check_shapes(change, target, {"diff": keys[role]})
                     yield target, change
+
+    def _refuse_embedding(
+        self, kind: Kind | None, place: NamedLayer, keys: Mapping[str, str]
+    ) -> None:
+        if kind not in (None, "difference") and place.module.endswith(EMBEDDINGS):
+            raise InputError(
+                f"{self.file}: '{next(iter(keys.values()))}' is a LoRA of an embedding, which is "
+                f"not merged; {MERGED}"
+            )
 
     def _kind(
         self, layer: str, keys: Mapping[str, str]

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from exporter.build.pipeline import build
+from exporter.checkpoint.component import CheckpointRemark
 from exporter.checkpoint.configs import decisive
-from exporter.checkpoint.folder import CheckpointRemark
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.weights import choose, weight_sets
 from exporter.cli import main

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from exporter.build.pipeline import build
 from exporter.build.write import licences_of
-from exporter.checkpoint.component import COMPONENTS
+from exporter.checkpoint.component import COMPONENTS, CheckpointRemark
 from exporter.checkpoint.configs import decisive
+from exporter.checkpoint.infer import only_guessed
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.errors import InputError
 from exporter.files.read import read_json
@@ -318,9 +319,32 @@ def test_configurations_are_told_by_shapes(model: str, narrow: Path, tmp_path: P
     ).save_pretrained(tmp_path / "true" / "transformer")
     (tmp_path / "one").mkdir()
     file = save(single_files.whole(tmp_path / "true"), tmp_path / "one" / "m.safetensors")
-    for name, component in open_checkpoint(str(file)).components.items():
+    with pytest.warns(CheckpointRemark) as found:
+        opened = open_checkpoint(str(file))
+    guessed = {
+        "text_encoder": "num_attention_heads = 1",
+        "text_encoder_2": "num_attention_heads = 2",
+        "vae": "norm_num_groups = 32",
+    } | ({"transformer": "attention_head_dim = 64"} if model == "sd3-medium" else {})
+    assert sorted(str(w.message) for w in found) == [
+        f"{file}: {name}: {what} is guessed: no shape tells it, and no model of SD3 is as wide; if "
+        f"it is not so, name a folder with {name}/config.json as config in [model]"
+        for name, what in sorted(guessed.items())
+    ]
+    for name, component in opened.components.items():
         said = read_json(tmp_path / "true" / name / "config.json")
         assert dict(component.config) == decisive(COMPONENTS[name], said)
+
+
+def test_what_the_models_of_the_family_have_is_no_guess() -> None:
+    clip = {"hidden_size": 1280}
+    assert only_guessed("text_encoder_2", clip) is None
+    assert only_guessed("text_encoder_2", {"hidden_size": 640}) == "num_attention_heads"
+    for width, norm, key in ((1536, None, None), (2432, None, "attention_head_dim")):
+        told = {"caption_projection_dim": width, "qk_norm": norm}
+        assert only_guessed("transformer", told) == key
+        assert only_guessed("transformer", told | {"qk_norm": "rms_norm"}) is None
+    assert only_guessed("vae", {"block_out_channels": [128, 256, 512, 512]}) is None
 
 
 def test_what_shapes_do_not_tell_is_asked_for(whole: Path, tiny_folder: Path) -> None:

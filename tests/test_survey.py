@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from exporter.build.model import open_asked
-from exporter.checkpoint.folder import CheckpointRemark
+from exporter.checkpoint.component import CheckpointRemark
 from exporter.cli import main
 from exporter.network.assemble import cut_graphs
 from exporter.recipe.draft import diffusers_sigmas, schedule_of

@@ -12,7 +12,7 @@ import torch
 
 from exporter.checkpoint.configs import decisive
 from exporter.checkpoint.sources import FLOATS, TensorSource
-from exporter.errors import InputError, known
+from exporter.errors import InputError, Remark, known
 
 MOST = 1 << 20  # of a width or a count in a configuration
 COMPONENTS = {
@@ -40,6 +40,10 @@ HARMLESS = {
 }
 # T5's embedding is stored under either name, or under both.
 TIED = {"text_encoder_3": {"encoder.embed_tokens.weight": "shared.weight"}}
+
+
+class CheckpointRemark(Remark):
+    """Something was asked of a checkpoint that it has in part, or that was guessed."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.component import COMPONENTS, Component, component_of
+from exporter.checkpoint.component import COMPONENTS, CheckpointRemark, Component, component_of
 from exporter.checkpoint.stored import REMEDY, read_stored
 from exporter.checkpoint.weights import PLAIN, choose, weight_sets
-from exporter.errors import InputError, Remark
+from exporter.errors import InputError
 from exporter.files.read import begins_with, read_json
 
 INDEX = "model_index.json"
@@ -33,10 +33,6 @@ SNAPSHOT = re.compile(
     r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<commit>\w+)"
 )
 POINTER = b"version https://git-lfs.github.com/spec/"  # what git writes for a file of LFS
-
-
-class CheckpointRemark(Remark):
-    """Something was asked of a checkpoint that it has in part."""
 
 
 def open_components(

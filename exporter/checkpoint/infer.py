@@ -46,6 +46,23 @@ def not_told(name: str, config: Mapping[str, Any]) -> str | None:
     return None
 
 
+# The widths that tell a guess is right: those of the family's own models.
+CLIP_WIDTHS = {768: "text_encoder", 1280: "text_encoder_2"}
+MEDIUM_WIDTH = 1536  # of the one transformer without norms of queries and keys
+VAE_WIDTHS = [128, 256, 512, 512]
+
+
+def only_guessed(name: str, config: Mapping[str, Any]) -> str | None:
+    """A key that is guessed as the family has it, of widths that no model of it has; or None."""
+    if name == "transformer" and config["qk_norm"] is None:
+        return None if config["caption_projection_dim"] == MEDIUM_WIDTH else "attention_head_dim"
+    if name in ("text_encoder", "text_encoder_2"):
+        return None if config["hidden_size"] in CLIP_WIDTHS else "num_attention_heads"
+    if name == "vae":
+        return None if config["block_out_channels"] == VAE_WIDTHS else "norm_num_groups"
+    return None
+
+
 @dataclass(frozen=True)
 class Shapes:
     """The shapes of a component's tensors, and what its file calls them."""

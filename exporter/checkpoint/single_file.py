@@ -6,6 +6,7 @@ Nothing is converted: a tensor of diffusers is rows of what the file holds, or i
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,11 +17,19 @@ from exporter.checkpoint.component import (
     COMPONENTS,
     HARMLESS,
     PARTS,
+    CheckpointRemark,
     Component,
     component_of,
 )
 from exporter.checkpoint.configs import decisive
-from exporter.checkpoint.infer import FAMILY, GUESSED, inferred, not_told
+from exporter.checkpoint.infer import (
+    CLIP_WIDTHS,
+    FAMILY,
+    GUESSED,
+    inferred,
+    not_told,
+    only_guessed,
+)
 from exporter.checkpoint.names import (
     Names,
     autoencoder_names,
@@ -56,7 +65,6 @@ SIGNS = {
     "vae": ("decoder.mid", "decoder.up"),
 }
 CLIPS = ("text_encoder", "text_encoder_2")
-CLIP_WIDTHS = {768: "text_encoder", 1280: "text_encoder_2"}
 # The schedule that a model was trained with: a recipe says which one it draws with.
 SCHEDULES = ("model_sampling.*", "model.model_sampling.*", "denoiser.*", "model.denoiser.*")
 NOT_SD3 = {
@@ -255,7 +263,10 @@ def _whole_clip(
 def _configured(
     file: Path, name: str, shaped: Mapping[str, Any], near: Described
 ) -> tuple[Mapping[str, Any], Path | None]:
-    """A component's configuration, and the file that says what its shapes do not, if one does."""
+    """A component's configuration, and the file that says what its shapes do not, if one does.
+
+    Warns CheckpointRemark where neither shapes nor a file tell, and the family's value is taken.
+    """
     for place in near.places(file, name):
         said = decisive(COMPONENTS[name], read_json(place))
         sure = [key for key in shaped if key not in GUESSED.get(name, ())]
@@ -268,10 +279,15 @@ def _configured(
                 f"{said.get(other[0])!r}"
             )
     config = {**FAMILY[name], **shaped}
-    key = not_told(name, config)
-    if key is not None:
+    remedy = f"name a folder with {name}/config.json as config in [model]"
+    if key := not_told(name, config):
         raise InputError(
-            f"{key} is not told by its shapes, and no model of SD3 has these; name a folder with "
-            f"{name}/config.json as config in [model]"
+            f"{key} is not told by its shapes, and no model of SD3 has these; {remedy}"
         )
+    if key := only_guessed(name, config):
+        remark = (
+            f"{file}: {name}: {key} = {config[key]} is guessed: no shape tells it, and no model of "
+            f"SD3 is as wide; if it is not so, {remedy}"
+        )
+        warnings.warn(remark, CheckpointRemark, stacklevel=2)
     return config, None

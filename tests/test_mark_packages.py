@@ -109,6 +109,24 @@ def ends(shapes_checkpoint: Checkpoint) -> dict[str, Program]:
     return {g.name: trace(g) for g in graphs if g.name in wanted}
 
 
+@pytest.mark.parametrize("name", ["onnx", "openvino", "coreml"])
+def test_half_a_percent_of_the_smallest_package_at_most(
+    name: str, ends: dict[str, Program], shapes_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    backend = backends.load(name)
+    if backends.missing(needs(name)):
+        pytest.skip(f"{name}: pip install '{backend.to_build.install}'")
+    choices, read = backends.default_choices(backend), Weights(shapes_checkpoint).read
+    (plain,) = (g for g in cut_graphs(shapes_checkpoint, SHAPES_CUT) if g.name == "vae_decoder")
+    sizes = []
+    for place, program in (("plain", trace(plain)), ("marked", ends["vae_decoder"])):
+        (tmp_path / place).mkdir()
+        program_in_int4 = quantize(program, load_scheme("int4").format_of)
+        backend.emit(program_in_int4, read, tmp_path / place, backends.EmitOptions(choices))
+        sizes.append(sum(f.stat().st_size for f in (tmp_path / place).rglob("*") if f.is_file()))
+    assert 0 < sizes[1] - sizes[0] < 0.005 * 8_900_000  # shapes-flash, openvino-int4: 9.0 MB
+
+
 @pytest.fixture(scope="module")
 def shapes_checkpoint() -> Checkpoint:
     return open_checkpoint(str(SHAPES))

@@ -60,6 +60,7 @@ def count_equal(x: Tensor) -> Tensor:
         (lambda x: x.transpose(0, -1), ["permute.default"]),
         (lambda x: x.permute(2, 0, 1), ["permute.default"]),
         (lambda x: x[:, -2:], ["slice.Tensor"]),
+        (lambda x: functional.pad(x, (1, 2), "replicate"), ["pad.default"]),
         (lambda x: x[:, :, :] + 1, ["add.Tensor"]),
         (lambda x: x.clone().detach().contiguous() * 2, ["mul.Tensor"]),
         (lambda x: x.to(torch.float32) * 2, ["mul.Tensor"]),
@@ -94,6 +95,7 @@ def test_a_slice_has_its_bounds() -> None:
         (lambda x: x.argmax(1, keepdim=True), "argmax was traced with keepdim = True"),
         (lambda x: functional.pad(x, (1, 1), value=2.0), "pad was traced with value = 2.0"),
         (lambda x: functional.pad(x, (1, 1), "circular"), "pad was traced with mode = circular"),
+        (lambda x: functional.pad(x, (1, 1), mode="reflect"), "pad was traced with mode = reflect"),
         (
             lambda x: functional.conv2d(x[None], x[None, :, :1, :1], dilation=2),
             "conv2d.* dilation = ",

@@ -28,7 +28,6 @@ class Mark(nn.Module):
 
     luma: Tensor
     colours: Tensor
-    rows: Tensor
     halving: Tensor
     held: Tensor
     around: Tensor
@@ -45,7 +44,6 @@ class Mark(nn.Module):
         values = {
             "luma": embed.LUMA[None, :, None, None] * HALF_RANGE / UNIT,
             "colours": embed.COLOURS[None, :, None, None] * UNIT / HALF_RANGE,
-            "rows": _continued(height_px),
             "halving": halving[None, None],
             "held": (embed.reader_filter() / unit)[None, None],
             "around": np.full((1, 1, embed.AROUND, embed.AROUND), 1 / area),
@@ -58,9 +56,7 @@ class Mark(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         luma = F.conv2d(image, self.luma)
-        luma = luma.index_select(2, self.rows)
-        before, behind = embed.margins()  # rows are taken by indices; columns would take longer
-        luma = torch.cat([*[luma[..., :1]] * before, luma, *[luma[..., -1:]] * behind], 3)
+        luma = F.pad(luma, 2 * embed.margins(), "replicate")
         # The filter in two steps, of which each reads few pixels.
         held = F.conv2d(F.conv2d(luma, self.halving, stride=2), self.held, stride=CHIP_PX // 2)
         around = F.conv2d(held * held, self.around, padding=embed.AROUND // 2)
@@ -114,12 +110,6 @@ def _pushes(held: Tensor, texture: Tensor) -> Tensor:
 
 def _at_most(x: Tensor, most: float) -> Tensor:
     return x - F.relu(x - most)
-
-
-def _continued(size: int) -> np.ndarray:
-    """Indices of rows, the first and last repeated as far as the filter reaches."""
-    before, behind = embed.margins()
-    return np.clip(np.arange(-before, size + behind), 0, size - 1).astype(np.int32)
 
 
 def _phases(pulse: np.ndarray) -> np.ndarray:

@@ -49,6 +49,11 @@ def padding(node: fx.Node) -> tuple[list[int], list[int]]:
     return before, after
 
 
+def repeats_edges(node: fx.Node) -> bool:
+    """Whether ``pad`` continues what lies at the edges; else it adds zeros."""
+    return bool(argument(node, 2, node.kwargs.get("mode")) == "replicate")
+
+
 def convolution(node: fx.Node) -> tuple[object, list[int], list[int]]:
     """Bias or None, strides, and padding on either side along each axis of ``conv2d``."""
     stride, around = argument(node, 3, (1, 1)), argument(node, 4, (0, 0))

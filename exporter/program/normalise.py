@@ -45,6 +45,7 @@ CASTS = (
 )
 PLACES = ("device", "layout", "pin_memory")  # arguments that say where a trace kept its tensors
 KERNELS = ("cudnn_enable", "cudnn_enabled")  # and with what torch computes
+PADDINGS = ("constant", "replicate")
 READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read, in its order
     ATEN.add.Tensor: 2,
     ATEN.argmax.default: 2,
@@ -60,7 +61,7 @@ READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read
     ATEN.linear.default: 3,
     ATEN.mean.dim: 3,
     ATEN.mul.Tensor: 2,
-    ATEN.pad.default: 2,
+    ATEN.pad.default: 3,
     ATEN.permute.default: 2,
     ATEN.pixel_shuffle.default: 2,
     ATEN.relu.default: 1,
@@ -123,6 +124,8 @@ def _rewrite(node: fx.Node) -> None:
         _refuse_unread(node)
     if node.target == ATEN.slice.Tensor:
         _become(node, ATEN.slice.Tensor, source, *_bounds(node))
+    elif node.target == ATEN.pad.default:
+        _refuse_other_padding(node)
 
 
 def _refuse_unread(node: fx.Node) -> None:
@@ -136,6 +139,12 @@ def _refuse_unread(node: fx.Node) -> None:
             raise InputError(f"internal: {node.name} was traced with {name} = {value}")
     unread = {described.name for described in target._schema.arguments[count:]}
     node.kwargs = {key: value for key, value in node.kwargs.items() if key not in unread}
+
+
+def _refuse_other_padding(node: fx.Node) -> None:
+    mode = node.kwargs.get("mode", argument(node, 2, "constant"))
+    if mode not in PADDINGS:
+        raise InputError(f"internal: {node.name} was traced with mode = {mode}")
 
 
 def _become(node: fx.Node, target: Any, *arguments: Any) -> None:

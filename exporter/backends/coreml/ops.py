@@ -104,10 +104,11 @@ def _getitem(e: Emitter, n: fx.Node) -> str:
 
 def _pad(e: Emitter, n: fx.Node) -> str:
     around = [amount for pair in zip(*aten.padding(n), strict=True) for amount in pair]
+    edges = aten.repeats_edges(n)
     given = {
         "x": e.value(n.args[0]),
-        "pad": e.ints(around),
-        "mode": e.text("constant"),
+        "pad": e.ints(around[-4:] if edges else around),  # no other axes than the last two
+        "mode": e.text("replicate" if edges else "constant"),
         "constant_val": e.value(0.0),
     }
     return e.add("pad", given, aten.shape(n), _type(e, n), n.name)

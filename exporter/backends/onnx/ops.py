@@ -87,7 +87,8 @@ def _getitem(e: Emitter, node: fx.Node) -> None:
 
 def _pad(e: Emitter, node: fx.Node) -> None:
     before, after = aten.padding(node)
-    e.add("Pad", [e.value(node.args[0]), e.ints(before + after)], e.name(node))
+    mode = {"mode": "edge"} if aten.repeats_edges(node) else {}
+    e.add("Pad", [e.value(node.args[0]), e.ints(before + after)], e.name(node), **mode)
 
 
 def _select(e: Emitter, node: fx.Node) -> None:

@@ -49,6 +49,8 @@ def _split(e: Emitter, n: fx.Node) -> Any:
 
 def _pad(e: Emitter, n: fx.Node) -> Any:
     before, after = aten.padding(n)
+    if aten.repeats_edges(n):
+        return op.pad(e.value(n.args[0]), ints(before), ints(after), "edge")
     zero = op.constant(np.float32(0))
     return op.pad(e.value(n.args[0]), ints(before), ints(after), "constant", zero)
 

@@ -71,7 +71,7 @@ build(recipe, Path(sys.argv[3]), [sys.argv[4]], [sys.argv[5]])
         ("onnx", "int8"),
         ("openvino", "int8"),
         pytest.param("openvino", "int8-w8a8", marks=pytest.mark.full),
-        ("coreml", "int8"),
+        pytest.param("coreml", "int8", marks=pytest.mark.full),
     ],
 )
 def test_building_opens_no_connection(

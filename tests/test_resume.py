@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,28 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, module: object, name: str, call: in
     monkeypatch.setattr(module, name, stopping)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, str]]:
+    """Digests of a backend's package without golden pictures, built once."""
+    folder = tmp_path_factory.mktemp("whole")
+    return cache(lambda name: digests(build(replace(tiny_recipe, prompts=()), folder, name)[0]))
+
+
 @pytest.mark.parametrize("name", backends.names())
 @pytest.mark.parametrize("call", [0, 1, 4, 6])
 def test_a_stopped_build_goes_on(
-    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
+    tiny_recipe: Recipe,
+    undisturbed: Callable[[str], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    call: int,
 ) -> None:
     if missing := backends.missing(needs(name)):
         pytest.skip(f"pip install {' '.join(missing)}")
     recipe = replace(tiny_recipe, prompts=())
-    whole, _ = build(recipe, tmp_path / "whole", name)
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         stop_at(patch, type(backends.load(name)), "emit", call)
@@ -70,7 +84,7 @@ def test_a_stopped_build_goes_on(
     assert out.exists() == (call > 0)
     again, emitted = build(recipe, out, name)
     assert emitted == GRAPHS[call:]
-    assert digests(again) == digests(whole)
+    assert digests(again) == undisturbed(name)
     assert {f.name for f in out.iterdir()} == {f"{name}-int4", f"{name}-int4.log.json"}
 
 
@@ -95,13 +109,19 @@ def test_stopped_after_the_last_graph(
     assert {f.name for f in tmp_path.iterdir()} == {"onnx-int4", "onnx-int4.log.json"}
 
 
-@pytest.fixture
-def stopped(tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the first five graphs of a stopped build."""
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+@pytest.fixture(scope="module")
+def stopped_once(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         stop_at(patch, type(backend), "emit", 5)
-        build(tiny_recipe, tmp_path)
-    return tmp_path
+        build(tiny_recipe, folder)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A folder with the first five graphs of a stopped build."""
+    return Path(shutil.copytree(stopped_once, tmp_path, dirs_exist_ok=True))
 
 
 def test_a_damaged_graph_is_emitted_again(

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -106,6 +107,11 @@ def key_pem(
 ) -> bytes:
     secret = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     return bytes(key.private_bytes(Encoding.PEM, form, secret))
+
+
+def public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    public = key.public_key()
+    return bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def _name(name: str) -> x509.Name:

@@ -31,6 +31,7 @@ from exporter.quantize.formats import FORMATS, Rule, Scheme
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import Package, open_package
+from tests.tokens import token_in
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
@@ -199,6 +200,13 @@ def built_in_cpp(package: Package, folder: Path, *options: str) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of SoftHSM with a token ``factory``, whose PIN is 1234."""
+    with token_in(tmp_path_factory.mktemp("softhsm")) as folder:
+        yield folder
 
 
 def scheme_of(name: str, symmetric: bool = True) -> Scheme:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from exporter.package.read import package_digest
 from exporter.runtime import Image, Request, generate, open_package, write_signed
 from exporter.runtime.signed import claim_of
 from tests.certificates import DAY, Issued, issue, key_pem, keys, pem
+from tests.tokens import MODULE, put, with_token
 
 CLAIM = Claim(DrawnWith("shapes", "onnx", "int8", "ab" * 32, "cd" * 32, "LICENSE", "ef" * 32))
 PIXELS = np.arange(48 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 64, 3)
@@ -583,38 +583,6 @@ def test_a_key_that_fails_in_the_middle_leaves_nothing_half_written(
 
 
 # PKCS#11: SoftHSM where it is installed.
-
-MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so")
-MODULE = next((m for m in MODULES if Path(m).is_file()), "")
-with_token = pytest.mark.skipif(
-    not (MODULE and shutil.which("softhsm2-util")), reason="apt-get install softhsm2"
-)
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of SoftHSM with a token ``factory``, whose PIN is 1234."""
-    folder = tmp_path_factory.mktemp("softhsm")
-    (folder / "tokens").mkdir()
-    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOFTHSM2_CONF", str(folder / "softhsm2.conf"))
-        run_softhsm("--init-token", "--free", "--label", "factory", "--so-pin", "0000")
-        yield folder
-
-
-def run_softhsm(*arguments: object) -> None:
-    line = ["softhsm2-util", *map(str, arguments), "--pin", "1234"]
-    subprocess.run(line, check=True, capture_output=True)
-
-
-def put(folder: Path, issued: Issued, label: str, number: str) -> str:
-    """Move a key into the token; the URI that names it, without a PIN."""
-    file = folder / f"{label}.pem"
-    file.write_bytes(key_pem(issued.key))
-    kind = ("--token", "factory", "--label", label, "--id", number)
-    run_softhsm("--import", file, *kind)
-    return f"pkcs11:token=factory;object={label};type=private?module-path={MODULE}"
 
 
 @with_token

@@ -25,7 +25,8 @@ from exporter.build.pipeline import STATISTICS, Built
 from exporter.cli import main
 from exporter.quantize.schemes import scheme_names
 from exporter.recipe.recipe import DEFAULT_BACKENDS
-from tests.certificates import issue
+from exporter.runtime import SigningKey, sign_package
+from tests.certificates import issue, key_pem, keys, pem, public_pem
 from tests.conftest import ROOT, SHAPES
 from tests.test_house import ROOMS
 
@@ -34,7 +35,7 @@ PAGES = {page.relative_to(ROOT).as_posix(): page.read_text("utf-8") for page in 
 README = PAGES["README.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
-RUN = ("run", "verify", "inspect", "bench", "report", "doctor")
+RUN = ("run", "verify", "sign", "inspect", "bench", "report", "doctor")
 NOT_RUN = ("--device", "--cache", "--half", "--image", "--metric", "--negative", "--recipe")
 PLACES = r"`((?:exporter|recipes|benchmarks|tests|docs|artifacts)/[\w./-]*)`"
 MADE = re.compile(r"^artifacts/(frontier|fullsize|demo-|shapes-flash/(onnx|openvino|coreml)-)")
@@ -101,7 +102,8 @@ def test_lines_are_of_known_programs() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for page, line in lines():
         program, *rest = shlex.split(line)
-        assert program in ("fourstep", "make", "node", "npm", "pip", "python"), (page, line)
+        known = ("fourstep", "make", "model_signing", "node", "npm", "openssl", "pip", "python")
+        assert program in known, (page, line)
         if program == "make":
             assert f"\n{rest[0]}:" in makefile, line
 
@@ -129,8 +131,21 @@ def folder(tiny_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for name in set(re.findall(r"artifacts/shapes-flash/((?:onnx|openvino|coreml)-[\w.-]+)", README
                                + "".join(PAGES.values()))):  # fmt: skip
         shutil.copytree(tiny_package, place / "artifacts/shapes-flash" / name)
-    issue("signer", issue("root", authority=True)).write(place)
+    keys_in(place)
+    sign_package(place / "artifacts/shapes-flash/onnx-int8", SigningKey(place / "maker.key.pem"))
+    certified = SigningKey(place / "key.pem", place / "chain.pem")
+    sign_package(place / "artifacts/shapes-flash/onnx-int4", certified)
     return place
+
+
+def keys_in(place: Path) -> None:
+    """The files of keys and certificates that commands name."""
+    root = issue("root", authority=True)
+    issue("signer", root).write(place)
+    (place / "root.pem").write_bytes(pem(root.certificate))
+    maker = keys()["ES256"]
+    (place / "maker.key.pem").write_bytes(key_pem(maker))
+    (place / "maker.pem").write_bytes(public_pem(maker))
 
 
 @pytest.mark.parametrize("line", CHEAP)
@@ -219,9 +234,11 @@ def test_python_runs(
 ) -> None:
     """Examples that draw, with a tiny package; tests/test_report.py runs the one that measures."""
     monkeypatch.chdir(tmp_path)
-    issue("signer", issue("root", authority=True)).write(tmp_path)
+    keys_in(tmp_path)
+    package = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    sign_package(package, SigningKey(tmp_path / "maker.key.pem"))
     names: dict[str, object] = {}
-    exec(re.sub(r"artifacts/shapes-flash/[\w-]+", tiny_package.as_posix(), code), names)
+    exec(re.sub(r"artifacts/shapes-flash/[\w-]+", package.as_posix(), code), names)
     assert getattr(names["pixels"], "shape", None) == (48, 64, 3)
 
 

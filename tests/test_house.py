@@ -21,6 +21,7 @@ ROOMS = (
     "files",
     "package",
     "credentials",
+    "trust",
     "drawing",
     "checkpoint",
     "marking",
@@ -44,6 +45,7 @@ ROOMS = (
 TORCHLESS = (
     "exporter.package",
     "exporter.credentials",
+    "exporter.trust",
     "exporter.drawing",
     "exporter.marking",
     "exporter.runtime",

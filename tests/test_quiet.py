@@ -190,6 +190,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "mark-read": ("mark", "read", "marked.png", "--key", "mark.key"),
     "mark-detector": ("mark", "detector", "--key", "mark.key", "-o", "out.onnx"),
     "verify": ("verify", "packages/onnx-int4"),
+    "sign": ("sign", "packages/onnx-int4", "--key", "key.pem", "--certificate", "chain.pem"),
     "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
     "bench": ("bench", "packages/onnx-int4"),
     "inspect": ("inspect", "packages/onnx-int4"),

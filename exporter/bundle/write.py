@@ -23,7 +23,7 @@ from exporter.files.read import convert, file_digest, read_json, read_text, reas
 from exporter.files.staging import refuse_place, staging
 from exporter.package.check import changed
 from exporter.package.manifest import FileEntry, Manifest
-from exporter.package.read import DIGEST, MANIFEST, digest_line, read_manifest
+from exporter.package.read import DIGEST, MANIFEST, SIGNATURE, digest_line, read_manifest
 from exporter.progress import Progress
 from exporter.runtime.package import Package
 
@@ -115,7 +115,9 @@ def write_bundle(
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / place)
         _copy_package(package, target, entries, folder)
-        say(f"{len(entries)} files of the package copied, and whole")
+        lost = not golden and (package.folder / SIGNATURE).is_file()
+        told = f"; {SIGNATURE} left out: it is over the golden files too" if lost else ""
+        say(f"{len(entries)} files of the package copied, and whole{told}")
         for path, text in target.extra(read_manifest(folder / target.place)).items():
             _write(folder / path, text)
         bundle = _described(package, target, golden, folder)
@@ -270,10 +272,15 @@ def _copy_package(package: Package, target: Target, entries: list[FileEntry], fo
 
 
 def _copy_manifest(package: Package, paths: set[str], place: Path) -> None:
-    """The manifest as it is, or if files are left out, one that names none of them."""
+    """The manifest and its signature as they are, or if files are left out, one without them.
+
+    A signature is over every file: of fewer it is none.
+    """
     if all(file.path in paths for file in package.manifest.files):
         for name in (MANIFEST, DIGEST):
             shutil.copyfile(package.folder / name, place / name)
+        if (package.folder / SIGNATURE).is_file():
+            shutil.copyfile(package.folder / SIGNATURE, place / SIGNATURE)
     else:
         raw: dict[str, Any] = read_json(package.folder / MANIFEST, CheckFailed)
         raw["golden"] = {}

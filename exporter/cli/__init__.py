@@ -30,6 +30,7 @@ from exporter.cli import (
     recipe,
     report,
     run,
+    sign,
     synth,
     verify,
 )
@@ -41,8 +42,8 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, credentials, verify, bundle, bench, inspect, mark, report,
-    synth, doctor,
+    fetch, recipe, build, plan, run, credentials, verify, sign, bundle, bench, inspect, mark,
+    report, synth, doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C

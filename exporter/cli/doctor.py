@@ -15,6 +15,9 @@ from exporter.errors import InputError
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
 
+CHECKING = {"cryptography": "cryptography"}
+SIGNING = {**CHECKING, "pkcs11": "python-pkcs11", "model_signing": "model-signing"}
+
 
 @click.command("doctor")
 @json_option
@@ -40,13 +43,15 @@ def command(as_json: bool) -> None:
     rows.append(_row("report", report))
     signing = {"pkcs11": "python-pkcs11", "c2pa": "c2pa-python"}
     rows.append(_row("credentials", backends.Requirement("fourstep[credentials]", signing)))
+    rows.append(_row("verify --trusted", backends.Requirement("fourstep[trust]", CHECKING)))
+    rows.append(_row("sign", backends.Requirement("fourstep[signing]", SIGNING)))
     if as_json:
         show_json(rows)
         return
     for row in rows:
         absent = f"missing {', '.join(row['missing'])}" if row["missing"] else "broken"
         state = row["version"] or absent
-        show(f"{row['name']:<14} {state:<24} {row['get']}".rstrip())
+        show(f"{row['name']:<16} {state:<24} {row['get']}".rstrip())
 
 
 def _row(name: str, requirement: backends.Requirement) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from exporter.runtime.package import open_package
+    from exporter.trust.check import signer_of
 
-    manifest = open_package(folder).manifest
-    if as_json:
-        show_json({**asdict(manifest), "credentials": None})  # a package holds no key
+    manifest, signed_by = open_package(folder).manifest, signer_of(folder)
+    if as_json:  # a package holds no key
+        show_json({**asdict(manifest), "credentials": None, "signed_by": signed_by})
         return
     schedule = manifest.schedule
     show(
@@ -74,6 +75,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}\n"
         "pictures: not signed, unless run is given --credentials CERT KEY"
     )
+    checked = "; verify --trusted KEY|CERT checks it"
+    show(f"package: {f'signed by {signed_by}{checked}' if signed_by else 'not signed'}")
     show(f"  {mark_words(manifest.mark)}")
     for lora in manifest.origin.loras:
         show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")

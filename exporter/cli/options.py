@@ -112,4 +112,10 @@ statistics_option = click.option(
     type=PLACE,
     help="Folder of calibration statistics: used again if they fit, else measured into it.",
 )
+trusted_option = click.option(
+    "--trusted",
+    type=PLACE,
+    metavar="KEY|CERT",
+    help="PEM file of public keys or certificates: the package has to be signed by one of them.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

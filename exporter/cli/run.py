@@ -27,6 +27,7 @@ from exporter.cli.options import (
     device_option,
     half_option,
     json_option,
+    trusted_option,
 )
 from exporter.cli.output import show, show_json
 from exporter.drawing.start import FITS, Fit
@@ -43,6 +44,14 @@ if TYPE_CHECKING:
 
 GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
 STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The package's folder, and a file of whom it has to be signed by, if it matters."""
+
+    folder: Path
+    trusted: Path | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,7 @@ class Wanted:
 @half_option
 @at_once_option
 @cache_option
+@trusted_option
 @json_option
 def command(
     package: Path,
@@ -170,6 +180,7 @@ def command(
     half: bool,
     at_once: bool,
     cache: Path | None,
+    trusted: Path | None,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
@@ -177,11 +188,12 @@ def command(
         raise InputError("--half and --exact ask for opposites; leave one out")
     precision: Precision = "half" if half else "float32" if exact else "packaged"
     options = SessionOptions(precision, device, cache)
+    chosen = Chosen(package, trusted)
     start = Start(image, strength, fit, background)
     output = Output(out, previews, not no_metadata, _credentials(credentials))
     try:
         asked = _prompts(prompts, listed)
-        rows = _run(package, asked, seeds, negative, start, output, options, at_once)
+        rows = _run(chosen, asked, seeds, negative, start, output, options, at_once)
     except CheckFailed as error:  # a damaged package is the user's input here
         raise InputError(str(error)) from None
     if as_json:
@@ -254,7 +266,7 @@ def _listed(file: Path) -> dict[int, str]:
 
 
 def _run(
-    folder: Path,
+    chosen: Chosen,
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative: str | None,
@@ -272,7 +284,7 @@ def _run(
                 raise InputError(f"--{field} applies to --image only")
     places = _places(output, len(prompts) * len(seeds))
     with _signer(output.credentials) as signer:
-        package = runtime.open_package(folder)
+        package = runtime.open_package(chosen.folder, chosen.trusted)
         requests = _requests(package.manifest, prompts, seeds, negative, start)
         wanted = [
             Wanted(request, place, _about(package.manifest, request) if output.metadata else {})

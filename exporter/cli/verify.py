@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from exporter.backends.contract import SessionOptions
-from exporter.cli.options import PLACE, cache_option, device_option, json_option
+from exporter.cli.options import (
+    PLACE,
+    cache_option,
+    device_option,
+    json_option,
+    trusted_option,
+)
 from exporter.cli.output import show, show_json
 from exporter.errors import CheckFailed
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
@@ -18,14 +24,20 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @click.argument("package", type=PLACE)
 @device_option
 @cache_option
+@trusted_option
 @json_option
-def command(package: Path, device: str | None, cache: Path | None, as_json: bool) -> None:
-    """Check PACKAGE: every file, every graph's golden outputs, whole pictures."""
+def command(
+    package: Path, device: str | None, cache: Path | None, trusted: Path | None, as_json: bool
+) -> None:
+    """Check PACKAGE: every file, every graph's golden outputs, whole pictures.
+
+    With --trusted who signed it, before all else: fourstep verify PACKAGE --trusted maker.pem
+    """
     from exporter.runtime.package import open_package
     from exporter.runtime.verify import Report, lines_to_verify
     from exporter.runtime.verify import verify as check
 
-    opened = open_package(package)
+    opened = open_package(package, trusted)
     graphs, pictures = len(opened.manifest.names), len(opened.manifest.golden.pictures)
     progress = Progress(bar_on_terminal, lines_to_verify(graphs, pictures))
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))

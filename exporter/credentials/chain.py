@@ -84,16 +84,16 @@ def read_chain(file: Path) -> Chain:
 def _problems(certificates: tuple[Certificate, ...]) -> Iterator[str]:
     """What readers of Content Credentials would refuse, in the order in which to mend it."""
     own = certificates[0]
-    if _issued(own, own):
+    if issued(own, own):
         yield (
             f"'{named(own)}' is self-signed, and C2PA takes none that is; have an authority issue "
             "one (docs/credentials.md says what it must hold)"
         )
     if _is_authority(own):
         yield f"its first certificate, '{named(own)}', is an authority's; put the signer's first"
-    yield from _validity(certificates)
+    yield from validity_problems(certificates)
     for certificate, issuer in pairwise(certificates):
-        if not _issued(certificate, issuer):
+        if not issued(certificate, issuer):
             yield (
                 f"'{named(certificate)}' was not issued by '{named(issuer)}' below it; order them "
                 "from the signer's to the root's"
@@ -101,7 +101,8 @@ def _problems(certificates: tuple[Certificate, ...]) -> Iterator[str]:
     yield from _uses(own)
 
 
-def _validity(certificates: tuple[Certificate, ...]) -> Iterator[str]:
+def validity_problems(certificates: tuple[Certificate, ...]) -> Iterator[str]:
+    """Which of them expired, or are not valid yet."""
     now = datetime.now(UTC)
     for certificate in certificates:
         first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -138,7 +139,8 @@ def _is_authority(certificate: Certificate) -> bool:
         return False
 
 
-def _issued(certificate: Certificate, issuer: Certificate) -> bool:
+def issued(certificate: Certificate, issuer: Certificate) -> bool:
+    """Whether a certificate bears the signature of the issuer's key, and its name."""
     from cryptography.exceptions import InvalidSignature
 
     try:

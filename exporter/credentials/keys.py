@@ -83,17 +83,32 @@ def file_signer(file: Path, passphrase: str | None, algorithm: Algorithm) -> Sig
     A signature is what C2PA holds of it: of ECDSA the two numbers one behind the other. Raises
     InputError naming the file.
     """
-    key = _private_key(file, passphrase)
+    key = read_private_key(file, passphrase)
     wrong = InputError(f"{file}: is not the key of the certificate")
     try:
         if algorithm_of(key.public_key(), file) != algorithm:
             raise wrong
     except AttributeError:  # a key of an exchange has no such thing
         raise wrong from None
+    return key_signer(key, algorithm)
+
+
+def key_signer(key: Any, algorithm: Algorithm) -> Sign:
+    """What signs with a private key; a signature is what C2PA holds of it."""
     return lambda message: _signature(key, algorithm, message)
 
 
-def _private_key(file: Path, passphrase: str | None) -> Any:
+def der_of(signature: bytes, algorithm: Algorithm) -> bytes:
+    """A signature of ECDSA, as C2PA holds it, in the form that everybody else gives it."""
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    half = algorithm.half_bytes
+    r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+    return encode_dss_signature(r, s)
+
+
+def read_private_key(file: Path, passphrase: str | None) -> Any:
+    """The private key in a PEM file; raises InputError naming the file."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     text = read_text(file, most_bytes=MOST_PEM_BYTES)
@@ -130,14 +145,11 @@ def is_signature(
     """Whether this is a signature, as C2PA holds it, of the message by the key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, padding
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
     own: Any = key
-    half = algorithm.half_bytes
     try:
-        if half:
-            r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
-            own.verify(encode_dss_signature(r, s), message, ec.ECDSA(algorithm.hash))
+        if algorithm.half_bytes:
+            own.verify(der_of(signature, algorithm), message, ec.ECDSA(algorithm.hash))
         elif not algorithm.digest_bits:
             own.verify(signature, message)
         else:

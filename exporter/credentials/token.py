@@ -94,9 +94,33 @@ def _pin_of(source: str, place: str) -> str:
     return read_text(Path(file), most_bytes=MOST_PIN_BYTES).removesuffix("\n")
 
 
+@dataclass(frozen=True)
+class OpenToken:
+    """A private key in a token, while a session with it is open.
+
+    Attributes:
+        key: as its URI says it.
+        private: python-pkcs11's handle of it.
+    """
+
+    key: TokenKey
+    private: Any
+
+    def signer(self, algorithm: Algorithm) -> Sign:
+        """What signs with it."""
+        return lambda message: _signature(self.private, algorithm, message)
+
+    def public_key(self) -> bytes:
+        """The public key beside it in the token, DER; raises InputError where there is none."""
+        return bytes(_told(self.key, lambda: _public_key(self.private, self.key)))
+
+
 @contextmanager
-def token_signer(uri: str, passphrase: str | None, algorithm: Algorithm) -> Iterator[Sign]:
-    """What signs with a key in a token, while a session with it is open.
+def open_token(uri: str, passphrase: str | None, extra: str = "credentials") -> Iterator[OpenToken]:
+    """A key in a token, while a session with it is open.
+
+    Args:
+        extra: of fourstep, that brings the library.
 
     Raises InputError that names the URI, without its PIN.
     """
@@ -104,14 +128,23 @@ def token_signer(uri: str, passphrase: str | None, algorithm: Algorithm) -> Iter
     if key.pin is not None and passphrase is not None:
         raise InputError(f"{key.place}: says its PIN; give no passphrase", field="passphrase")
     if importlib.util.find_spec("pkcs11") is None:
-        raise needs_extra("credentials", "python-pkcs11")
+        raise needs_extra(extra, "python-pkcs11")
     pin = key.pin if passphrase is None else passphrase
     session = _told(key, lambda: _session(key, pin))
     try:
-        private = _told(key, lambda: _private_key(session, key))
-        yield lambda message: _signature(private, algorithm, message)
+        yield OpenToken(key, _told(key, lambda: _private_key(session, key)))
     finally:
         session.close()
+
+
+@contextmanager
+def token_signer(uri: str, passphrase: str | None, algorithm: Algorithm) -> Iterator[Sign]:
+    """What signs with a key in a token, while a session with it is open.
+
+    Raises InputError that names the URI, without its PIN.
+    """
+    with open_token(uri, passphrase) as token:
+        yield token.signer(algorithm)
 
 
 def _told(key: TokenKey, ask: Callable[[], Any]) -> Any:
@@ -181,6 +214,23 @@ def _private_key(session: Any, key: TokenKey) -> Any:
     if len(found) > 1:
         raise InputError(f"{key.place}: {len(found)} private keys are meant; add an id")
     return found[0]
+
+
+def _public_key(private: Any, key: TokenKey) -> bytes:
+    """Its public half, which tokens keep under the same id, or the same label, beside it."""
+    from pkcs11 import Attribute, KeyType, ObjectClass
+    from pkcs11.util.ec import encode_ec_public_key
+
+    if private.key_type != KeyType.EC:
+        raise InputError(f"{key.place}: is no key of an elliptic curve")
+    names = {Attribute.ID: private[Attribute.ID], Attribute.LABEL: private[Attribute.LABEL]}
+    wanted = {name: value for name, value in names.items() if value}
+    found = list(private.session.get_objects({Attribute.CLASS: ObjectClass.PUBLIC_KEY} | wanted))
+    if len(found) != 1:
+        raise InputError(
+            f"{key.place}: the token has {len(found)} public keys beside it; give its certificate"
+        )
+    return bytes(encode_ec_public_key(found[0]))
 
 
 def _signature(private: Any, algorithm: Algorithm, message: bytes) -> bytes:

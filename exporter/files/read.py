@@ -8,9 +8,14 @@ holds that nothing else in the package reads any of them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import os
+import stat
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +27,8 @@ from exporter.files.stop import tell_wish
 MOST_TEXT_BYTES = 64 << 20  # tokenizers are the largest texts: 2 to 20 MB
 MOST_DEPTH = 64  # of objects and arrays in each other; a tokenizer's are 6 deep
 MOST_NUMBER = 1 << 64  # of a whole number: seeds and sizes are less
+# How a file is opened that may be a pipe, without waiting for whoever writes into it.
+NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 SURROGATES = range(0xD800, 0xE000)
 
 T = TypeVar("T")
@@ -32,6 +39,18 @@ def file_digest(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_regular(file: Path) -> io.BufferedReader:
+    """Open a file that is one, to be read; raises OSError.
+
+    Of a pipe nothing is awaited, and of a device nothing is read: neither ends.
+    """
+    handle = os.open(file, os.O_RDONLY | NO_WAITING)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, no file")
+    return io.BufferedReader(io.FileIO(handle))
 
 
 def begins_with(file: Path, start: bytes) -> bool:
@@ -81,10 +100,17 @@ def parse_text(
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(text: str, where: object, failure: Failure = InputError) -> Any:
-    """A JSON value whose numbers, strings and nesting are within limits; raises ``failure``."""
+def parse_json(
+    text: str, where: object, failure: Failure = InputError, unique: bool = False
+) -> Any:
+    """A JSON value whose numbers, strings and nesting are within limits; raises ``failure``.
+
+    Args:
+        unique: refuse an object that has a key twice, of which readers take one or the other.
+    """
+    pairs = _without_duplicates if unique else None
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=pairs)
         _check(value)
     except RecursionError:
         raise failure(f"{where}: not valid JSON: nested more than {MOST_DEPTH} deep") from None
@@ -152,6 +178,14 @@ def panics_as(failure: Callable[[str], Exception]) -> Iterator[None]:
 def is_text(value: str) -> bool:
     """Whether a string can be written as UTF-8: whether it is free of lone surrogates."""
     return value.isascii() or not any(ord(character) in SURROGATES for character in value)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return found
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -171,7 +171,11 @@ def part_of(file: Path) -> Path:
 
 def write_whole(file: Path, content: str | bytes) -> None:
     """Write a file beside its place and move it there, so that it is never half of it."""
-    part = part_of(file)
+    write_moved(content, part_of(file), file)
+
+
+def write_moved(content: str | bytes, part: Path, file: Path) -> None:
+    """Write a file at ``part``, on the same file system, and move it to its place, whole."""
     try:
         with part.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)

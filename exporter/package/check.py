@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from exporter.errors import CheckFailed
+from exporter.files.read import open_regular
 from exporter.package.manifest import FileEntry
 from exporter.package.paths import confined
 
@@ -48,7 +49,7 @@ def check_file(folder: Path, entry: FileEntry) -> Identity:
     """
     file = confined(folder, entry.path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             identity = _opened(file, stream, entry)
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -61,7 +62,7 @@ def read_file(folder: Path, entry: FileEntry) -> bytes:
     """What is in a file, read once and compared with size and digest; raises CheckFailed."""
     file = confined(folder, entry.path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             _opened(file, stream, entry)
             content = stream.read(entry.bytes + 1)
     except OSError as error:

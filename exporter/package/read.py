@@ -9,13 +9,15 @@ from pathlib import Path
 import msgspec
 
 from exporter.errors import CheckFailed
+from exporter.files.read import open_regular, parse_json
 from exporter.package import consistent
 from exporter.package.decode import decode
 from exporter.package.manifest import FORMAT_VERSION, Manifest, to_json
 
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
-OWN_FILES = (MANIFEST, DIGEST)
-MOST_BYTES = 1 << 26  # of a manifest
+SIGNATURE = "model.sig"  # over all other files, if somebody signed the package
+OWN_FILES = (MANIFEST, DIGEST, SIGNATURE)  # which the manifest does not list
+MOST_BYTES = 4 << 20  # of a manifest; one of 2.24 billion weights has 0.3 MB
 BUILD = "fourstep build RECIPE"
 
 
@@ -27,21 +29,27 @@ class _Versioned(msgspec.Struct):
     format_version: object = None
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, sha256: str | None = None) -> Manifest:
     """Read and check ``manifest.json``; raises CheckFailed naming the file and what is wrong.
 
     Nothing of it is believed before it has the digest that ``manifest.sha256`` says.
+
+    Args:
+        sha256: of the one that was signed; nothing of another one is parsed.
     """
     file = folder / MANIFEST
-    text = _bytes(file)
+    text = manifest_bytes(file)
+    if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
+        raise CheckFailed(f"{file}: changed while it was being read; run the command again")
     digest = folder / DIGEST
-    if digest.exists() and _bytes(digest) != digest_line(text):
+    if digest.exists() and manifest_bytes(digest) != digest_line(text):
         raise CheckFailed(f"{file}: damaged: it is not what {DIGEST} says; copy the package again")
     version = _version(text, file)
     if not digest.exists():
         raise CheckFailed(f"{digest}: is missing; copy the package again")
     try:
         manifest = decode(Manifest, text)
+        parse_json(text.decode(), file, _twice, unique=True)
         consistent.check(manifest)
     except ValueError as error:
         newer = _minor(version) > _minor(FORMAT_VERSION)
@@ -50,9 +58,13 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def _twice(said: str) -> CheckFailed:
+    return CheckFailed(f"{said}; build it again: {BUILD}")
+
+
 def package_digest(folder: Path) -> str:
     """SHA-256 of a package's manifest, which holds the digest of every other file."""
-    return hashlib.sha256(_bytes(folder / MANIFEST)).hexdigest()
+    return hashlib.sha256(manifest_bytes(folder / MANIFEST)).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -72,9 +84,10 @@ def digest_line(text: bytes) -> bytes:
     return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def _bytes(file: Path) -> bytes:
+def manifest_bytes(file: Path) -> bytes:
+    """What is in a manifest or its digest, within limits; raises CheckFailed naming the file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             text = stream.read(MOST_BYTES + 1)
     except OSError as error:
         raise CheckFailed(f"{file}: cannot be read: {error.strerror}") from None

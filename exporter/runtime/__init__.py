@@ -29,6 +29,8 @@ from exporter.package.manifest import Manifest
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.signed import write_signed
 from exporter.runtime.verify import Report, verify
+from exporter.trust.check import Trust
+from exporter.trust.sign import SigningKey, sign_package
 
 __all__ = [
     "CheckFailed",
@@ -50,10 +52,13 @@ __all__ = [
     "Session",
     "SessionOptions",
     "Signer",
+    "SigningKey",
     "Step",
+    "Trust",
     "generate",
     "open_package",
     "open_signer",
+    "sign_package",
     "start_picture",
     "verify",
     "write_signed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
 from exporter.runtime.ahead import OpenedAhead
 from exporter.runtime.watch import Watched
+from exporter.trust.check import Trust, check_trust
 
 DEFAULT = SessionOptions()
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
@@ -127,8 +128,13 @@ class Package:
         )
 
 
-def open_package(folder: Path) -> Package:
-    """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged."""
+def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Package:
+    """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged.
+
+    Args:
+        trust: whose signature it has to have: a PEM file of public keys or certificates. Until it
+            is known to hold for every file, nothing but the signature is parsed.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
     if not (folder / MANIFEST).is_file():
@@ -137,10 +143,23 @@ def open_package(folder: Path) -> Package:
         raise InputError(f"{folder}: not a package (no {MANIFEST}){hint}")
     inode = _inode(folder)
     with unreplaced(folder, inode):
-        manifest = read_manifest(folder)
+        if trust is None:
+            manifest = read_manifest(folder)
+        else:
+            known = check_trust(folder, trust if isinstance(trust, Trust) else Trust(Path(trust)))
+            manifest = _read_signed(folder, known.digests)
         for file in manifest.all_files:
             confined(folder, file.path)
     return Package(folder, manifest, inode)
+
+
+def _read_signed(folder: Path, digests: Mapping[str, str]) -> Manifest:
+    """The manifest that was signed; raises CheckFailed for one that lists what was not."""
+    manifest = read_manifest(folder, digests[MANIFEST])
+    for file in manifest.all_files:
+        if digests.get(file.path) != file.sha256:
+            raise CheckFailed(f"{folder / MANIFEST}: lists another {file.path} than was signed")
+    return manifest
 
 
 @contextmanager

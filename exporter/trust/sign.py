@@ -1,0 +1,209 @@
+"""Signs a package that is whole: ``model.sig`` beside its files, replaced whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.credentials.chain import MOST_CERTIFICATES, named, read_certificates
+from exporter.credentials.keys import (
+    Algorithm,
+    Sign,
+    algorithm_of,
+    der_of,
+    key_signer,
+    read_private_key,
+)
+from exporter.credentials.token import SCHEME, open_token
+from exporter.errors import CheckFailed, InputError, needs_extra
+from exporter.files.lock import alone
+from exporter.files.read import panics_as
+from exporter.files.staging import beside, unwritable, write_moved
+from exporter.package.check import check_file
+from exporter.package.manifest import Manifest
+from exporter.package.read import DIGEST, MANIFEST, SIGNATURE, manifest_bytes, read_manifest
+from exporter.package.strays import unlisted
+from exporter.trust.chain import chain_problems
+from exporter.trust.check import ec_key, hint_of
+from exporter.trust.signature import Signature, statement, text_of, to_sign
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.x509 import Certificate
+
+PART = f".{SIGNATURE}.part"  # of a hidden name beside the package
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """What to sign packages with.
+
+    Attributes:
+        key: a PEM file, or a ``pkcs11:`` URI (RFC 7512) of a key in a token.
+        certificate: a PEM file: the signer's certificate, then those that issued it; None: whoever
+            trusts the signature has the public key.
+        passphrase: of an encrypted file, or the PIN of a token whose URI names none.
+    """
+
+    key: str | Path
+    certificate: Path | None = None
+    passphrase: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The key, in an error: the file, or the URI without what may hold a PIN."""
+        return os.fspath(self.key).partition("?")[0] if self.in_token else os.fspath(self.key)
+
+    @property
+    def in_token(self) -> bool:
+        """Whether a token signs."""
+        return os.fspath(self.key).startswith(SCHEME)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A signature that was written.
+
+    Attributes:
+        by: the name in the certificate, or the beginning of the key's digest.
+        algorithm: ES256, ES384 or ES512.
+        files: how many it is over.
+        replaced: whether an earlier one was there.
+    """
+
+    by: str
+    algorithm: str
+    files: int
+    replaced: bool
+
+
+@dataclass(frozen=True)
+class _Signer:
+    public: EllipticCurvePublicKey
+    algorithm: Algorithm
+    sign: Sign
+    certificates: tuple[Certificate, ...]
+
+
+def sign_package(
+    folder: Path, with_key: SigningKey, say: Callable[[str], None] = lambda line: None
+) -> Written:
+    """Sign every file of a package, once each was compared with the manifest.
+
+    Args:
+        say: gets a line when the files are compared, and while another process works there.
+
+    Raises InputError for a key or a certificate that does not sign, or a place that cannot be
+    written; CheckFailed for a package that is damaged, or holds what its manifest does not list.
+    """
+    with _open(with_key) as signer, alone(folder, say):
+        manifest = read_manifest(folder)
+        digests = _digests(folder, manifest)
+        say(f"{len(digests)} files whole")
+        name = f"{manifest.name} {manifest.backend}-{manifest.scheme}"
+        signature = _signed(statement(name, digests), signer, with_key)
+        place = folder / SIGNATURE
+        replaced = os.path.lexists(place)
+        try:
+            write_moved(text_of(signature), beside(folder, PART), place)
+        except OSError as error:
+            raise unwritable(place, error) from None
+    own = signer.certificates
+    by = named(own[0]) if own else f"key {signature.hint[:16]}"
+    return Written(by, signer.algorithm.name, len(digests), replaced)
+
+
+def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of every file; raises CheckFailed for one that is not as the manifest says."""
+    found = unlisted(folder, manifest)
+    for stray in (*found.strays, *found.beside):
+        raise CheckFailed(
+            f"{folder / stray}: is not in the manifest, and no file beside it is signed; remove it"
+        )
+    for entry in manifest.all_files:
+        check_file(folder, entry)
+    own = {name: hashlib.sha256(manifest_bytes(folder / name)) for name in (MANIFEST, DIGEST)}
+    return {name: digest.hexdigest() for name, digest in own.items()} | {
+        entry.path: entry.sha256 for entry in manifest.all_files
+    }
+
+
+def _signed(payload: bytes, signer: _Signer, with_key: SigningKey) -> Signature:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    message = to_sign(payload)
+    with panics_as(lambda said: InputError(f"{with_key.name}: cannot sign: {said}")):
+        found = der_of(signer.sign(message), signer.algorithm)
+        try:
+            signer.public.verify(found, message, ECDSA(signer.algorithm.hash))
+        except InvalidSignature:
+            raise InputError(f"{with_key.name}: signs otherwise than its public key says") from None
+    certificates = tuple(one.public_bytes(Encoding.DER) for one in signer.certificates)
+    return Signature(payload, found, "" if certificates else hint_of(signer.public), certificates)
+
+
+@contextmanager
+def _open(with_key: SigningKey) -> Iterator[_Signer]:
+    """What signs while it is open; raises InputError naming the file or the token at fault."""
+    if importlib.util.find_spec("cryptography") is None:
+        raise needs_extra("signing", "cryptography")
+    chain = () if with_key.certificate is None else _chain(with_key.certificate)
+    if not with_key.in_token:
+        key = read_private_key(Path(with_key.key), with_key.passphrase)
+        public = _public(key, with_key)
+        algorithm = algorithm_of(public, with_key.name)
+        yield _owned(_Signer(public, algorithm, key_signer(key, algorithm), chain), with_key)
+        return
+    with open_token(os.fspath(with_key.key), with_key.passphrase, "signing") as token:
+        if chain:
+            public = ec_key(chain[0].public_key(), with_key.certificate)
+        else:
+            public = _loaded(token.public_key(), with_key)
+        algorithm = algorithm_of(public, with_key.name)
+        yield _Signer(public, algorithm, token.signer(algorithm), chain)
+
+
+def _public(key: Any, with_key: SigningKey) -> EllipticCurvePublicKey:
+    try:
+        public = key.public_key()
+    except AttributeError:  # a key of an exchange has no such thing
+        public = None
+    return ec_key(public, with_key.name)
+
+
+def _loaded(der: bytes, with_key: SigningKey) -> EllipticCurvePublicKey:
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    with panics_as(lambda said: InputError(f"{with_key.name}: has no key that signs: {said}")):
+        return ec_key(load_der_public_key(der), with_key.name)
+
+
+def _owned(signer: _Signer, with_key: SigningKey) -> _Signer:
+    """The signer, if its key is that of the first certificate."""
+    if signer.certificates and signer.certificates[0].public_key() != signer.public:
+        raise InputError(
+            f"{with_key.name}: is not the key of the first certificate in {with_key.certificate}, "
+            f"'{named(signer.certificates[0])}'"
+        )
+    return signer
+
+
+def _chain(file: Path) -> tuple[Certificate, ...]:
+    """The certificates to sign with; raises InputError for one that no verifier would take."""
+    chain = read_certificates(file)
+    if len(chain) > MOST_CERTIFICATES:
+        raise InputError(f"{file}: more than {MOST_CERTIFICATES} certificates")
+    with panics_as(lambda said: InputError(f"{file}: cannot be read as certificates: {said}")):
+        ec_key(chain[0].public_key(), file)
+        problem = next(chain_problems(chain, chain[-1:]), None)
+    if problem is not None:
+        raise InputError(f"{file}: {problem}")
+    return chain

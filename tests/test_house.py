@@ -34,6 +34,7 @@ ROOMS = (
     "recipe",
     "predict",
     "runtime",
+    "delivery",
     "build",
     "plan",
     "bench",
@@ -49,6 +50,7 @@ TORCHLESS = (
     "exporter.drawing",
     "exporter.marking",
     "exporter.runtime",
+    "exporter.delivery",
     "exporter.report",
 )
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "coremltools", "nncf")

@@ -21,6 +21,10 @@ from PIL import Image
 from exporter import backends, quiet
 from exporter.cli import main
 from exporter.credentials.sign import Credentials, open_signer
+from exporter.delivery.delta import write_delta
+from exporter.delivery.pack import pack
+from exporter.delivery.stores import OTA
+from exporter.runtime.package import open_package
 from tests import alone
 from tests.certificates import issue
 from tests.conftest import ROOT, needs
@@ -160,6 +164,9 @@ def places(
             backends=json.dumps(able_to),
         )
         (place / "tiny.toml").write_text(text)
+        package = open_package(place / "packages" / "onnx-int4")
+        pack(package, OTA, place / "packs")
+        write_delta(package, package, place / "update.delta")
         chain, key = issue("signer", issue("root", authority=True)).write(place)
         with open_signer(Credentials(chain, key)) as signer:
             write(place / "signed.webp", signer)
@@ -192,6 +199,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("verify", "packages/onnx-int4"),
     "sign": ("sign", "packages/onnx-int4", "--key", "key.pem", "--certificate", "chain.pem"),
     "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
+    "pack": ("pack", "packages/onnx-int4", "--for", "play", "-o", "out"),
+    "unpack": ("unpack", "packs", "-o", "out"),
+    "delta": ("delta", "packages/onnx-int4", "packages/onnx-int4", "-o", "out"),
+    "apply": ("apply", "update.delta", "--to", "packages/onnx-int4", "-o", "out"),
     "bench": ("bench", "packages/onnx-int4"),
     "inspect": ("inspect", "packages/onnx-int4"),
     "inspect-checkpoint": ("inspect", "checkpoint"),

@@ -18,20 +18,24 @@ import click
 
 from exporter import __version__
 from exporter.cli import (
+    apply,
     bench,
     build,
     bundle,
     credentials,
+    delta,
     doctor,
     fetch,
     inspect,
     mark,
+    pack,
     plan,
     recipe,
     report,
     run,
     sign,
     synth,
+    unpack,
     verify,
 )
 from exporter.cli.options import GivenOnce
@@ -42,8 +46,8 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, credentials, verify, sign, bundle, bench, inspect, mark,
-    report, synth, doctor,
+    fetch, recipe, build, plan, run, credentials, verify, sign, bundle, pack, unpack, delta, apply,
+    bench, inspect, mark, report, synth, doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C

@@ -45,6 +45,8 @@ def command(as_json: bool) -> None:
     rows.append(_row("credentials", backends.Requirement("fourstep[credentials]", signing)))
     rows.append(_row("verify --trusted", backends.Requirement("fourstep[trust]", CHECKING)))
     rows.append(_row("sign", backends.Requirement("fourstep[signing]", SIGNING)))
+    stores = backends.Requirement("fourstep[stores]", {"zstandard": "zstandard"})
+    rows.append(_row("stores", stores))
     if as_json:
         show_json(rows)
         return

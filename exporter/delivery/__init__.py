@@ -1,0 +1,1 @@
+"""Packages on their way: cut into chunks for stores, put together again, updated by differences."""

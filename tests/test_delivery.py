@@ -36,7 +36,8 @@ from exporter.delivery.unpack import unpack
 from exporter.errors import FourstepError, InputError
 from exporter.package.manifest import FileEntry
 from exporter.package.read import package_digest
-from exporter.runtime.package import open_package
+from exporter.runtime import SigningKey, Trust, open_package, sign_package
+from tests.certificates import key_pem, keys, public_pem
 from tests.conftest import ROOT
 from tests.deliveries import (
     resealed,
@@ -668,6 +669,64 @@ def test_packs_and_deltas_are_not_mixed_up(plain: Path, update: Path, tmp_path: 
     assert "which fourstep apply takes" in line_of(typed("unpack", update, "-o", tmp_path / "p"))
     told = line_of(typed("apply", archive, "--to", plain, "-o", tmp_path / "p"))
     assert "which fourstep unpack takes" in told
+
+
+# Signatures.
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> SigningKey:
+    private, public = tmp_path / "maker.key.pem", tmp_path / "maker.pem"
+    made = keys()
+    private.write_bytes(key_pem(made["ES256"]))
+    public.write_bytes(public_pem(made["ES256"]))
+    (tmp_path / "other.pem").write_bytes(public_pem(made["ES384"]))
+    return SigningKey(private)
+
+
+def test_a_signature_travels_with_its_package(
+    plain: Path, other: Path, maker: SigningKey, tmp_path: Path
+) -> None:
+    """And may be required before anything of the package is parsed."""
+    signed, trusted = Path(shutil.copytree(other, tmp_path / "signed")), tmp_path / "maker.pem"
+    sign_package(signed, maker)
+    packed(signed, "ota", tmp_path / "packs")
+    delta_of(plain, signed, tmp_path / "d")
+    for command in (("unpack", tmp_path / "packs"), ("apply", tmp_path / "d", "--to", plain)):
+        target = tmp_path / f"{command[0]}ed"
+        told = line_of(typed(*command, "-o", target, "--trusted", tmp_path / "other.pem"))
+        assert str(command[1]) in told and ".partial" not in told and not target.exists()
+        assert typed(*command, "-o", target, "--trusted", trusted).exit_code == 0
+        assert digests(target) == digests(signed)
+        told = line_of(typed(*command, "-o", target, "--trusted", tmp_path / "other.pem"))
+        assert str(target) in told and digests(target) == digests(signed)
+        open_package(target, Trust(trusted))
+
+
+def test_an_unsigned_package_is_not_put_where_a_signed_one_has_to_be(
+    plain: Path, other: Path, update: Path, maker: SigningKey, tmp_path: Path
+) -> None:
+    packed(other, "ota", tmp_path / "packs")
+    for command in (("unpack", tmp_path / "packs"), ("apply", update, "--to", plain)):
+        told = line_of(typed(*command, "-o", tmp_path / "x", "--trusted", tmp_path / "maker.pem"))
+        assert "is not signed" in told and not (tmp_path / "x").exists()
+
+
+def test_a_package_that_is_signed_anew_is_another(
+    plain: Path, maker: SigningKey, tmp_path: Path
+) -> None:
+    """Its manifest is the same. A device whose package has no signature gets one by a delta."""
+    device = Path(shutil.copytree(plain, tmp_path / "device"))
+    signed = Path(shutil.copytree(plain, tmp_path / "signed"))
+    sign_package(signed, maker)
+    packed(signed, "ota", tmp_path / "packs")
+    delta_of(plain, signed, tmp_path / "d")
+    assert not unpack(tmp_path / "packs", device).was_there
+    assert digests(device) == digests(signed)
+    shutil.rmtree(device)
+    shutil.copytree(plain, device)
+    assert not apply(tmp_path / "d", device, device).was_there
+    assert digests(device) == digests(signed)
 
 
 # Going on.

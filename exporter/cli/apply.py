@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import PLACE, json_option
+from exporter.cli.options import PLACE, json_option, trusted_option
 from exporter.cli.output import megabytes, show, show_json
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
@@ -18,8 +18,9 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @click.option(
     "-o", "--out", type=PLACE, required=True, help="Folder of the new package; may be that of --to."
 )
+@trusted_option
 @json_option
-def command(delta: Path, old: Path, out: Path, as_json: bool) -> None:
+def command(delta: Path, old: Path, out: Path, trusted: Path | None, as_json: bool) -> None:
     """Make the new package that the delta FILE is for, whole or not at all.
 
     Takes at most 64 MB of memory. After an interruption the same command goes on.
@@ -28,9 +29,11 @@ def command(delta: Path, old: Path, out: Path, as_json: bool) -> None:
     fourstep apply update.delta --to artifacts/shapes-flash/onnx-int8 -o artifacts/updated
     """
     from exporter.delivery.apply import apply
+    from exporter.trust.check import Trust
 
+    trust = Trust(trusted) if trusted else None
     try:
-        made = apply(delta, old, out, Progress(bar_on_terminal))
+        made = apply(delta, old, out, Progress(bar_on_terminal), trust)
     except CheckFailed as error:  # a damaged delta or package is the user's input here
         raise InputError(str(error)) from None
     end_of_bar()

@@ -17,7 +17,6 @@ from exporter.delivery.coding import Undecodable
 from exporter.delivery.container import DELTA, read_container
 from exporter.delivery.difference import Way, restored
 from exporter.delivery.index import (
-    OWN,
     ChangedFile,
     DeltaIndex,
     PartEntry,
@@ -25,18 +24,19 @@ from exporter.delivery.index import (
     entry_of,
     read_delta,
 )
-from exporter.delivery.place import entries_of, holds, refuse_inside
+from exporter.delivery.place import entries_of, holds, read_arrived, refuse_inside
 from exporter.delivery.write import READ_BYTES, clear, prune, resumed, synced, write_file
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import alone
 from exporter.files.read import reason_of
 from exporter.files.staging import refuse_place
 from exporter.package.check import check_file
-from exporter.package.manifest import FileEntry
+from exporter.package.manifest import FileEntry, Manifest
 from exporter.package.paths import confined
-from exporter.package.read import OWN_FILES, read_manifest
+from exporter.package.read import OWN_FILES
 from exporter.progress import Progress
 from exporter.runtime.package import Package, open_package
+from exporter.trust.check import Trust
 
 FETCH = "fetch the delta again"
 
@@ -65,11 +65,20 @@ class Applied:
     was_there: bool
 
 
-def apply(file: Path, old: Path, target: Path, progress: Progress | None = None) -> Applied:
+def apply(
+    file: Path,
+    old: Path,
+    target: Path,
+    progress: Progress | None = None,
+    trust: Trust | None = None,
+) -> Applied:
     """Make the new package that a delta is for in the folder ``target``, which may be ``old``.
 
     The same call goes on with what a killed one has begun. A package at ``target``, as it was
     written, is replaced when the new one is whole.
+
+    Args:
+        trust: whose signature the new package has to have; known before its manifest is parsed.
 
     Raises InputError for a file that is no delta, another base, or a target that holds anything
     else; CheckFailed for a damaged delta or package.
@@ -78,9 +87,9 @@ def apply(file: Path, old: Path, target: Path, progress: Progress | None = None)
     update = _opened(file, old)
     delta = update.delta
     with alone(target, say):
-        if holds(target, delta.new_sha256):
+        if holds(target, (entry_of(f) for f in delta.files if f.path in OWN_FILES)):
+            whole = entries_of(target, read_arrived(target, target, trust))
             clear(target)
-            whole = entries_of(target, read_manifest(target))
             return Applied(delta, sum(entry.bytes for entry in whole), True)
         package = open_package(old)
         if package.sha256 != delta.old_sha256:
@@ -92,7 +101,7 @@ def apply(file: Path, old: Path, target: Path, progress: Progress | None = None)
         if not in_place:
             refuse_inside(old, target)
         with resumed(target, f"{delta.old_sha256} {delta.new_sha256}") as folder:
-            size = _make(update, package, folder, in_place, say)
+            size = _make(update, package, folder, in_place, trust, say)
             synced()
     return Applied(delta, size, False)
 
@@ -112,39 +121,48 @@ def _opened(file: Path, old: Path) -> Update:
     return Update(delta, file, offsets, old)
 
 
-def _make(update: Update, package: Package, folder: Path, in_place: bool, say: Progress) -> int:
+def _make(
+    update: Update,
+    package: Package,
+    folder: Path,
+    in_place: bool,
+    trust: Trust | None,
+    say: Progress,
+) -> int:
     """Write the new package; returns its bytes."""
-    changed = {file.path: file for file in update.delta.files}
+    files = update.delta.files
     for path in sorted(_used(update.delta)):
         _check_old(package, path)
-    for path in (*changed,)[:OWN]:
-        _write(update, changed[path], folder)
-    entries = _entries(update, folder)
-    kept = [entry for entry in entries if entry.path not in changed]
-    size = sum(entry.bytes for entry in entries)
-    refuse_place(folder, sum(e.bytes for e in entries if not in_place or e.path in changed))
-    say.expect(len(entries))
-    prune(folder, {entry.path for entry in entries})
-    for file in (*changed.values(),)[OWN:]:
+    own = [file for file in files if file.path in OWN_FILES]
+    for file in own:
+        _write(update, file, folder)
+    listed = _listed(update, read_arrived(folder, update.file, trust))
+    changed = {file.path for file in files}
+    kept = [entry for path, entry in listed.items() if path not in changed]
+    new_bytes = sum(file.bytes for file in files)
+    kept_bytes = sum(entry.bytes for entry in kept)
+    refuse_place(folder, new_bytes + (0 if in_place else kept_bytes))
+    say.expect(len(files) + len(kept))
+    prune(folder, changed | listed.keys())
+    for file in files:
         _write(update, file, folder)
         say(f"{file.path} made")
     for entry in kept:
         _keep(update.old, entry, folder, in_place)
         say(f"{entry.path} kept")
-    return size
+    return new_bytes + kept_bytes
 
 
-def _entries(update: Update, folder: Path) -> tuple[FileEntry, ...]:
-    """Every file of the new package; raises CheckFailed where delta and manifest differ."""
-    changed = {file.path: entry_of(file) for file in update.delta.files}
-    listed = {entry.path: entry for entry in read_manifest(folder).all_files}
-    for path, entry in changed.items():
-        if path not in OWN_FILES and listed.get(path) != entry:
+def _listed(update: Update, manifest: Manifest) -> dict[str, FileEntry]:
+    """Files of the new manifest by path; raises CheckFailed where the delta differs from it."""
+    listed = {entry.path: entry for entry in manifest.all_files}
+    for file in update.delta.files:
+        if file.path not in OWN_FILES and listed.get(file.path) != entry_of(file):
             raise CheckFailed(
-                f"{update.file}: damaged: it and the package's manifest differ in '{path}'; {FETCH}"
+                f"{update.file}: damaged: it and the package's manifest differ in '{file.path}'; "
+                f"{FETCH}"
             )
-    own = (entry for path, entry in changed.items() if path in OWN_FILES)
-    return (*own, *listed.values())
+    return listed
 
 
 def _used(delta: DeltaIndex) -> set[str]:

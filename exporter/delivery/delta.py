@@ -16,12 +16,12 @@ from exporter.delivery.container import DELTA, write_container
 from exporter.delivery.difference import WAYS, Way, best_way, restored
 from exporter.delivery.index import (
     CHUNK_BYTES,
-    MOST_INDEX_BYTES,
     VERSION,
     ChangedFile,
     DeltaIndex,
     PartEntry,
     Piece,
+    refuse_own,
     to_json,
 )
 from exporter.delivery.match import OldChunks, OldRange, Run, base_of, gap_of, known_chunks, runs_of
@@ -33,7 +33,7 @@ from exporter.files.read import begins_with, read_bytes, reason_of
 from exporter.package.check import changed, check_file
 from exporter.package.manifest import FileEntry
 from exporter.package.paths import confined
-from exporter.package.read import DIGEST, MANIFEST
+from exporter.package.read import OWN_FILES, SIGNATURE
 from exporter.progress import Progress
 from exporter.runtime.package import Package
 
@@ -48,6 +48,9 @@ def write_delta(
     """
     say = progress or Progress()
     before, after = (entries_of(package.folder, package.manifest) for package in (old, new))
+    before = tuple(
+        entry for entry in before if entry.path != SIGNATURE
+    )  # a device may have another
     if not out.parent.is_dir():
         raise InputError(f"{out}: folder '{out.parent}' does not exist; make it or {ELSEWHERE}")
     for package in (old, new):
@@ -64,10 +67,11 @@ def write_delta(
         with resumed_beside(out, basis) as work:
             making = Making(old.folder, new.folder, known_chunks(old.folder, before), work)
             delta = making.delta(before, after, say)
-            text = to_json(delta)
-            if len(text) > MOST_INDEX_BYTES:
-                raise InputError(f"{new.folder}: has more tensors than a delta lists")
-            write_container(out, DELTA, text, making.stored)
+            try:
+                refuse_own(delta)
+            except ValueError as error:
+                raise InputError(f"{new.folder}: no delta can be made: {error}") from None
+            write_container(out, DELTA, to_json(delta), making.stored)
             say(f"{len(delta.pieces)} pieces for {len(delta.files)} files")
     return delta
 
@@ -103,7 +107,7 @@ class Making:
         bounds = tensor_bounds(self.new, after)
         files = []
         for entry in after:
-            if entry.path in (MANIFEST, DIGEST) or listed.get(entry.path) != entry:
+            if entry.path in OWN_FILES or listed.get(entry.path) != entry:
                 parts = tuple(self._parts(entry, bounds.get(entry.path, ())))
                 files.append(ChangedFile(entry.path, entry.bytes, entry.sha256, parts))
             say(f"{entry.path} {'changed' if listed.get(entry.path) != entry else 'as it was'}")

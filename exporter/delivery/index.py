@@ -19,13 +19,12 @@ from exporter.errors import CheckFailed
 from exporter.package.decode import decode
 from exporter.package.manifest import Count, Digest, FileEntry, Name
 from exporter.package.paths import RelativePath
-from exporter.package.read import DIGEST, MANIFEST
+from exporter.package.read import DIGEST, MANIFEST, OWN_FILES
 
 VERSION = "1.0"  # of both records
 MOST_INDEX_BYTES = 8 << 20  # as JSON; what 64 MB of memory can hold as records
-MOST_MANIFEST_BYTES = 4 << 20  # of the package's own
+MOST_OWN_BYTES = 2 << 20  # of the manifest, its digest, its signature
 CHUNK_BYTES = 4 << 20  # a longer tensor is several chunks
-OWN = 2  # files that lead: the manifest and its digest
 INLINE_BYTES = 256  # up to here a chunk stands in the index itself, in base64
 
 SELDOM = {
@@ -233,6 +232,16 @@ def read_delta(text: bytes, where: object) -> DeltaIndex:
     return delta
 
 
+def refuse_own(record: Index | DeltaIndex) -> None:
+    """Raise ValueError for a record that nobody would read."""
+    if len(to_json(record)) > MOST_INDEX_BYTES:
+        raise ValueError(f"more tensors than an index of {MOST_INDEX_BYTES >> 20} MiB lists")
+    if isinstance(record, Index):
+        _refuse(_problems_of_index(record))
+    else:
+        _refuse(_problems_of_delta(record))
+
+
 def _refuse(problems: Iterable[str]) -> None:
     for problem in problems:
         raise ValueError(problem)
@@ -282,14 +291,15 @@ def _problems_of_delta(delta: DeltaIndex) -> Iterator[str]:
 def _problems_of_files(
     files: Sequence[PackedFile] | Sequence[ChangedFile], manifest_sha256: str
 ) -> Iterator[str]:
-    """The manifest and its digest lead; no path is there twice, or is a folder of another."""
-    if [file.path for file in files[:OWN]] != [MANIFEST, DIGEST]:
+    """The manifest and its own files lead; no path is there twice, or is a folder of another."""
+    own = [file for file in files if file.path in OWN_FILES]
+    if [file.path for file in own[:2]] != [MANIFEST, DIGEST] or own != [*files[: len(own)]]:
         yield f"{MANIFEST} and {DIGEST} are not the first files"
-    elif files[0].sha256 != manifest_sha256:
+    elif own[0].sha256 != manifest_sha256:
         yield f"{MANIFEST} is not that of the package"
-    for file in files[:OWN]:
-        if file.bytes > MOST_MANIFEST_BYTES:
-            yield f"'{file.path}' is larger than {MOST_MANIFEST_BYTES >> 20} MiB"
+    for file in own:
+        if file.bytes > MOST_OWN_BYTES:
+            yield f"'{file.path}' is larger than {MOST_OWN_BYTES >> 20} MiB"
     # A disk may take two spellings for one name.
     spelled = Counter(file.path.casefold() for file in files)
     folders = {folder for path in spelled for folder in _folders_of(path)}

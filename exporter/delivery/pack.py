@@ -21,12 +21,12 @@ from exporter.delivery.container import ARCHIVE, write_container
 from exporter.delivery.held import ENDING, ENDINGS, INDEX, name_of, open_held
 from exporter.delivery.index import (
     INLINE_BYTES,
-    MOST_INDEX_BYTES,
     VERSION,
     Chunk,
     Coding,
     Index,
     PackedFile,
+    refuse_own,
     to_json,
 )
 from exporter.delivery.place import ELSEWHERE, entries_of, refuse_inside
@@ -91,7 +91,12 @@ def _cut(
         numbers = tuple(cutting.number_of(data) for _, data in pieces)
         files.append(PackedFile(entry.path, entry.bytes, entry.sha256, numbers))
         say(f"{entry.path} cut into {len(numbers)}")
-    return cutting.index(__version__, entries[0].sha256, tuple(files))
+    index = cutting.index(__version__, entries[0].sha256, tuple(files))
+    try:
+        refuse_own(index)
+    except ValueError as error:
+        raise InputError(f"{package.folder}: cannot be packed: {error}") from None
+    return index
 
 
 @dataclass
@@ -132,13 +137,7 @@ class Cutting:
                 VERSION, self.store.name, fourstep, name, backend, scheme, package_sha256,
                 tuple(self.packs), files, tuple(self.chunks),
             )  # fmt: skip
-            size = len(to_json(index))
-            if size > MOST_INDEX_BYTES:
-                raise InputError(
-                    f"{len(self.chunks):,} tensors, more than an index of "
-                    f"{MOST_INDEX_BYTES >> 20} MiB lists"
-                )
-            self._pack_for(size)
+            self._pack_for(len(to_json(index)))
             if len(self.packs) == len(index.packs):
                 return index
 

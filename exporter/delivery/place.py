@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from exporter.errors import CheckFailed, FourstepError, InputError
@@ -10,8 +11,9 @@ from exporter.files.read import file_digest, reason_of
 from exporter.package.check import check_file
 from exporter.package.manifest import FileEntry, Manifest
 from exporter.package.paths import confined
-from exporter.package.read import OWN_FILES, package_digest, read_manifest
+from exporter.package.read import MANIFEST, OWN_FILES, read_manifest
 from exporter.package.strays import unlisted
+from exporter.trust.check import Trust, check_signer
 
 ELSEWHERE = "choose another place with -o"
 
@@ -40,10 +42,11 @@ def own_entries(folder: Path) -> tuple[FileEntry, ...]:
         raise CheckFailed(f"{error.filename}: {said}; copy the package again") from None
 
 
-def holds(target: Path, package_sha256: str) -> bool:
-    """Whether a place holds this package, whole; False also where it may be replaced.
+def holds(target: Path, own: Iterable[FileEntry]) -> bool:
+    """Whether a place holds the package of these own files of a manifest, whole.
 
-    Raises InputError for a place that holds anything but a package as it was written.
+    False also where it may be replaced. Raises InputError for a place that holds anything but a
+    package as it was written.
     """
     if not os.path.lexists(target):
         return False
@@ -58,12 +61,30 @@ def holds(target: Path, package_sha256: str) -> bool:
             raise InputError(f"holds {path}, which is not of a package")
         for entry in manifest.all_files:
             check_file(target, entry)
-        return package_digest(target) == package_sha256
+        return own_entries(target) == tuple(own)
     except FourstepError as error:
         told = str(error).removeprefix(f"{target}{os.sep}")
         raise InputError(
             f"{target}: is no whole package: {told}; {ELSEWHERE}, or delete it"
         ) from None
+
+
+def read_arrived(folder: Path, source: Path, trust: Trust | None) -> Manifest:
+    """The manifest of a package whose other files are not there yet; raises CheckFailed.
+
+    Args:
+        source: what it came in, for messages.
+        trust: whose signature has to hold, for the digest of every file, before it is parsed.
+    """
+    try:
+        signed = None if trust is None else check_signer(folder, trust).digests
+        manifest = read_manifest(folder, None if signed is None else signed.get(MANIFEST, ""))
+    except CheckFailed as error:
+        raise CheckFailed(str(error).replace(str(folder), str(source))) from None
+    listed = {entry.path: entry.sha256 for entry in manifest.all_files}
+    if signed is not None and listed != {p: d for p, d in signed.items() if p not in OWN_FILES}:
+        raise CheckFailed(f"{source}: its package lists other files than were signed")
+    return manifest
 
 
 def refuse_inside(package: Path, out: Path) -> None:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.delivery.held import HeldPack, chunk_bytes, open_held
-from exporter.delivery.index import OWN, Index, PackedFile, entry_of
-from exporter.delivery.place import holds
+from exporter.delivery.index import Index, PackedFile, entry_of
+from exporter.delivery.place import holds, read_arrived
 from exporter.delivery.write import clear, prune, resumed, synced, write_file
 from exporter.errors import CheckFailed
 from exporter.files.lock import alone
 from exporter.files.staging import refuse_place
-from exporter.package.read import OWN_FILES, read_manifest
+from exporter.package.manifest import Manifest
+from exporter.package.read import OWN_FILES
 from exporter.progress import Progress
+from exporter.trust.check import Trust
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,15 @@ class Unpacked:
     was_there: bool
 
 
-def unpack(source: Path, target: Path, progress: Progress | None = None) -> Unpacked:
+def unpack(
+    source: Path, target: Path, progress: Progress | None = None, trust: Trust | None = None
+) -> Unpacked:
     """Write the package that a pack holds to the folder ``target``; the same call goes on with it.
 
     A package there, as it was written, is replaced when the new one is whole.
+
+    Args:
+        trust: whose signature the package has to have; known before its manifest is parsed.
 
     Raises InputError for a source that is no pack or a target that holds anything else; CheckFailed
     for a chunk that is missing or damaged, naming it.
@@ -37,17 +44,19 @@ def unpack(source: Path, target: Path, progress: Progress | None = None) -> Unpa
     held = open_held(source)
     index = held.index
     with alone(target, say):
-        if holds(target, index.package_sha256):
+        own = [entry_of(file) for file in index.files if file.path in OWN_FILES]
+        if holds(target, own):
+            read_arrived(target, target, trust)
             clear(target)
             return Unpacked(index, True)
         refuse_place(target, index.bytes)
         say.expect(len(index.files))
         with resumed(target, index.package_sha256) as folder:
             prune(folder, {file.path for file in index.files})
-            for file in index.files[:OWN]:
+            for file in index.files[: len(own)]:
                 _write(folder, held, file, say)
-            _compare(folder, index, source)
-            for file in index.files[OWN:]:
+            _compare(read_arrived(folder, source, trust), index, source)
+            for file in index.files[len(own) :]:
                 _write(folder, held, file, say)
             synced()
     return Unpacked(index, False)
@@ -68,10 +77,10 @@ def _content(held: HeldPack, file: PackedFile, offset: int) -> Iterator[bytes]:
         at += size
 
 
-def _compare(folder: Path, index: Index, source: Path) -> None:
+def _compare(manifest: Manifest, index: Index, source: Path) -> None:
     """Raise CheckFailed unless the index lists what the manifest lists: before the weights."""
-    listed = {entry.path: entry for entry in read_manifest(folder).all_files}
-    found = {f.path: entry_of(f) for f in index.files[OWN:] if f.path not in OWN_FILES}
+    listed = {entry.path: entry for entry in manifest.all_files}
+    found = {f.path: entry_of(f) for f in index.files if f.path not in OWN_FILES}
     for path in sorted(listed.keys() | found.keys()):
         if listed.get(path) != found.get(path):
             raise CheckFailed(

@@ -68,6 +68,13 @@ def check_trust(folder: Path, trust: Trust) -> Signed:
 
     Raises CheckFailed that names the file at fault, InputError for a file of trust that is none.
     """
+    signed = check_signer(folder, trust)
+    compare(folder, signed.digests)
+    return signed
+
+
+def check_signer(folder: Path, trust: Trust) -> Signed:
+    """Check the signature of a package alone, whose files may not be there yet; as above."""
     keys, certificates = _read_trust(trust)
     file = folder / SIGNATURE
     content = read_signature(folder)
@@ -85,9 +92,7 @@ def check_trust(folder: Path, trust: Trust) -> Signed:
         key, by, until = _known(signature, keys, file, trust), f"key {signature.hint[:16]}", None
     with panics_as(lambda said: CheckFailed(f"{file}: cannot be checked: {said}")):
         _check_signature(key, signature, file)
-    digests = digests_in(signature.payload, file)
-    compare(folder, digests)
-    return Signed(digests, by, until)
+    return Signed(digests_in(signature.payload, file), by, until)
 
 
 def signer_of(folder: Path) -> str | None:

@@ -24,18 +24,21 @@ from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.drawing.loop import Step
+from exporter.marking.key import MarkKey
 from exporter.network.cut import Cut
 from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.program.program import Program
 from exporter.quantize.formats import FORMATS, Rule, Scheme
 from exporter.quantize.schemes import load_scheme
-from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
 from exporter.runtime.package import Package, open_package
 from tests.tokens import token_in
 
 ROOT = Path(__file__).parent.parent
 SHAPES = ROOT / "artifacts" / "shapes-flash"
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
+AGREEMENT = "STABILITY AI COMMUNITY LICENSE AGREEMENT\n\nLast Updated: July 5, 2024\n"  # its head
+KEY_OF_MARKS = MarkKey(bytes(range(32)))
 SMALL = Cut(SIGMAS, 64, 48, t5=True, t5_tokens=24)
 
 
@@ -158,6 +161,33 @@ def tiny_recipe(tiny_folder: Path) -> Recipe:
 def tiny_package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int4 ONNX package of the tiny checkpoint. Copy it before damaging it."""
     (built,) = build(tiny_recipe, tmp_path_factory.mktemp("out"), ["onnx"], ["int4"])
+    return built.path
+
+
+@pytest.fixture(scope="session")
+def stability_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, as if its folder held Stability's agreement."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("stability") / "checkpoint"))
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE.md").write_text(AGREEMENT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stability(
+    stability_folder: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A marked ONNX package of it in int8, whose codes were chosen by a method."""
+    calibration = replace(tiny_recipe.calibration, prompts=("a red circle",), methods=("feedback",))
+    recipe = replace(
+        tiny_recipe,
+        name="stable",
+        checkpoint=str(stability_folder),
+        cut=replace(tiny_recipe.cut, t5=False, image_to_image=False),
+        mark=MarkChoice(0x1A2B3C4D, KEY_OF_MARKS),
+        calibration=calibration,
+    )
+    (built,) = build(recipe, tmp_path_factory.mktemp("out"), ["onnx"], ["int8"])
     return built.path
 
 

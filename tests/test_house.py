@@ -20,6 +20,7 @@ ROOMS = (
     "progress",
     "files",
     "package",
+    "bom",
     "credentials",
     "trust",
     "drawing",
@@ -45,6 +46,7 @@ ROOMS = (
 )
 TORCHLESS = (
     "exporter.package",
+    "exporter.bom",
     "exporter.credentials",
     "exporter.trust",
     "exporter.drawing",

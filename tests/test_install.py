@@ -38,5 +38,5 @@ def test_a_bare_install_draws(tiny_package: Path, tmp_path: Path) -> None:
     )
     assert refused.returncode == 2
     assert refused.stderr.strip() == (
-        "fourstep: torch is not installed: pip install 'fourstep[build]'"
+        "fourstep: cyclonedx-python-lib, torch is not installed: pip install 'fourstep[build]'"
     )

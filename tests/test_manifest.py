@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import CheckFailed, InputError
-from exporter.package.manifest import Guidance, to_json, version_of
+from exporter.package.manifest import Guidance, OriginEntry, to_json, version_of
 from exporter.package.read import digest_line, read_manifest, write_manifest
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT, seal
@@ -181,7 +182,9 @@ def test_guidance_is_read(package: Path, raw: dict[str, Any]) -> None:
     found = open_package(package).manifest
     assert found.schedule.guidance == Guidance(4.5, None)
     assert json.loads(to_json(found))["stages"][5]["negative_inputs"].keys() == CONDITIONS.keys()
-    assert version_of(found) == "4.1"
+    assert version_of(found) == "4.2"
+    origin = OriginEntry(found.origin.recipe_sha256, found.origin.checkpoint_sha256)
+    assert version_of(replace(found, bom="", origin=origin)) == "4.1"
 
 
 UNGUIDED: list[tuple[Change, str]] = [
@@ -238,6 +241,9 @@ PLACES = (
     "golden.tokens",
     "golden.noise",
     "origin.licence",
+    "origin.notice",
+    "origin.recipe",
+    "bom",
 )
 OUTSIDE = (
     "/etc/passwd", "../outside", "a/../../outside", "golden/..", "..", ".", "./LICENSE", "a//b",
@@ -250,12 +256,12 @@ OUTSIDE = (
 def test_every_path_is_relative_and_inside(
     package: Path, raw: dict[str, Any], place: str, path: str
 ) -> None:
-    if path == "" and place in ("golden.tokens", "golden.noise", "origin.licence"):
+    if path == "" and place in PLACES[PLACES.index("golden.tokens") :]:
         pytest.skip("says that there is none")
     put(place, path)(raw)
     seal(package, raw)
     with pytest.raises(
-        CheckFailed, match=r"manifest\.json: damaged: .*(path|entry|golden|licence)"
+        CheckFailed, match=r"manifest\.json: damaged: .*(path|entry|golden|origin|bom)"
     ):
         open_package(package)
 

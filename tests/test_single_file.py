@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from exporter.build.licence import licences_of
 from exporter.build.pipeline import build
-from exporter.build.write import licences_of
 from exporter.checkpoint.component import COMPONENTS, CheckpointRemark
 from exporter.checkpoint.configs import decisive
 from exporter.checkpoint.infer import only_guessed

@@ -496,13 +496,10 @@ def test_a_package_that_previews_with_it_says_so(built: dict[Ends, Path]) -> Non
     assert manifest.device.predicted_peak_bytes > alone
 
 
-def test_only_packages_that_have_it_are_of_a_later_format(
-    built: dict[Ends, Path], tiny_package: Path
-) -> None:
-    for package, version in ((tiny_package, "4.0"), *((p, "4.1") for p in built.values())):
+def test_only_packages_that_have_it_name_it(built: dict[Ends, Path], tiny_package: Path) -> None:
+    for package, has_one in ((tiny_package, False), *((p, True) for p in built.values())):
         manifest = json.loads((package / "manifest.json").read_text())
-        assert manifest["format_version"] == version
-        assert ("preview_graph" in manifest["picture"]) == (version == "4.1")
+        assert ("preview_graph" in manifest["picture"]) == has_one
 
 
 @pytest.mark.parametrize("keep", [False, True])

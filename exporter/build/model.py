@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.build import reference
+from exporter.build.licence import Licence, licence_of
 from exporter.build.negative import fixed_states, fold_negative
 from exporter.calibrate.store import (
     Calibration,
@@ -50,6 +51,11 @@ class Model:
     @property
     def schedule(self) -> Schedule:
         return self.recipe.schedule
+
+    @functools.cached_property
+    def licence(self) -> Licence:
+        """Of the checkpoint's weights; raises InputError as ``licence_of``."""
+        return licence_of(self.recipe, self.checkpoint)
 
     @functools.cached_property
     def unrounded(self) -> dict[str, QuantizedProgram]:

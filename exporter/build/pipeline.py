@@ -10,8 +10,10 @@ from pathlib import Path
 
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions
+from exporter.bom.licence import require_library
 from exporter.build import golden, resume, write
 from exporter.build.filter import PreparedFilter, prepared
+from exporter.build.licence import warn_of_missing
 from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model
 from exporter.calibrate.activations import rounder
 from exporter.calibrate.store import Calibration, kept
@@ -38,13 +40,18 @@ KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them before they 
 
 @dataclass(frozen=True)
 class Built:
-    """A finished package."""
+    """A finished package.
+
+    Attributes:
+        licence_id: of the weights, in SPDX's words; empty where it is not known.
+    """
 
     path: Path
     backend: str
     scheme: str
     bytes: int
     report: Report
+    licence_id: str = ""
 
 
 @fixed_threads()
@@ -55,12 +62,14 @@ def build(
     scheme_names: Sequence[str] = (),
     progress: Progress | None = None,
     statistics: Path | None = None,
+    calibrated: Sequence[str] = (),
 ) -> list[Built]:
     """Build one package per backend and scheme into ``out``/<backend>-<scheme>.
 
     Args:
         scheme_names: schemes, or files of plans; without any, those of the recipe.
         statistics: folder of calibration statistics, used again if they fit; ``out``/statistics.
+        calibrated: graphs to measure besides those that a scheme asks for.
 
     Packages that are there and whole, of the same recipe, checkpoint and tools, are kept. A build
     that was interrupted goes on with the graphs that it has finished.
@@ -71,6 +80,7 @@ def build(
     way nothing half-written stays.
     """
     progress = progress or Progress()
+    require_library("build")
     wanted = {
         name: tuple(scheme_names) or recipe.backend(name).schemes
         for name in backend_names or recipe.backends
@@ -85,15 +95,21 @@ def build(
     ]
     refuse_place(out, 0)
     with locked(out, progress):
-        return _build(recipe, pairs, out, statistics or out / STATISTICS, progress)
+        return _build(recipe, pairs, out, statistics or out / STATISTICS, progress, calibrated)
 
 
 def _build(
-    recipe: Recipe, asked: Sequence[_Asked], out: Path, statistics: Path, progress: Progress
+    recipe: Recipe,
+    asked: Sequence[_Asked],
+    out: Path,
+    statistics: Path,
+    progress: Progress,
+    calibrated: Sequence[str],
 ) -> list[Built]:
     """``build`` in a folder that nobody else writes to."""
     keep_bytes = KEEP_BYTES if recipe.prompts else 0
     model = trace_model(recipe, keep_bytes, progress)
+    warn_of_missing(model.licence, model.checkpoint)
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     jobs = _jobs(model, asked)
@@ -101,7 +117,8 @@ def _build(
         _refuse_unfit(job, model)
 
     # Resume: packages that are whole, and just what this build would make, are kept.
-    graphs = [g for g in model.programs if any(job.programs[g].methods for job in jobs)]
+    used = {g for job in jobs for g in model.programs if job.programs[g].methods}
+    graphs = [g for g in model.programs if g in used or g in calibrated]
     calibration = kept(statistics, model.provenance(graphs)) if graphs else None
     built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
@@ -300,7 +317,8 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
         write.write_log(job.target, folder, manifest, bases, report.to_json())
-    return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report)
+    name = manifest.origin.licence_id
+    return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name)
 
 
 def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> GraphEntry:
@@ -317,7 +335,8 @@ def _kept_package(job: _Job, basis: str) -> Built | None:
     if found is None:
         return None
     whole, report = found
-    return Built(job.target, job.backend.name, job.scheme.name, whole.manifest.bytes, report)
+    name = whole.manifest.origin.licence_id
+    return Built(job.target, job.backend.name, job.scheme.name, whole.manifest.bytes, report, name)
 
 
 def _expressible(model: Model, backend: Backend) -> dict[str, dict[str, QuantizedProgram]]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.backends.contract import Backend
-from exporter.build.write import Origin, licences_of, log_of, tools_of
+from exporter.build.licence import licence_of
+from exporter.build.write import Origin, log_of, tools_of
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
@@ -45,6 +46,7 @@ from exporter.runtime.verify import Report, check_files
 
 def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: Origin) -> str:
     """SHA-256 of everything that decides a package's bytes."""
+    licence = licence_of(recipe, checkpoint)
     facts = {
         "recipe": recipe.digest(backend.name),
         "backend": backend.name,
@@ -54,7 +56,8 @@ def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: O
         "statistics": origin.statistics_sha256,
         "plan": origin.plan_sha256,
         "sensitivities": origin.plan.details if origin.plan else None,
-        "licences": {n: file_digest(f) for n, f in licences_of(checkpoint).items()},
+        "licence": licence.id,
+        "licences": {n: file_digest(f) for n, f in licence.files.items()},
         "filter": origin.filter.sha256 if origin.filter else None,
         "tools": tools_of(backend),
         "code": [_code_digest(name) for name in (__name__, type(backend).__module__)],

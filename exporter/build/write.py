@@ -13,14 +13,18 @@ from torch import Tensor
 
 from exporter import __version__, backends
 from exporter.backends.contract import Backend, EmitOptions, MeasuredCosts
+from exporter.bom.check import SBOM
+from exporter.bom.evidence import evidence_in
+from exporter.bom.licence import LIBRARY, notice_text
+from exporter.bom.write import bill_of
 from exporter.build import golden
 from exporter.build.filter import PreparedFilter
 from exporter.build.golden import USUAL, Allowance, Drawing, Pictures
+from exporter.build.licence import NOTICE, Licence
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
-from exporter.checkpoint.open import Checkpoint
 from exporter.checkpoint.tokenizers import TokenizerFile
-from exporter.files.read import file_digest, parse_json
+from exporter.files.read import file_digest, parse_json, read_text
 from exporter.files.staging import write_whole
 from exporter.network.wiring import filter_stage, picture_of, stages
 from exporter.package.manifest import (
@@ -46,7 +50,7 @@ from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.plan import Plan
 
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ class Origin:
     def statistics_sha256(self) -> str:
         """Of the statistics that codes were chosen with; empty without any."""
         return self.calibration.sha256 if self.calibration and self.scheme.used_methods else ""
+
+    @property
+    def calibrated(self) -> tuple[str, ...]:
+        """The graphs that these statistics were measured on; none without any."""
+        used = self.calibration if self.statistics_sha256 else None
+        return used.provenance.graphs if used else ()
 
     @property
     def plan_sha256(self) -> str:
@@ -129,7 +139,9 @@ def fill(
     files += _write_tokenizers(folder, tokenizers)
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
-    licences = _copy_licences(model.checkpoint, folder)
+    files += _write_recipe(model, backend, folder)
+    licences = _copy_licences(model.licence, folder)
+    notice = _write_notice(model, backend, origin, folder)
     filters = write_filter(folder, origin.filter, graphs)
     manifest = Manifest(
         format_version=FIRST_VERSION,
@@ -137,7 +149,7 @@ def fill(
         backend=backend.name,
         scheme=origin.scheme.name,
         layout=recipe.layout,
-        origin=_origin_entry(model, backend, origin, licences),
+        origin=_origin_entry(model, backend, origin, licences, notice),
         schedule=model.schedule,
         picture=picture,
         noise=NoiseEntry(),
@@ -145,12 +157,13 @@ def fill(
         stages=(*stages(graphs, model.schedule.guidance), *(turn for _, turn in filters)),
         graphs=(*graphs, *(graph for graph, _ in filters)),
         golden=entry,
-        files=_describe(folder, [*files, *licences]),
+        files=_describe(folder, list(dict.fromkeys([*files, *licences, *notice]))),
         device=DeviceEntry(_peak_bytes(graphs, picture.preview_graph, backend.costs)),
         mark=recipe.mark.entry if recipe.mark else None,
         filter=origin.filter.entry if origin.filter else None,
     )
     manifest = replace(manifest, format_version=version_of(manifest))
+    manifest = _with_bill(folder, manifest)
     write_manifest(folder, manifest)
     return manifest
 
@@ -168,7 +181,11 @@ def write_filter(
 
 
 def _origin_entry(
-    model: Model, backend: Backend, origin: Origin, licences: Sequence[Path]
+    model: Model,
+    backend: Backend,
+    origin: Origin,
+    licences: Sequence[Path],
+    notice: Sequence[Path],
 ) -> OriginEntry:
     return OriginEntry(
         recipe_sha256=model.recipe.digest(backend.name),
@@ -179,6 +196,11 @@ def _origin_entry(
         tools=tools_of(backend),
         licence=licences[0].name if licences else "",
         loras=tuple(LoraEntry(lora.digest, lora.weight) for lora in model.checkpoint.loras),
+        licence_id=model.licence.id,
+        attribution=model.licence.attribution,
+        notice=NOTICE if notice else "",
+        recipe=RECIPE,
+        calibrated=origin.calibrated,
     )
 
 
@@ -266,34 +288,48 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
     return [folder / "plan.toml", folder / "plan.json"]
 
 
-def licences_of(checkpoint: Checkpoint) -> dict[str, Path]:
-    """The files that travel with the weights, by their names in a package.
-
-    Those of components from elsewhere too: under their own names, or with the component's where
-    another file is called the same.
-    """
-    found = {file.name: file for file in _licences_in(checkpoint.folder)}
-    for component, folder in sorted(checkpoint.beside.items()):
-        digests = {file_digest(file) for file in found.values()}
-        for file in _licences_in(folder):
-            if file_digest(file) not in digests:
-                other = f"{file.stem}-{component}{file.suffix}"
-                found[other if file.name in found else file.name] = file
-    return found
+def _copy_licences(licence: Licence, folder: Path) -> list[Path]:
+    return [Path(shutil.copyfile(file, folder / name)) for name, file in licence.files.items()]
 
 
-def _licences_in(folder: Path) -> list[Path]:
-    return sorted({f for pattern in LICENCES for f in folder.glob(pattern) if f.is_file()})
+def _write_notice(model: Model, backend: Backend, origin: Origin, folder: Path) -> list[Path]:
+    """What the licence wants handed on, after the checkpoint's own notice; nothing for none."""
+    if not model.licence.owed:
+        return []
+    place = folder / NOTICE
+    given = read_text(place) if place.is_file() else ""
+    merged = ", LoRAs were merged into it" if model.checkpoint.loras else ""
+    changes = (
+        f"The files of this package were made of that model by fourstep, and changed: it was cut "
+        f"into graphs for {backend.name}{merged}, and its weights are stored in the scheme "
+        f"{origin.scheme.name}."
+    )
+    text = notice_text(given, model.licence.owed, changes)
+    place.write_text(text, encoding="utf-8", newline="\n")
+    return [place]
 
 
-def _copy_licences(checkpoint: Checkpoint, folder: Path) -> list[Path]:
-    found = licences_of(checkpoint)
-    return [Path(shutil.copyfile(file, folder / name)) for name, file in found.items()]
+def _write_recipe(model: Model, backend: Backend, folder: Path) -> list[Path]:
+    """The recipe in its normal form, whose digest the manifest has."""
+    text = model.recipe.normal_form(backend.name)
+    (folder / RECIPE).write_text(text, encoding="utf-8", newline="\n")
+    return [folder / RECIPE]
+
+
+def _with_bill(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with a bill of materials of all that it lists, which is written."""
+    text = bill_of(manifest, evidence_in(folder, manifest))
+    (folder / SBOM).write_text(text, encoding="utf-8", newline="\n")
+    files = (*manifest.files, *_describe(folder, [folder / SBOM]))
+    listed = tuple(sorted(files, key=lambda entry: entry.path))
+    manifest = replace(manifest, files=listed, bom=SBOM)
+    return replace(manifest, format_version=version_of(manifest))
 
 
 def tools_of(backend: Backend) -> dict[str, str]:
     """Versions of fourstep, of a backend's own distribution, of what it builds and runs with."""
     distributions = {*backend.to_build.modules.values(), *backend.to_run.modules.values()}
     distributions |= {backends.distribution(backend.name)} - {"fourstep"}
+    distributions.add(LIBRARY)  # which writes the bill
     versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
     return {"fourstep": __version__, **versions}

@@ -27,7 +27,7 @@ from exporter.package.read import DIGEST, MANIFEST, SIGNATURE, digest_line, read
 from exporter.progress import Progress
 from exporter.runtime.package import Package
 
-BUNDLE, LICENCE = "bundle.json", "LICENSE"
+BUNDLE, LICENCE, NOTICE = "bundle.json", "LICENSE", "NOTICE"
 BUNDLE_VERSION = "1.0"
 LEFT_OUT = ("__pycache__", "node_modules")  # folders that tools leave among sources
 ELSEWHERE = "choose another place with -o"
@@ -115,6 +115,8 @@ def write_bundle(
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / place)
         _copy_package(package, target, entries, folder)
+        if package.manifest.origin.notice:
+            (folder / NOTICE).write_bytes(package.read(package.manifest.origin.notice))
         lost = not golden and (package.folder / SIGNATURE).is_file()
         told = f"; {SIGNATURE} left out: it is over the golden files too" if lost else ""
         say(f"{len(entries)} files of the package copied, and whole{told}")
@@ -131,8 +133,10 @@ def facts_of(manifest: Manifest, target: Target) -> dict[str, str]:
     pictures = manifest.golden.pictures
     peak_bytes = manifest.device.predicted_peak_bytes
     return {
+        "attribution": manifest.origin.attribution,
         "backend": manifest.backend,
         "height_px": str(manifest.picture.height_px),
+        "licences": _licences(manifest, target),
         "megabytes": f"{manifest.bytes / 1e6:,.1f}",
         "name": printable(manifest.name),
         "peak": "not known" if peak_bytes is None else f"about {peak_bytes / 1e6:,.0f} MB",
@@ -144,6 +148,21 @@ def facts_of(manifest: Manifest, target: Target) -> dict[str, str]:
         "version": __version__,
         "width_px": str(manifest.picture.width_px),
     }
+
+
+def _licences(manifest: Manifest, target: Target) -> str:
+    """What a README says of the weights' licence, and of what it wants shown."""
+    origin = manifest.origin
+    name = origin.licence_id or "a licence that the package does not name"
+    where = f", in `{target.place}/{origin.licence}`" if origin.licence else ""
+    lines = [f"`{LICENCE}` is the runtime's. The weights are under {name}{where}."]
+    if origin.attribution:
+        lines += [
+            f"**{origin.attribution}**",
+            "That line has to be seen where your users are: in a page, the interface or the "
+            f"documentation. `{NOTICE}` and the licence go along with whatever you make of this.",
+        ]
+    return "\n\n".join(lines)
 
 
 def filled(text: str, facts: Mapping[str, str]) -> str:

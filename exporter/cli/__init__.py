@@ -20,6 +20,7 @@ from exporter import __version__
 from exporter.cli import (
     apply,
     bench,
+    bom,
     build,
     bundle,
     credentials,
@@ -30,6 +31,7 @@ from exporter.cli import (
     mark,
     pack,
     plan,
+    rebuild,
     recipe,
     report,
     run,
@@ -46,8 +48,8 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, credentials, verify, sign, bundle, pack, unpack, delta, apply,
-    bench, inspect, mark, report, synth, doctor,
+    fetch, recipe, build, plan, run, credentials, verify, sign, bom, rebuild, bundle, pack, unpack,
+    delta, apply, bench, inspect, mark, report, synth, doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C

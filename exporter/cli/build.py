@@ -12,7 +12,7 @@ from exporter import backends
 from exporter.cli.options import PLACE, json_option, statistics_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
-from exporter.package.manifest import mark_words
+from exporter.package.manifest import licence_words, mark_words
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
@@ -60,7 +60,10 @@ def command(
     built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
     end_of_bar()
     mark = plan.mark.entry if plan.mark else None
-    told = {"mark": asdict(mark) if mark else None}
+    told = {
+        "mark": asdict(mark) if mark else None,
+        "licence": built[0].licence_id if built else "",
+    }
     rows = [
         {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes, **told}
         for b in built
@@ -73,3 +76,4 @@ def command(
         quality = f"{min(losses):.1f} dB from unquantized" if losses else "not verified"
         show(f"{b.path}  {megabytes(b.bytes)}  {quality}")
     show(mark_words(mark))
+    show(licence_words(built[0].licence_id))

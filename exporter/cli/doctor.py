@@ -10,7 +10,7 @@ import click
 
 from exporter import backends
 from exporter.cli.options import json_option
-from exporter.cli.output import show, show_json
+from exporter.cli.output import BUILD, show, show_json
 from exporter.errors import InputError
 
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
         {"name": "python", "version": platform.python_version(), "missing": [], "get": ""}
     ]
     rows += [{"name": n, "version": _version(n), "missing": [], "get": ""} for n in BASE]
-    build = backends.Requirement("fourstep[build]", {"torch": "torch"})
+    build = backends.Requirement("fourstep[build]", BUILD)
     rows.append(_row("build", build))
     for name in backends.names():
         try:

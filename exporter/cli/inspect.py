@@ -13,7 +13,7 @@ from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
-from exporter.package.manifest import Filter, Schedule, mark_words
+from exporter.package.manifest import Filter, Manifest, Schedule, licence_words, mark_words
 
 if TYPE_CHECKING:
     from exporter.checkpoint.open import Checkpoint
@@ -78,6 +78,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
     checked = "; verify --trusted KEY|CERT checks it"
     show(f"package: {f'signed by {signed_by}{checked}' if signed_by else 'not signed'}")
     show(f"  {mark_words(manifest.mark)}")
+    show("\n".join(f"  {line}" for line in _papers(manifest)))
     for lora in manifest.origin.loras:
         show(f"  LoRA {lora.sha256[:12]} merged at weight {lora.weight:g}")
     for graph in manifest.graphs:
@@ -88,6 +89,16 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         for remark in graph.remarks:
             show(f"    {remark}")
     show(_filter(manifest.filter))
+
+
+def _papers(manifest: Manifest) -> list[str]:
+    """What goes along with a package for those who answer for it."""
+    origin = manifest.origin
+    shown = f"; to be shown: {origin.attribution!r}" if origin.attribution else ""
+    lines = [f"{licence_words(origin.licence_id)}{shown}"]
+    named = {"bill of materials": manifest.bom, "recipe": origin.recipe, "notice": origin.notice}
+    found = ", ".join(f"{what} in {file}" for what, file in named.items() if file)
+    return [*lines, found] if found else lines
 
 
 def _filter(entry: Filter | None) -> str:

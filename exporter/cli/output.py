@@ -16,6 +16,7 @@ from exporter.errors import Remark, decoded, needs_extra, printable
 from exporter.progress import say
 
 BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
+BUILD = {"cyclonedx": "cyclonedx-python-lib", "torch": "torch"}  # distributions by module
 # The flag of each field that the library's errors speak of.
 FLAGS = {
     "background": "--background",
@@ -30,13 +31,17 @@ FLAGS = {
     "graphs": "--graph",
     "half": "--half",
     "image": "--image",
+    "loras": "--lora",
+    "mark_key": "--mark-key",
     "memory_bytes": "--memory",
     "metric": "--metric",
     "negative": "--negative",
     "out": "--out",
     "passphrase": "FOURSTEP_PASSPHRASE",
+    "places": "--part",
     "previews": "--previews",
     "prompts": "--prompts",
+    "recipe": "--recipe",
     "seed": "--seed",
     "strength": "--strength",
     "target": "--for",
@@ -76,7 +81,7 @@ def remarks_shown() -> Iterator[None]:
 
 
 def require_build() -> None:
-    absent = backends.missing({"torch": "torch"})
+    absent = backends.missing(BUILD)
     if absent:
         raise needs_extra("build", ", ".join(absent))
 

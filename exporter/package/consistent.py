@@ -83,6 +83,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
         "golden.tokens": golden.tokens,
         "golden.noise": golden.noise,
         "origin.licence": manifest.origin.licence,
+        "origin.notice": manifest.origin.notice,
+        "origin.recipe": manifest.origin.recipe,
+        "bom": manifest.bom,
     }
     named |= {field: path for field, path in optional.items() if path}
     for field, path in named.items():

@@ -143,6 +143,7 @@ def _strings() -> dict[str, str]:
         record["FileEntry"]["properties"]["sha256"]["pattern"]: "SHA-256",
         record["OriginEntry"]["properties"]["plan_sha256"]["pattern"]: 'SHA-256 or `""`',
         record["OriginEntry"]["properties"]["licence"]["pattern"]: 'path or `""`',
+        record["OriginEntry"]["properties"]["attribution"]["pattern"]: "plain line",
         record["GraphEntry"]["properties"]["name"]["pattern"]: "name",
         record["Manifest"]["properties"]["format_version"]["pattern"]: "`4.x`",
         record["MarkEntry"]["properties"]["payload"]["pattern"]: "8 hexadecimal digits",

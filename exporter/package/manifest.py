@@ -17,9 +17,10 @@ from msgspec import Meta
 
 from exporter.package.paths import OptionalPath, RelativePath
 
-FORMAT_VERSION = "4.1"  # the latest that is read; a package says the first that has its fields
+FORMAT_VERSION = "4.2"  # the latest that is read; a package says the first that has its fields
 FIRST_VERSION = "4.0"
 SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
+SINCE_4_2 = {"since": "4.2"}
 MOST = 2**53 - 1  # what every language's numbers hold
 MOST_PX = 1 << 14
 MOST_STEPS = 1000
@@ -32,6 +33,9 @@ Positive = Annotated[float, Meta(gt=0)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 OptionalDigest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", max_length=100)]
+
+# Characters that mean nothing in the languages that projects show it in: HTML, XML, Swift.
+Line = Annotated[str, Meta(pattern=r"^[A-Za-z0-9 .,;:()/+©-]*$(?!\n)", max_length=1000)]
 
 Runs = Literal[
     "once per prompt", "each step", "twice each step", "once", "for previews", "for the filter"
@@ -460,6 +464,13 @@ class OriginEntry:
         tools: versions of what built it.
         licence: the file of the weights' licence, or empty.
         loras: that were merged into the checkpoint, in order.
+        licence_id: of that licence: an identifier or an expression of SPDX; empty where it is not
+            known.
+        attribution: a line that the licence wants shown where people see the pictures; may be
+            empty.
+        notice: the file of what the licence wants handed on, or empty.
+        recipe: the file of the recipe as its digest has it, or empty.
+        calibrated: graphs that the statistics were measured on.
     """
 
     recipe_sha256: Digest
@@ -470,6 +481,11 @@ class OriginEntry:
     tools: dict[str, str] = field(default_factory=dict)
     licence: OptionalPath = ""
     loras: tuple[LoraEntry, ...] = field(default=(), metadata=SINCE_4_1)
+    licence_id: Annotated[str, Meta(max_length=1000)] = field(default="", metadata=SINCE_4_2)
+    attribution: Line = field(default="", metadata=SINCE_4_2)
+    notice: OptionalPath = field(default="", metadata=SINCE_4_2)
+    recipe: OptionalPath = field(default="", metadata=SINCE_4_2)
+    calibrated: tuple[str, ...] = field(default=(), metadata=SINCE_4_2)
 
 
 @dataclass(frozen=True)
@@ -522,6 +538,7 @@ class Manifest:
         device: what a device needs.
         mark: in every picture, or nothing.
         filter: what every picture has to pass, or nothing.
+        bom: the file of its bill of materials, a CycloneDX ML-BOM, or empty.
     """
 
     format_version: Annotated[str, Meta(pattern=r"^4\.[0-9]{1,4}$(?!\n)")]
@@ -541,6 +558,7 @@ class Manifest:
     device: DeviceEntry
     mark: MarkEntry | None = field(default=None, metadata=SINCE_4_1)
     filter: Filter | None = field(default=None, metadata=SINCE_4_1)
+    bom: OptionalPath = field(default="", metadata=SINCE_4_2)
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""
@@ -576,6 +594,13 @@ def mark_words(mark: MarkEntry | None) -> str:
     if mark is None:
         return "pictures are not marked"
     return f"pictures are marked: payload {mark.payload}, key {mark.key_id}, scheme {mark.scheme}"
+
+
+def licence_words(identifier: str) -> str:
+    """What is said of the weights' licence, or of none."""
+    if identifier:
+        return f"licence of the weights: {identifier}"
+    return "licence of the weights: not known; a recipe names it as licence in [model]"
 
 
 def to_json(manifest: Manifest) -> str:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 
 from exporter import backends
+from exporter.bom.licence import parse as parse_licence
+from exporter.bom.licence import require_library
 from exporter.checkpoint.component import PARTS
 from exporter.checkpoint.hub import names_a_path
 from exporter.checkpoint.lora import Lora
@@ -63,6 +65,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "config",
         "tiny_decoder",
         "tiny_encoder",
+        "licence",
     ),
     "schedule": ("mode", "sigmas", "guidance", "negative_prompt"),
     "image": ("width_px", "height_px", "image_to_image", "decoder", "encoder", "previews"),
@@ -164,6 +167,7 @@ class Recipe:
             depends on it.
         mark: in every decoder, or None.
         filter: a classifier that pictures have to pass, or None.
+        licence: of the weights, in SPDX's words, where the checkpoint does not say it.
     """
 
     name: str
@@ -193,6 +197,7 @@ class Recipe:
     guidance: Guidance | None = None
     mark: MarkChoice | None = None
     filter: FilterChoice | None = None
+    licence: str | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -219,6 +224,10 @@ class Recipe:
 
     def digest(self, backend: str) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
+        return hashlib.sha256(self.normal_form(backend).encode()).hexdigest()
+
+    def normal_form(self, backend: str) -> str:
+        """The JSON text that ``digest`` is of, as packages hold it; ``recipe.again`` reads it."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=(), mark=None))
         for key in ("revision", "variant", "parts", "tokenizers", "config", "tiny"):
             del decisive[key]
@@ -241,8 +250,10 @@ class Recipe:
         chosen = dict(self.backend(backend).choices)
         if chosen.get("target") == "native":  # as before there was another
             del chosen["target"]
+        if self.licence is None:
+            del decisive["licence"]
         decisive["options"] = chosen
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return json.dumps(decisive, sort_keys=True)
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -323,8 +334,18 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         loras=_loras(raw.get("lora", []), file.parent),
         mark=_mark(get) if "mark" in raw else None,
         filter=_filter(get, raw.get("filter")),
+        licence=_licence(get),
     )
     return recipe.with_guidance(_guidance(get))
+
+
+def _licence(get: _Getter) -> str | None:
+    """The licence of ``[model]``, as SPDX spells it; raises InputError."""
+    given = get.value("model", "licence", str, None)
+    if given is None:
+        return None
+    require_library("build")
+    return parse_licence(given, "[model] licence")
 
 
 def _filter(get: _Getter, table: Mapping[str, Any] | None) -> FilterChoice | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from exporter import backends
 from exporter.backends.contract import SessionOptions
+from exporter.bom.check import disagreements
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
 from exporter.package.manifest import Golden
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
@@ -105,6 +106,7 @@ def verify(
     found = unlisted(package.folder, manifest)
     failures = [
         *(f"{path}: not listed in the manifest; delete it" for path in found.strays),
+        *_failures_of_bill(package),
         *(vector.what for vector in vectors if not vector.same),
         *_failures(package, graphs, images),
     ]
@@ -127,6 +129,12 @@ def check_files(package: Package, progress: Progress = lambda line: None) -> int
             pass
     progress(f"{len(files)} files whole")
     return len(files)
+
+
+def _failures_of_bill(package: Package) -> list[str]:
+    """In what the package's bill of materials is not of this package; nothing without one."""
+    manifest = package.manifest
+    return disagreements(package.read(manifest.bom), manifest) if manifest.bom else []
 
 
 def _failures(

@@ -16,6 +16,7 @@ from exporter.package.manifest import Manifest
 PACK_BYTES = 1_500_000_000  # of Google Play, and of all packs that are not there at installation:
 PACKS_BYTES = 4_000_000_000
 ASSETS = "src/main/assets/package"  # in the folder of a pack
+STRINGS = "app/src/main/res/values/strings.xml"
 FIRST = "fourstep_package"  # the pack of all that is not a graph
 REMEDY = "build with a scheme of fewer bits, or cut: most_file_bytes, denoiser_parts in [build]"
 PACK = """plugins {
@@ -81,6 +82,7 @@ TARGET: Final = Target(
     title="Android, in Java and Kotlin",
     backends=("onnx",),
     place=f"{FIRST}/{ASSETS}",
+    filled=("README.md", STRINGS),
     shared={"unicode.bin": "fourstep/src/main/resources/dev/fourstep/unicode.bin"},
     limit=FileLimit(PACK_BYTES, "an asset pack of Google Play", REMEDY),
     moved=moved,

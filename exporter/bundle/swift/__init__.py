@@ -12,6 +12,7 @@ TARGET: Final = Target(
     name="swift",
     title="Swift",
     backends=("coreml",),
+    filled=("README.md", "Sample/DrawingView.swift"),
     shared={"unicode.bin": "Sources/Fourstep/unicode.bin"},
     limit=FileLimit(APP_BYTES, "an app of the App Store", "build with a scheme of fewer bits"),
 )

@@ -29,6 +29,7 @@ TARGET: Final = Target(
     name="web",
     title="a page for browsers",
     backends=("onnx",),
+    filled=("README.md", "index.html"),
     shared={"unicode.bin": "runtime/unicode.bin"},
     engine=EngineFiles(
         title=f"onnxruntime-web {VERSION}",

@@ -10,6 +10,8 @@ struct DrawingView: View {
     @State private var status = ""
     @State private var drawing: Task<Void, Never>?
     @State private var player: Player?
+    /// What the weights' licence wants shown where people see pictures; may be empty.
+    private let attribution = "{{attribution}}"
 
     var body: some View {
         VStack(spacing: 16) {
@@ -26,6 +28,8 @@ struct DrawingView: View {
                     .scaledToFit()
             }
             Spacer()
+            Text(verbatim: attribution)
+                .font(.footnote)
         }
         .padding()
     }

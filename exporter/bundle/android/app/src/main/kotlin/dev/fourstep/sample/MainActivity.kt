@@ -44,10 +44,11 @@ class MainActivity : Activity() {
             setText(R.string.draw)
             setOnClickListener { drawOrCancel() }
         }
+        val attribution = TextView(this).apply { setText(R.string.attribution) }
         val page = LinearLayout(this).apply {
             orientation = LinearLayout.VERTICAL
             fitsSystemWindows = true
-            listOf(prompt, button, status, picture).forEach(::addView)
+            listOf(prompt, button, status, picture, attribution).forEach(::addView)
         }
         setContentView(page)
     }

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from exporter.cli import main
 from exporter.delivery import bounds, coding, container, difference, held, index
+from exporter.delivery import delta as making
 from exporter.delivery import pack as packing
 from exporter.delivery import unpack as unpacking
 from exporter.delivery.apply import apply
@@ -809,6 +810,48 @@ def test_an_unfinished_package_of_another_is_not_gone_on_with(
     monkeypatch.undo()
     unpack(packs, tmp_path / "package")
     assert digests(tmp_path / "package") == digests(plain)
+
+
+def test_links_in_an_unfinished_package_lead_nowhere(
+    packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write beside the target cannot make it write elsewhere."""
+    monkeypatch.setattr(unpacking, "synced", lambda: (_ for _ in ()).throw(SystemExit(143)))
+    with pytest.raises(SystemExit):
+        unpack(packs, tmp_path / "package")
+    monkeypatch.undo()
+    elsewhere, partial = tmp_path / "elsewhere", tmp_path / ".package.partial"
+    elsewhere.mkdir()
+    shutil.rmtree(partial / "graphs")
+    (partial / "graphs").symlink_to(elsewhere)
+    (partial / "LICENSE").unlink()
+    (partial / "LICENSE").symlink_to(elsewhere / "licence")
+    unpack(packs, tmp_path / "package")
+    assert alone(elsewhere) == []
+    assert not any(place.is_symlink() for place in (tmp_path / "package").rglob("*"))
+
+
+def test_a_delta_goes_on_with_what_is_there(
+    plain: Path, other: Path, update: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces that a killed run has written are not tried again."""
+    calls: list[int] = []
+
+    def counted(data: bytes, base: bytes) -> Any:
+        calls.append(len(data))
+        if len(calls) == 3 and stops:
+            raise SystemExit(143)
+        return difference.best_way(data, base)
+
+    monkeypatch.setattr(making, "best_way", counted)
+    stops = True
+    with pytest.raises(SystemExit):
+        delta_of(plain, other, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+    stops, pieces = False, len(delta_of(plain, other, tmp_path / "d").pieces)
+    assert pieces >= 3 and len(calls) - 3 == pieces - 2
+    assert (tmp_path / "d").read_bytes() == update.read_bytes()
+    assert alone(tmp_path) == ["d"]
 
 
 WHATS = ("pack", "archive", "unpack", "delta", "apply", "in-place")

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from exporter.delivery.coding import (
+    LEVEL,
     PAYS,
+    THOROUGH,
     Undecodable,
     added,
     compress,
@@ -46,13 +48,15 @@ WAYS = (
 )
 
 
-def stored_as(way: Way, data: bytes, base: bytes) -> bytes:
+def stored_as(way: Way, data: bytes, base: bytes, level: int = THOROUGH) -> bytes:
     """Bytes as they are stored."""
     if way.coding == "raw":
         return data
     if way.coding == "difference":
-        return compress(subtracted(data, base, way.stride))
-    return compress(data, base if way.coding == "patch" else b"")
+        return compress(subtracted(data, base, way.stride), level=level)
+    if way.coding == "patch":
+        return compress(data, base, level)
+    return compress(data)
 
 
 def restored(way: Way, stored: bytes, size_bytes: int, base: bytes) -> bytes:
@@ -68,12 +72,10 @@ def restored(way: Way, stored: bytes, size_bytes: int, base: bytes) -> bytes:
 
 def best_way(data: bytes, base: bytes) -> tuple[Way, bytes]:
     """The way that makes a piece shortest, and the piece as it is stored."""
-    ways = list(_possible(data, base))
-    if len(data) > SAMPLE_BYTES and len(ways) > 1:
-        sample = data[:SAMPLE_BYTES]
-        ways = [min(ways, key=lambda way: len(stored_as(way, sample, _base(way, base))))]
-    made = [(way, stored_as(way, data, base)) for way in ways]
-    way, stored = min(made, key=lambda pair: len(pair[1]))
+    sample = data[:SAMPLE_BYTES]
+    ways = _possible(data, base)
+    way = min(ways, key=lambda way: len(stored_as(way, sample, _base(way, base), LEVEL)))
+    stored = stored_as(way, data, base)
     return (way, stored) if len(stored) < PAYS * len(data) else (Way("raw"), data)
 
 

@@ -27,6 +27,7 @@ from exporter.files.staging import (
     unwritable,
     write_whole,
 )
+from exporter.files.stop import tell_wish
 from exporter.package.manifest import FileEntry
 
 READ_BYTES = 1 << 20
@@ -60,6 +61,7 @@ def resumed_beside(file: Path, basis: str) -> Iterator[Path]:
         clear(file)
         raise unwritable(file, error) from None
     except Exception:
+        tell_wish()
         clear(file)
         raise
     clear(file)
@@ -122,11 +124,11 @@ def _written(file: Path, entry: FileEntry, content: From, keep: bool) -> bool:
 
 
 def prune(folder: Path, paths: Collection[str]) -> None:
-    """Remove every file of a folder that is not among ``paths``, and folders without one."""
+    """Remove every link in a folder, every file not among ``paths``, and folders without one."""
     kept = {parent for path in paths for parent in Path(path).parents}
     for place in sorted(folder.rglob("*"), reverse=True):
         path = place.relative_to(folder)
-        if path.as_posix() not in paths and path not in kept:
+        if place.is_symlink() or (path.as_posix() not in paths and path not in kept):
             remove(place)
 
 

@@ -1046,7 +1046,7 @@ def test_elsewhere_the_evaluator_runs(
 
 def session_error(package: Path, options: SessionOptions) -> float:
     """How far a session is from the evaluator."""
-    found = session_module.open_graph(package, options)(IDS)
+    found = session_module.open_graph(package, {}, options)(IDS)
     return max(relative_error(found[n], v) for n, v in open_program(package)(IDS).items())
 
 

@@ -759,13 +759,13 @@ def test_activations_are_calibrated_in_the_units_of_the_methods(
     """Of the calls that roundings are chosen on, the last steps' end in the model's own latents."""
     seen: list[Sequence[Mapping[str, np.ndarray]]] = []
 
-    def rounder(
+    def ranges_of(
         programs: object, read: object, calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]]
     ) -> None:
         seen.append(calls("denoiser"))
         raise InputError("seen enough")
 
-    monkeypatch.setattr("exporter.build.pipeline.rounder", rounder)
+    monkeypatch.setattr("exporter.build.pipeline.ranges_of", ranges_of)
     recipe, scheme = replace(plant.recipe, prompts=()), [str(plant.file)]
     with pytest.raises(InputError, match="seen enough"):
         build(recipe, tmp_path, ["onnx"], scheme, statistics=plant.statistics)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from exporter.package.consistent import WEIGHTS as WEIGHTS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -200,3 +202,24 @@ class Filtering(Protocol):
 
     def read_classifier(self, entry: Path) -> Classifier:
         """What is on the disk; raises InputError for what is no such graph."""
+
+
+@runtime_checkable
+class Sizing(Protocol):
+    """What a backend has besides whose graphs of several sizes share their weights."""
+
+    def emit_sizes(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> dict[str, Emitted]:
+        """Write the graphs of one name for several sizes into a folder, each weight once.
+
+        Args:
+            programs: by what their files are to be called; the first is called as ``emit`` does it.
+
+        Files of what was emitted for a further size are all that it needs, those that it shares
+        among them. Each computes what ``emit`` of its program alone computes, to the last bit.
+        """

@@ -52,10 +52,11 @@ STATUS = ("VmHWM", "RssAnon")  # of /proc/<process>/status: peak resident, anony
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture to draw."""
+    """A picture to draw; ``size``: one of the package's, or empty for its first."""
 
     prompt: str
     seed: int
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,8 @@ def draw(
     seconds: list[float] = []
 
     def first() -> Player:
-        player = clock.watch(open_package(package).player(options, keep))
+        sized = {"size": size} if (size := asked[0].size) else {}
+        player = clock.watch(open_package(package).player(options, keep, **sized))
         _draw(player, asked[:1], 0, place)
         return player
 

@@ -34,6 +34,7 @@ from exporter.drawing.vectors import noise_vectors, token_vectors
 from exporter.package.manifest import Golden, GoldenEntry, Guidance, Schedule, Tolerance
 from exporter.package.measures import relative_error
 from exporter.package.preview import Preview
+from exporter.package.sizes import PictureSize
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.rounded import asked
 from exporter.recipe.recipe import Recipe
@@ -212,19 +213,85 @@ def write(
     noise.write_bytes(save(noise_vectors()))
     pictures, files = [], [tokens, noise]
     for i, (drawing, plain) in enumerate(zip(drawn.quantized, drawn.plain, strict=True)):
-        entry = Golden(
-            prompt=drawing.image.request.prompt,
-            seed=drawing.image.request.seed,
-            image=f"golden/{i}.png",
-            unquantized=f"golden/{i}-unquantized.png",
-            tensors=f"golden/{i}.safetensors",
-        )
-        Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
-        Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
-        (folder / entry.tensors).write_bytes(save(_tensors(drawing, plain, preview)))
+        entry = _entry(drawing, f"golden/{i}")
         pictures.append(entry)
-        files += [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
+        files += _write_picture(folder, entry, drawing, plain, _tensors(drawing, plain, preview))
     return GoldenEntry(tuple(pictures), "golden/tokens.json", "golden/noise.safetensors"), files
+
+
+def write_sized(
+    folder: Path,
+    first: Pictures,
+    sized: Mapping[PictureSize, Pictures],
+    preview: Preview | None,
+) -> tuple[dict[PictureSize, tuple[Golden, ...]], list[Path]]:
+    """Write the pictures of further sizes into ``folder``/golden/<size>; returns what is there.
+
+    Tensors that are those of the first size's picture of the same prompt are left out.
+    """
+    found: dict[PictureSize, tuple[Golden, ...]] = {}
+    files: list[Path] = []
+    for size, drawn in sized.items():
+        (folder / "golden" / str(size)).mkdir()
+        entries = []
+        for i, (drawing, plain) in enumerate(zip(drawn.quantized, drawn.plain, strict=True)):
+            known = _tensors(first.quantized[i], first.plain[i], preview)
+            own, same = _own(_tensors(drawing, plain, preview), known)
+            entry = _entry(drawing, f"golden/{size}/{i}")
+            entry = replace(entry, like=f"golden/{i}.safetensors", same=same)
+            entries.append(entry)
+            files += _write_picture(folder, entry, drawing, plain, own)
+        found[size] = tuple(entries)
+    return found, files
+
+
+def _own(
+    tensors: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Of tensors those that are not as ``known`` has them, each once; and who is the same as whom.
+
+    A decoder's picture is the encoder's input, a step's latent what the next one reads.
+    """
+    own: dict[str, np.ndarray] = {}
+    same: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for name, value in tensors.items():
+        if name in known and _identity(value) == _identity(known[name]):
+            continue
+        place = first.setdefault(_identity(value), name)
+        if place == name:
+            own[name] = value
+        else:
+            same[name] = place
+    return own, same
+
+
+def _identity(value: np.ndarray) -> object:
+    return str(value.dtype), value.shape, value.tobytes()
+
+
+def _entry(drawing: Drawing, place: str) -> Golden:
+    request = drawing.image.request
+    return Golden(
+        prompt=request.prompt,
+        seed=request.seed,
+        image=f"{place}.png",
+        unquantized=f"{place}-unquantized.png",
+        tensors=f"{place}.safetensors",
+    )
+
+
+def _write_picture(
+    folder: Path,
+    entry: Golden,
+    drawing: Drawing,
+    plain: Drawing,
+    tensors: Mapping[str, np.ndarray],
+) -> list[Path]:
+    Picture.fromarray(drawing.image.pixels).save(folder / entry.image)
+    Picture.fromarray(plain.image.pixels).save(folder / entry.unquantized)
+    (folder / entry.tensors).write_bytes(save(dict(tensors)))
+    return [folder / entry.image, folder / entry.unquantized, folder / entry.tensors]
 
 
 def _tensors(drawing: Drawing, plain: Drawing, preview: Preview | None) -> dict[str, np.ndarray]:

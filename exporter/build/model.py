@@ -26,10 +26,13 @@ from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tiny import NAME, open_tiny
 from exporter.checkpoint.tokenizers import TokenizerFile, tokenizer_files
 from exporter.errors import InputError
+from exporter.network import denoiser
 from exporter.network.assemble import components_of, cut_graphs
 from exporter.network.cut import Cut
+from exporter.network.wiring import Ported
 from exporter.package.manifest import Schedule
-from exporter.package.names import ENCODERS
+from exporter.package.names import ENCODERS, graph_of
+from exporter.package.sizes import PictureSize
 from exporter.program.program import Program
 from exporter.program.trace import trace
 from exporter.progress import Progress
@@ -40,7 +43,11 @@ from exporter.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint cut into traced programs, without weights in memory."""
+    """A checkpoint cut into traced programs, without weights in memory.
+
+    Attributes:
+        recipe: for the size of ``programs`` first; its further sizes are models of their own.
+    """
 
     recipe: Recipe
     checkpoint: Checkpoint
@@ -133,6 +140,7 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
 
     # Graphs and trace: operators and shapes, no weights in memory.
     programs = {}
+    refuse_sizes(checkpoint, recipe)
     graphs = cut_graphs(checkpoint, recipe.cut, recipe.mark.tile if recipe.mark else None)
     progress.expect(len(graphs))
     for graph in graphs:
@@ -144,6 +152,56 @@ def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
         states = fixed_states(checkpoint, programs, encoders, recipe.guidance.negative_prompt)
         programs["conditioner"] = fold_negative(programs["conditioner"], states)
     return Model(recipe, checkpoint, programs, tokenizers, weights)
+
+
+def trace_sizes(model: Model, progress: Progress) -> dict[PictureSize, Model]:
+    """A model for each size of its recipe, and for the size that layers are measured at.
+
+    What does not depend on the size is the first one's.
+    """
+    recipe = model.recipe
+    sizes = dict.fromkeys((*recipe.sizes, recipe.calibrated_size))
+    return {size: _resized(model, size, progress) for size in sizes}
+
+
+def refuse_sizes(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise InputError for a size of the recipe that the network cannot draw."""
+    config = denoiser.read_config(checkpoint.component("transformer"))
+    places = dict.fromkeys(recipe.further_sizes and recipe.sizes, "[image] sizes")
+    if recipe.calibration.size is not None:
+        places.setdefault(recipe.calibration.size, "[calibration] size")
+    for size, where in places.items():
+        try:
+            denoiser.latent_size(config, recipe.at(size).cut)
+        except InputError as error:
+            said = str(error).removeprefix("[image] ")
+            raise InputError(f"{where}: {size}: {said}") from None
+
+
+def _resized(model: Model, size: PictureSize, progress: Progress) -> Model:
+    """The model of another size; itself for its own."""
+    recipe = model.recipe.at(size)
+    if size == model.recipe.sizes[0]:
+        return model
+    tile = recipe.mark.tile if recipe.mark else None
+    programs = dict(model.programs)
+    for graph in cut_graphs(model.checkpoint, recipe.cut, tile):
+        first = model.programs[graph.name]
+        if depends_on_size(first, graph):
+            progress.expect(1)
+            progress(f"trace {graph.name} at {size}")
+            programs[graph.name] = trace(graph)
+    return replace(model, recipe=recipe, programs=programs)
+
+
+def depends_on_size(graph: Ported, other: Ported) -> bool:
+    """Whether a graph of one size is another at a size where it is ``other``.
+
+    What takes or gives a latent or a picture is; what does neither meets no size.
+    """
+    if graph_of(graph.name) in (*ENCODERS, "conditioner"):
+        return False
+    return (graph.inputs, graph.outputs) != (other.inputs, other.outputs)
 
 
 def with_tiny(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:

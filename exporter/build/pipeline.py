@@ -5,25 +5,26 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter import backends
-from exporter.backends.contract import Backend, EmitOptions
+from exporter.backends.contract import Backend, EmitOptions, Sizing
 from exporter.bom.licence import require_library
 from exporter.build import golden, resume, write
 from exporter.build.filter import PreparedFilter, prepared
 from exporter.build.licence import warn_of_missing
-from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model
-from exporter.calibrate.activations import rounder
+from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model, trace_sizes
+from exporter.calibrate.activations import ranges_of, rounded_by
 from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
 from exporter.files.staging import refuse_place
-from exporter.package.manifest import GraphEntry
 from exporter.package.names import graph_of
+from exporter.package.sizes import PictureSize
 from exporter.predict.fit import limits_of, refuse_too_large
+from exporter.program.program import Program
 from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
 from exporter.quantize.formats import Scheme
@@ -35,7 +36,10 @@ from exporter.runtime.package import open_package
 from exporter.runtime.verify import Report, check_files, lines_to_verify, verify
 
 STATISTICS = "statistics"  # the folder beside packages
-KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them before they are emitted
+KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them or sizes share them
+SIZED_PICTURES = 1  # golden ones of each further size
+NODE_BYTES = 1000  # of a graph's files, for each operator; more than any backend takes
+Models = Mapping[PictureSize, Model]  # the first of pictures' sizes first
 
 
 @dataclass(frozen=True)
@@ -107,23 +111,25 @@ def _build(
     calibrated: Sequence[str],
 ) -> list[Built]:
     """``build`` in a folder that nobody else writes to."""
-    keep_bytes = KEEP_BYTES if recipe.prompts else 0
+    keep_bytes = KEEP_BYTES if recipe.prompts or recipe.further_sizes else 0
     model = trace_model(recipe, keep_bytes, progress)
     warn_of_missing(model.licence, model.checkpoint)
+    models = trace_sizes(model, progress)
+    measured = models[recipe.calibrated_size]
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
-    jobs = _jobs(model, asked)
+    jobs = _jobs(models, asked)
     for job in jobs:
-        _refuse_unfit(job, model)
+        _refuse_unfit(job, models)
 
     # Resume: packages that are whole, and just what this build would make, are kept.
     used = {g for job in jobs for g in model.programs if job.programs[g].methods}
     graphs = [g for g in model.programs if g in used or g in calibrated]
-    calibration = kept(statistics, model.provenance(graphs)) if graphs else None
+    calibration = kept(statistics, measured.provenance(graphs)) if graphs else None
     built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
     left = [job for job in jobs if built[job] is None]
     measures = calibration is None and any(job.scheme.used_methods for job in left)
-    progress.expect(_lines(jobs, left, len(recipe.prompts)))
+    progress.expect(_lines(jobs, left, recipe))
     progress.expect(lines_to_calibrate(graphs) if measures else 0)
     for job in jobs:
         if job not in left:
@@ -132,19 +138,19 @@ def _build(
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
     if measures:
-        calibration = calibrate(model, graphs, statistics, progress)
+        calibration = calibrate(measured, graphs, statistics, progress)
     weights = Weights(model.checkpoint, keep_bytes=keep_bytes, calibration=calibration)
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
-    painter = golden.Painter(weights, model.schedule, model.tokenizers, recipe)
+    painters = _painters(models, weights)
     if left and recipe.prompts:
         progress("golden pictures, unquantized, in torch")
-    plain = painter.draw(model.unrounded) if left else []
+    drawn = {size: p.draw(models[size].unrounded) if left else [] for size, p in painters.items()}
 
     # Emit and verify, the packages of a scheme one after the other.
     for _, same in itertools.groupby(left, key=lambda job: job.given):
         together = list(same)
-        work = _work(together[0], model, painter, plain, calibration, progress)
+        work = _work(together[0], models, painters, drawn, calibration, progress)
         for job in together:
             built[job] = _build_package(job, work, progress)
     return [found for found in built.values() if found is not None]
@@ -176,11 +182,18 @@ class _Asked:
 class _Job(_Asked):
     """The same with its programs: the quantized graphs, and the parts that are emitted for them.
 
-    ``filter``: the classifier that pictures have to pass, or None.
+    Attributes:
+        programs: by graph, of the first size.
+        sized: of each size that is drawn or measured at, the first among them.
+        parts: what is emitted of the first size.
+        further: of a part what is emitted at each further size; nothing of one that serves all.
+        filter: the classifier that pictures have to pass, or None.
     """
 
     programs: dict[str, QuantizedProgram]
+    sized: Mapping[PictureSize, dict[str, QuantizedProgram]]
     parts: Sequence[QuantizedProgram]
+    further: Mapping[str, Mapping[PictureSize, QuantizedProgram]]
     filter: PreparedFilter | None
 
     def origin(self, calibration: Calibration | None) -> write.Origin:
@@ -197,35 +210,95 @@ class _Job(_Asked):
     def missing_bytes(self) -> int:
         """Of its graphs, what an interrupted build has not written."""
         whole = sum(program.stored_bytes() for program in self.programs.values())
+        operators = [len(p.nodes()) for sized in self.further.values() for p in sized.values()]
+        whole += NODE_BYTES * sum(operators)
         return whole - resume.unfinished_bytes(self.target)
 
-    def lines(self, pictures: int) -> int:
+    def lines(self, recipe: Recipe) -> int:
         """Of progress: each part, and what ``verify`` shows after its name."""
         graphs = len(self.programs) + (self.filter is not None)
+        pictures = len(recipe.prompts)
         checks = lines_to_verify(graphs, pictures) if pictures else 1
-        return len(self.parts) + 1 + checks
+        own = {graph_of(name) for name in self.further}
+        more = len(recipe.further_sizes) * (len(own) + SIZED_PICTURES) if pictures else 0
+        return len(self.parts) + 1 + checks + more
 
 
-def _jobs(model: Model, asked: Sequence[_Asked]) -> list[_Job]:
+def _jobs(models: Models, asked: Sequence[_Asked]) -> list[_Job]:
     """The jobs in the order asked for; those of one scheme share its programs."""
+    recipe = next(iter(models.values())).recipe
     schemes = {one.given: one.scheme for one in asked}
-    programs = {given: quantize_all(model.programs, s) for given, s in schemes.items()}
-    parts = {given: emitted(found, model.recipe.graph_parts) for given, found in programs.items()}
-    choice = model.recipe.filter
+    sized = {given: _quantized(models, scheme) for given, scheme in schemes.items()}
+    first, *others = recipe.sizes
+    parts = {given: emitted(found[first], recipe.graph_parts) for given, found in sized.items()}
+    choice = recipe.filter
     filters = {
-        one.backend.name: prepared(choice, one.backend, model.recipe.most_file_bytes)
+        one.backend.name: prepared(choice, one.backend, recipe.most_file_bytes)
         for one in asked
         if choice is not None
     }
+    for one in asked if others else ():
+        _refuse_unsized(one.backend)
     return [
         _Job(
             **vars(one),
-            programs=programs[one.given],
+            programs=sized[one.given][first],
+            sized=sized[one.given],
             parts=parts[one.given],
+            further=_further(sized[one.given], recipe),
             filter=filters.get(one.backend.name),
         )
         for one in asked
     ]
+
+
+def _refuse_unsized(backend: Backend) -> None:
+    if not isinstance(backend, Sizing):
+        raise InputError(
+            f"[image] sizes: {backend.name} writes graphs of one size alone; give width_px and "
+            "height_px, and build a recipe for each size"
+        )
+
+
+def _quantized(models: Models, scheme: Scheme) -> dict[PictureSize, dict[str, QuantizedProgram]]:
+    """The quantized programs of every size; those that serve all are the first one's."""
+    found: dict[PictureSize, dict[str, QuantizedProgram]] = {}
+    first: Mapping[str, Program] = {}
+    for size, model in models.items():
+        programs = quantize_all(model.programs, scheme)
+        first = first or model.programs
+        shared = {name for name, program in model.programs.items() if program is first[name]}
+        known = next(iter(found.values()), programs)
+        found[size] = {name: (known if name in shared else programs)[name] for name in programs}
+    return found
+
+
+def _further(
+    sized: Mapping[PictureSize, Mapping[str, QuantizedProgram]], recipe: Recipe
+) -> dict[str, dict[PictureSize, QuantizedProgram]]:
+    """The parts of graphs that further sizes have of their own, by their names and sizes."""
+    first, *others = recipe.sizes
+    found: dict[str, dict[PictureSize, QuantizedProgram]] = {}
+    for size in others:
+        for name, program in sized[size].items():
+            if program is not sized[first][name]:
+                for part in split(program, recipe.graph_parts.get(name, 1)):
+                    found.setdefault(part.name, {})[size] = part
+    return found
+
+
+def _painters(models: Models, weights: Weights) -> dict[PictureSize, golden.Painter]:
+    """What draws the golden pictures of each size: of a further one, the first prompt alone."""
+    model = next(iter(models.values()))
+    recipe = model.recipe
+    first, *others = recipe.sizes
+    fewer = replace(recipe, prompts=recipe.prompts[:SIZED_PICTURES])
+    return {
+        size: golden.Painter(
+            weights, model.schedule, model.tokenizers, recipe if size == first else fewer
+        )
+        for size in (first, *others)
+    }
 
 
 def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Plan | None]]:
@@ -240,13 +313,16 @@ def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Pl
     return found
 
 
-def _refuse_unfit(job: _Job, model: Model) -> None:
+def _refuse_unfit(job: _Job, models: Models) -> None:
     """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
-    choices = model.recipe.backend(job.backend.name).choices
+    recipe = next(iter(models.values())).recipe
+    choices = recipe.backend(job.backend.name).choices
     backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)
+    largest = max(recipe.sizes, key=lambda size: size.width_px * size.height_px)
+    parts = [*job.parts, *(part for sized in job.further.values() for part in sized.values())]
     refuse_too_large(
-        limits_of(model.recipe), job.backend, job.scheme.name, job.parts,
-        functools.partial(_expressible, model, job.backend),
+        limits_of(recipe), job.backend, job.scheme.name, parts,
+        functools.partial(_expressible, models[largest], job.backend),
     )  # fmt: skip
 
 
@@ -255,38 +331,46 @@ class _Work:
     """What the packages of a scheme share.
 
     Attributes:
-        rounded: gives a graph's program with its rounded inputs.
-        pictures: the golden pictures; none where the recipe has no prompts.
-        allowed: what graphs may differ by besides what the backend says.
+        rounded: of each size, gives a graph's program with its rounded inputs.
+        pictures: the golden pictures of each size; none where the recipe has no prompts.
+        allowed: of each size, what graphs may differ by besides what the backend says.
     """
 
     model: Model
     weights: Weights
     calibration: Calibration | None
-    rounded: Callable[[str], QuantizedProgram]
-    pictures: golden.Pictures
-    allowed: Mapping[str, golden.Allowance]
+    rounded: Mapping[PictureSize, Callable[[str], QuantizedProgram]]
+    pictures: Mapping[PictureSize, golden.Pictures]
+    allowed: Mapping[PictureSize, Mapping[str, golden.Allowance]]
 
 
 def _work(
     job: _Job,
-    model: Model,
-    painter: golden.Painter,
-    plain: Sequence[golden.Drawing],
+    models: Models,
+    painters: Mapping[PictureSize, golden.Painter],
+    plain: Mapping[PictureSize, Sequence[golden.Drawing]],
     calibration: Calibration | None,
     progress: Progress,
 ) -> _Work:
     """The work of a job's scheme, with its pictures drawn."""
-    weights = painter.weights
-    # What layers read is rounded in the program too, in ranges chosen on the trajectories.
-    rounded = rounder(job.programs, weights.read, model.calls_as(job.programs, weights))
+    model = next(iter(models.values()))
+    weights = next(iter(painters.values())).weights
+    # What layers read is rounded in the program too, in ranges chosen on the trajectories, which
+    # are of one size: the ranges serve all.
+    at = model.recipe.calibrated_size
+    ranges = ranges_of(job.sized[at], weights.read, models[at].calls_as(job.sized[at], weights))
+    rounded = {size: rounded_by(job.sized[size], ranges) for size in painters}
     if not model.recipe.prompts:
-        return _Work(model, weights, calibration, rounded, golden.Pictures((), ()), {})
+        none = dict.fromkeys(painters, golden.Pictures((), ()))
+        return _Work(model, weights, calibration, rounded, none, {size: {} for size in painters})
     progress(f"{job.scheme.name}: golden pictures in torch")
-    programs = {name: rounded(name) for name in job.programs}
-    drawings = painter.draw(programs)
-    allowed = golden.allowances(programs, weights, drawings[0], painter.schedule.guidance)
-    return _Work(model, weights, calibration, rounded, golden.Pictures(drawings, plain), allowed)
+    pictures, allowed = {}, {}
+    for size, painter in painters.items():
+        programs = {name: rounded[size](name) for name in job.programs}
+        drawings = painter.draw(programs)
+        pictures[size] = golden.Pictures(drawings, plain[size])
+        allowed[size] = golden.allowances(programs, weights, drawings[0], painter.schedule.guidance)
+    return _Work(model, weights, calibration, rounded, pictures, allowed)
 
 
 def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
@@ -305,7 +389,11 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
             resume.write_journal(job.target, basis, whole.values())
         graphs = [whole[part.name] for part in job.parts]
         origin = job.origin(work.calibration)
-        manifest = write.fill(folder, model, job.backend, graphs, origin, work.pictures)
+        first, *others = model.recipe.sizes
+        sized = {size: work.pictures[size] for size in others} if model.recipe.prompts else None
+        manifest = write.fill(
+            folder, model, job.backend, graphs, origin, work.pictures[first], sized
+        )
         # Verify: the files, every graph against torch, whole pictures. Without golden outputs no
         # graph is opened: a runtime may need more memory than the build.
         progress(f"verify {job.target.name}")
@@ -321,13 +409,25 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
     return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name)
 
 
-def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> GraphEntry:
-    graph = graph_of(part.name)
-    cut = split(work.rounded(graph), work.model.recipe.graph_parts.get(graph, 1))
-    program = next(p for p in cut if p.name == part.name)
-    options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
-    allowed = work.allowed.get(graph, golden.USUAL)
-    return write.emit_graph(job.backend, program, work.weights.read, folder, options, allowed)
+def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> write.WholeGraph:
+    """Write a part, at every size if it has more than one."""
+    recipe, graph = work.model.recipe, graph_of(part.name)
+    sizes = (recipe.sizes[0], *job.further.get(part.name, ()))
+    programs = {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
+    allowed = {size: work.allowed[size].get(graph, golden.USUAL) for size in sizes}
+    options = EmitOptions(recipe.backend(job.backend.name).choices)
+    read = work.weights.read
+    if len(sizes) > 1:
+        return write.emit_sizes(job.backend, programs, read, folder, options, allowed)
+    ((size, program),) = programs.items()
+    emitted = write.emit_graph(job.backend, program, read, folder, options, allowed[size])
+    return write.WholeGraph(emitted)
+
+
+def _rounded_part(program: QuantizedProgram, name: str, recipe: Recipe) -> QuantizedProgram:
+    """The part of that name of a program whose inputs are rounded."""
+    cut = split(program, recipe.graph_parts.get(program.name, 1))
+    return next(part for part in cut if part.name == name)
 
 
 def _kept_package(job: _Job, basis: str) -> Built | None:
@@ -346,7 +446,7 @@ def _expressible(model: Model, backend: Backend) -> dict[str, dict[str, Quantize
     return {name: quantize_all(model.programs, model.recipe.scheme(name)) for name in able}
 
 
-def _lines(jobs: Sequence[_Job], left: Sequence[_Job], pictures: int) -> int:
+def _lines(jobs: Sequence[_Job], left: Sequence[_Job], recipe: Recipe) -> int:
     """How many lines of progress are to come: one for each package that is kept, and the work."""
-    drawn = 1 + len({job.given for job in left}) if left and pictures else 0
-    return len(jobs) - len(left) + drawn + sum(job.lines(pictures) for job in left)
+    drawn = 1 + len({job.given for job in left}) if left and recipe.prompts else 0
+    return len(jobs) - len(left) + drawn + sum(job.lines(recipe) for job in left)

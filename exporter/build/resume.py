@@ -22,7 +22,7 @@ from typing import Any
 
 from exporter.backends.contract import Backend
 from exporter.build.licence import licence_of
-from exporter.build.write import Origin, log_of, tools_of
+from exporter.build.write import Origin, WholeGraph, log_of, tools_of
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, read_json
@@ -37,8 +37,9 @@ from exporter.files.staging import (
 )
 from exporter.package.check import check_file
 from exporter.package.decode import parse
-from exporter.package.manifest import GraphEntry
+from exporter.package.manifest import GraphEntry, Manifest
 from exporter.package.names import DECODERS, FILTER, graph_of
+from exporter.package.sizes import size_of
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files
@@ -92,7 +93,7 @@ def unfinished_bytes(target: Path) -> int:
     return sum(f.stat().st_size for f in partial_of(target).rglob("*") if f.is_file())
 
 
-def write_journal(target: Path, basis: str, graphs: Iterable[GraphEntry]) -> None:
+def write_journal(target: Path, basis: str, graphs: Iterable[WholeGraph]) -> None:
     """Note which graphs of an unfinished package are whole."""
     listed = [asdict(graph) for graph in graphs]
     write_whole(journal_of(target), json.dumps({"basis": basis, "graphs": listed}))
@@ -101,7 +102,7 @@ def write_journal(target: Path, basis: str, graphs: Iterable[GraphEntry]) -> Non
 @contextmanager
 def resuming(
     target: Path, basis: str, progress: Callable[[str], None]
-) -> Iterator[tuple[Path, dict[str, GraphEntry]]]:
+) -> Iterator[tuple[Path, dict[str, WholeGraph]]]:
     """``staging`` of a package, and the graphs that an interrupted build of it has finished."""
     try:
         with staging(target, journal=journal_of(target)) as folder:
@@ -112,11 +113,11 @@ def resuming(
         raise
 
 
-def _whole_graphs(target: Path, folder: Path, basis: str) -> dict[str, GraphEntry]:
+def _whole_graphs(target: Path, folder: Path, basis: str) -> dict[str, WholeGraph]:
     """The graphs of the journal, if it has this basis; all else is removed from the folder."""
     try:
         raw = read_json(journal_of(target))
-        listed = [parse(GraphEntry, g) for g in raw["graphs"]] if raw["basis"] == basis else []
+        listed = [parse(WholeGraph, g) for g in raw["graphs"]] if raw["basis"] == basis else []
     except (ValueError, KeyError, TypeError, InputError):
         listed = []
     whole = {graph.name: graph for graph in listed if _is_whole(folder, graph)}
@@ -126,7 +127,7 @@ def _whole_graphs(target: Path, folder: Path, basis: str) -> dict[str, GraphEntr
     return whole
 
 
-def _is_whole(folder: Path, graph: GraphEntry) -> bool:
+def _is_whole(folder: Path, graph: WholeGraph) -> bool:
     try:
         for file in graph.files:
             check_file(folder, file)
@@ -136,8 +137,8 @@ def _is_whole(folder: Path, graph: GraphEntry) -> bool:
 
 
 def unmarked_graphs(
-    target: Path, folder: Path, unmarked_basis: str, whole: Mapping[str, GraphEntry]
-) -> dict[str, GraphEntry]:
+    target: Path, folder: Path, unmarked_basis: str, whole: Mapping[str, WholeGraph]
+) -> dict[str, WholeGraph]:
     """Graphs of the package at ``target`` that a build of another mark would make alike, copied.
 
     All but the decoders, if nothing but the mark is another. What is damaged is left out.
@@ -151,15 +152,28 @@ def unmarked_graphs(
         known = (log["unmarked_basis"], log["manifest_sha256"])
         if known != (unmarked_basis, file_digest(target / "manifest.json")):
             return {}
-        graphs = open_package(target).manifest.graphs
+        manifest = open_package(target).manifest
     except (OSError, ValueError, KeyError, TypeError, FourstepError):
         return {}
     others = (*DECODERS, FILTER)  # a classifier is copied from where it lies
-    left = [g for g in graphs if graph_of(g.name) not in others and g.name not in whole]
-    return {graph.name: graph for graph in left if _copied(target, folder, graph)}
+    left = [g for g in manifest.graphs if graph_of(g.name) not in others and g.name not in whole]
+    found = [_of_all_sizes(manifest, graph) for graph in left]
+    return {graph.name: graph for graph in found if _copied(target, folder, graph)}
 
 
-def _copied(target: Path, folder: Path, graph: GraphEntry) -> bool:
+def _of_all_sizes(manifest: Manifest, graph: GraphEntry) -> WholeGraph:
+    """A package's graph with what stands in for it at further sizes."""
+    sized = {
+        str(size_of(entry)): own
+        for entry in manifest.sizes
+        for own in entry.graphs
+        if own.name == graph.name
+    }
+    paths = {path for own in sized.values() for path in own.files}
+    return WholeGraph(graph, sized, tuple(f for f in manifest.files if f.path in paths))
+
+
+def _copied(target: Path, folder: Path, graph: WholeGraph) -> bool:
     """Copy a graph's files; False, with nothing left, for what is not as its manifest says."""
     place = Path("graphs", graph.name)
     if _is_whole(target, graph):

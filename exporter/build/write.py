@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from exporter import __version__, backends
-from exporter.backends.contract import Backend, EmitOptions, MeasuredCosts
+from exporter.backends.contract import Backend, EmitOptions, Emitted, MeasuredCosts, Sizing
 from exporter.bom.check import SBOM
 from exporter.bom.evidence import evidence_in
 from exporter.bom.licence import LIBRARY, notice_text
@@ -31,19 +31,23 @@ from exporter.package.manifest import (
     FIRST_VERSION,
     DeviceEntry,
     FileEntry,
+    Golden,
     GraphEntry,
     LoraEntry,
     Manifest,
     NoiseEntry,
     OriginEntry,
     PreviewEntry,
+    SizedGraph,
+    SizeEntry,
     Stage,
     TextEntry,
     version_of,
 )
-from exporter.package.names import graph_of
+from exporter.package.names import graph_of, sized_name
 from exporter.package.preview import fit, preview_of
 from exporter.package.read import write_manifest
+from exporter.package.sizes import PictureSize
 from exporter.predict.graph import run_bytes
 from exporter.program.sizes import activation_bytes
 from exporter.quantize.formats import Scheme
@@ -88,6 +92,70 @@ class Origin:
         return self.plan.sha256 if self.plan else ""
 
 
+@dataclass(frozen=True)
+class WholeGraph:
+    """A graph as it is on the disk, for every size.
+
+    Attributes:
+        graph: of the first size.
+        sized: what stands in for it at others, by size; nothing where one graph serves all.
+        beside: the files that only those have.
+    """
+
+    graph: GraphEntry
+    sized: dict[str, SizedGraph] = field(default_factory=dict)
+    beside: tuple[FileEntry, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return (*self.graph.files, *self.beside)
+
+
+def emit_sizes(
+    backend: Backend,
+    programs: Mapping[PictureSize, QuantizedProgram],
+    read: Callable[[object], Tensor],
+    folder: Path,
+    options: EmitOptions,
+    allowed: Mapping[PictureSize, Allowance],
+) -> WholeGraph:
+    """Let a backend write one graph for several sizes, each weight once, as ``emit_graph``.
+
+    Args:
+        programs: by size, the first one first.
+        allowed: what each may differ by besides what the backend says.
+    """
+    assert isinstance(backend, Sizing)
+    first, *others = programs
+    program = programs[first]
+    place = folder / "graphs" / program.name
+    place.mkdir(parents=True)
+    names = {size: program.name if size == first else sized_name(program.name, size)
+             for size in programs}  # fmt: skip
+    by_name = {names[size]: programs[size] for size in programs}
+    emitted = backend.emit_sizes(by_name, read, place, options)
+    entries = {
+        size: _entry(folder, programs[size], emitted[names[size]], backend, allowed[size])
+        for size in programs
+    }
+    own = {file.path: file for size in others for file in entries[size].files}
+    known = {file.path for file in entries[first].files}
+    beside = tuple(file for path, file in sorted(own.items()) if path not in known)
+    return WholeGraph(entries[first], {str(size): _sized(entries[size]) for size in others}, beside)
+
+
+def _sized(entry: GraphEntry) -> SizedGraph:
+    """A graph of another size as the manifest lists it."""
+    return SizedGraph(
+        entry.name, entry.entry, entry.inputs, entry.outputs, tuple(f.path for f in entry.files),
+        entry.activation_bytes, entry.run_bytes, entry.tolerance, entry.session, entry.remarks,
+    )  # fmt: skip
+
+
 def emit_graph(
     backend: Backend,
     program: QuantizedProgram,
@@ -104,6 +172,16 @@ def emit_graph(
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
     emitted = backend.emit(program, read, place, options)
+    return _entry(folder, program, emitted, backend, allowed)
+
+
+def _entry(
+    folder: Path,
+    program: QuantizedProgram,
+    emitted: Emitted,
+    backend: Backend,
+    allowed: Allowance,
+) -> GraphEntry:
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -124,19 +202,27 @@ def fill(
     folder: Path,
     model: Model,
     backend: Backend,
-    graphs: Sequence[GraphEntry],
+    whole: Sequence[WholeGraph],
     origin: Origin,
     pictures: Pictures,
+    sized: Mapping[PictureSize, Pictures] | None = None,
 ) -> Manifest:
-    """Write everything that stands beside the graphs, the manifest last."""
+    """Write everything that stands beside the graphs, the manifest last.
+
+    Args:
+        sized: the golden pictures of each further size.
+    """
+    graphs = [one.graph for one in whole]
     recipe, tokenizers = model.recipe, model.tokenizers
     described = {name: file.entry for name, file in tokenizers.items()}
     picture = picture_of(graphs, _preview(pictures.plain), recipe.cut.ends.previews)
     shown = preview_of(picture.preview, picture.pixels) if picture.preview else None
     if origin.filter is not None:
         pictures = origin.filter.judged(pictures)
+        sized = {size: origin.filter.judged(drawn) for size, drawn in (sized or {}).items()}
     entry, files = golden.write(folder, pictures, tokenizers, shown)
-    files += _write_tokenizers(folder, tokenizers)
+    further, more = golden.write_sized(folder, pictures, sized or {}, shown)
+    files += [*more, *_write_tokenizers(folder, tokenizers)]
     files += backend.write_beside(folder, described)
     files += _write_plan(folder, origin)
     files += _write_recipe(model, backend, folder)
@@ -157,15 +243,39 @@ def fill(
         stages=(*stages(graphs, model.schedule.guidance), *(turn for _, turn in filters)),
         graphs=(*graphs, *(graph for graph, _ in filters)),
         golden=entry,
-        files=_describe(folder, list(dict.fromkeys([*files, *licences, *notice]))),
-        device=DeviceEntry(_peak_bytes(graphs, picture.preview_graph, backend.costs)),
+        files=_with(_describe(folder, list(dict.fromkeys([*files, *licences, *notice]))), whole),
+        device=DeviceEntry(
+            _peak_bytes({g.name: g.run_bytes for g in graphs}, picture.preview_graph, backend.costs)
+        ),
         mark=recipe.mark.entry if recipe.mark else None,
         filter=origin.filter.entry if origin.filter else None,
+        sizes=tuple(
+            _size_entry(size, whole, further.get(size, ()), picture.preview_graph, backend.costs)
+            for size in recipe.further_sizes
+        ),
     )
     manifest = replace(manifest, format_version=version_of(manifest))
     manifest = _with_bill(folder, manifest)
     write_manifest(folder, manifest)
     return manifest
+
+
+def _with(files: Sequence[FileEntry], whole: Sequence[WholeGraph]) -> tuple[FileEntry, ...]:
+    """Files beside the graphs of the first size: those of further sizes' graphs among them."""
+    return tuple(sorted((*files, *(f for one in whole for f in one.beside)), key=lambda f: f.path))
+
+
+def _size_entry(
+    size: PictureSize,
+    whole: Sequence[WholeGraph],
+    pictures: tuple[Golden, ...],
+    preview_graph: str,
+    costs: MeasuredCosts | None,
+) -> SizeEntry:
+    own = {one.name: one.sized[str(size)] for one in whole if str(size) in one.sized}
+    run = {one.name: own.get(one.name, one.graph).run_bytes for one in whole}
+    peak_bytes = _peak_bytes(run, preview_graph, costs)
+    return SizeEntry(size.width_px, size.height_px, tuple(own.values()), pictures, peak_bytes)
 
 
 def write_filter(
@@ -205,14 +315,17 @@ def _origin_entry(
 
 
 def _peak_bytes(
-    graphs: Sequence[GraphEntry], preview_graph: str, costs: MeasuredCosts | None
+    run: Mapping[str, int | None], preview_graph: str, costs: MeasuredCosts | None
 ) -> int | None:
     """Graphs run in turn: of the one that takes the most; None where that was not measured.
 
     The graph that shows previews is open beside the denoiser.
+
+    Args:
+        run: what a process that runs a graph takes, by graph.
     """
-    sizes = {g.name: g.run_bytes for g in graphs if g.run_bytes is not None}
-    if len(sizes) < len(graphs) or costs is None:
+    sizes = {name: size for name, size in run.items() if size is not None}
+    if len(sizes) < len(run) or costs is None:
         return None
     by_graph = {
         name: max(size for part, size in sizes.items() if graph_of(part) == name)

@@ -303,6 +303,8 @@ def _copy_manifest(package: Package, paths: set[str], place: Path) -> None:
     else:
         raw: dict[str, Any] = read_json(package.folder / MANIFEST, CheckFailed)
         raw["golden"] = {}
+        for size in raw.get("sizes", []):
+            size["pictures"] = []
         raw["files"] = [file for file in raw["files"] if file["path"] in paths]
         _write(place / MANIFEST, _json(raw))
         (place / DIGEST).write_bytes(digest_line(_json(raw).encode()))
@@ -310,9 +312,9 @@ def _copy_manifest(package: Package, paths: set[str], place: Path) -> None:
 
 def _is_golden(file: FileEntry, package: Package) -> bool:
     """Whether a file is there to compare with alone."""
-    golden = package.manifest.golden
+    golden, sizes = package.manifest.golden, package.manifest.sizes
     named = {golden.tokens, golden.noise}
-    for picture in golden.pictures:
+    for picture in (*golden.pictures, *(p for size in sizes for p in size.pictures)):
         named |= {picture.image, picture.unquantized, picture.tensors}
     return file.path in named
 

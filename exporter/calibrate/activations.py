@@ -90,27 +90,51 @@ def choose(
     return found
 
 
-def rounder(
+Ranges = Callable[[str], Mapping[str, RoundedInput]]
+
+
+def ranges_of(
     programs: Mapping[str, QuantizedProgram],
     read: Callable[[object], Tensor],
     calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]],
-) -> Callable[[str], QuantizedProgram]:
-    """Gives a scheme's programs by graph, every input rounded that their formats ask for.
-
-    Ranges are chosen when a graph is first asked for, once.
+) -> Ranges:
+    """Gives what ``choose`` finds for a scheme's programs by graph: when first asked for, once.
 
     Args:
         calls: gives a graph's; asked for only if its inputs are to be rounded.
     """
 
     @functools.cache
+    def chosen(name: str) -> Mapping[str, RoundedInput]:
+        return choose(programs[name], read, calls(name))
+
+    return chosen
+
+
+def rounded_by(
+    programs: Mapping[str, QuantizedProgram], ranges: Ranges
+) -> Callable[[str], QuantizedProgram]:
+    """Gives a scheme's programs by graph, every input rounded that their formats ask for.
+
+    Args:
+        ranges: gives those of a graph's layers, whatever size its pictures have.
+    """
+
+    @functools.cache
     def rounded(name: str) -> QuantizedProgram:
         program = programs[name]
-        if not asked(program):
-            return program
-        return round_inputs(program, choose(program, read, calls(name)))
+        return round_inputs(program, ranges(name)) if asked(program) else program
 
     return rounded
+
+
+def rounder(
+    programs: Mapping[str, QuantizedProgram],
+    read: Callable[[object], Tensor],
+    calls: Callable[[str], Sequence[Mapping[str, np.ndarray]]],
+) -> Callable[[str], QuantizedProgram]:
+    """``rounded_by`` the ranges that these programs' own calls ask for."""
+    return rounded_by(programs, ranges_of(programs, read, calls))
 
 
 def bytes_to_choose(program: QuantizedProgram, calls: int) -> int:

@@ -18,6 +18,7 @@ from exporter.cli.options import (
     device_option,
     half_option,
     json_option,
+    size_option,
 )
 from exporter.cli.output import complain, show, show_json
 from exporter.errors import InputError
@@ -33,6 +34,7 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
     callback=as_typed,
 )
 @click.option("--seed", type=SEED, default=0, show_default=True)
+@size_option
 @device_option
 @half_option
 @at_once_option
@@ -42,6 +44,7 @@ def command(
     packages: Sequence[Path],
     prompt: str,
     seed: int,
+    size: str | None,
     device: str | None,
     half: bool,
     at_once: bool,
@@ -64,12 +67,14 @@ def command(
     options = SessionOptions("half" if half else "packaged", device, cache)
     opened = [open_package(folder) for folder in packages]
     for package in opened:
+        if size is not None:
+            package.at(size)
         backends.load_to_run(package.manifest.backend)
         backends.check_session(package.manifest.backend, options)
     pictures = 2 * (2 if cache else 1) * len(opened)
     steps = opened[0].manifest.schedule.steps
     progress = Progress(bar_on_terminal, expected=pictures * (steps + 1))
-    rows = list(measure(opened, Asked(prompt, seed), progress, options, at_once))
+    rows = list(measure(opened, Asked(prompt, seed, size or ""), progress, options, at_once))
     end_of_bar()
     for remark in dict.fromkeys(remark for row in rows for remark in row.drawn.remarks):
         complain(f"warning: {remark}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,14 @@ from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
 from exporter.package.manifest import Filter, Manifest, Schedule, licence_words, mark_words
+from exporter.package.sizes import sized_files, sizes_of
 
 if TYPE_CHECKING:
     from exporter.checkpoint.open import Checkpoint
     from exporter.checkpoint.survey import Survey
+    from exporter.network.cut import Cut
+    from exporter.package.sizes import PictureSize
+    from exporter.predict.checkpoint import GraphSize
     from exporter.recipe.recipe import Recipe
 
 
@@ -77,6 +82,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
     )
     checked = "; verify --trusted KEY|CERT checks it"
     show(f"package: {f'signed by {signed_by}{checked}' if signed_by else 'not signed'}")
+    if manifest.sizes:
+        show(_sizes_told(manifest))
     show(f"  {mark_words(manifest.mark)}")
     show("\n".join(f"  {line}" for line in _papers(manifest)))
     for lora in manifest.origin.loras:
@@ -99,6 +106,23 @@ def _papers(manifest: Manifest) -> list[str]:
     named = {"bill of materials": manifest.bom, "recipe": origin.recipe, "notice": origin.notice}
     found = ", ".join(f"{what} in {file}" for what, file in named.items() if file)
     return [*lines, found] if found else lines
+
+
+def _sizes_told(manifest: Manifest) -> str:
+    """The sizes of a package: what each adds, and what drawing it takes."""
+    first, *others = sizes_of(manifest)
+    lines = [f"sizes: {first}, drawn unless run --size names another"]
+    bytes_of = {file.path: file.bytes for file in manifest.files}
+    beside = sized_files(manifest)
+    for size, entry in zip(others, manifest.sizes, strict=True):
+        own = {path for graph in entry.graphs for path in graph.files if path in beside}
+        for golden in entry.pictures:
+            own |= {golden.image, golden.unquantized, golden.tensors}
+        added = megabytes(sum(bytes_of[path] for path in own))
+        peak = _predicted(entry.predicted_peak_bytes)
+        names = ", ".join(graph.name for graph in entry.graphs)
+        lines.append(f"  {size}  {added} of its own: {names}; predicted peak memory {peak}")
+    return "\n".join(lines)
 
 
 def _filter(entry: Filter | None) -> str:
@@ -186,48 +210,84 @@ def _sizes(
     """What the graphs would take in each scheme; as JSON beside what is told, if that is given."""
     from dataclasses import asdict
 
-    from exporter.build.model import traced
-    from exporter.calibrate.trajectories import call_counts
-    from exporter.predict.checkpoint import default_cut, sizes
-    from exporter.quantize.schemes import load_scheme, scheme_names
-    from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts
+    from exporter.predict.checkpoint import default_cut
 
     cut = recipe.cut if recipe else default_cut(checkpoint)
-    mark = recipe.mark if recipe else None
-    schedule = recipe.schedule if recipe else Schedule("euler", cut.sigmas)
-    prompts = recipe.calibration.prompts if recipe else calibration_prompts()
-    scheme_of = recipe.scheme if recipe else load_scheme
-    found = sizes(
-        traced(checkpoint, cut, mark.tile if mark else None),
-        {
-            name: recipe.backend(name).choices
-            if recipe
-            else backends.default_choices(backends.load(name))
-            for name in (recipe.backends if recipe else DEFAULT_BACKENDS)
-        },
-        {name: scheme_of(name) for name in scheme_names()},
-        recipe.graph_parts if recipe else {},
-        call_counts(len(prompts), schedule),
-    )
+    mark = recipe.mark.entry if recipe and recipe.mark else None
+    found, further = _predictions(checkpoint, recipe, cut)
     if told is not None:
         shape = {"width_px": cut.width_px, "height_px": cut.height_px, "t5": cut.t5}
-        entry = asdict(mark.entry) if mark else None
-        show_json({**told, **shape, "mark": entry, "graphs": [asdict(size) for size in found]})
+        entry = asdict(mark) if mark else None
+        rows: dict[str, object] = {"mark": entry, "graphs": [asdict(size) for size in found]}
+        if further:
+            rows["sizes"] = [
+                {"size": str(size), "graphs": [asdict(one) for one in graphs]}
+                for size, graphs in further.items()
+            ]
+        show_json({**told, **shape, **rows})
         return
     show(f"{place}  {cut.width_px} x {cut.height_px} px, {cut.steps} steps")
-    show(f"  {mark_words(mark.entry if mark else None)}")
+    show(f"  {mark_words(mark)}")
     for backend in dict.fromkeys(size.backend for size in found):
-        own = [size for size in found if size.backend == backend]
         if backends.load(backend).costs is None:
             show(f"\n{backend}: not measured")
             continue
-        for title, what, total in (
-            ("files", "bytes", sum),
-            ("peak memory to build", "build_bytes", max),
-            ("peak memory to run", "run_bytes", max),
-        ):
-            cells = {(s.graph, s.scheme): getattr(s, what) for s in own}
-            _table(f"{backend}: {title}", cells, total)
+        _tables(backend, "", found)
+        for size, graphs in further.items():
+            _tables(backend, f", besides, at {size}", graphs)
+
+
+def _predictions(
+    checkpoint: Checkpoint, recipe: Recipe | None, cut: Cut
+) -> tuple[list[GraphSize], dict[PictureSize, list[GraphSize]]]:
+    """Of all graphs at the first size, and at each further one of those that it has besides."""
+    from exporter.build.model import depends_on_size, refuse_sizes, traced
+    from exporter.calibrate.trajectories import call_counts
+    from exporter.package.names import graph_of
+    from exporter.predict.checkpoint import sizes
+    from exporter.quantize.schemes import load_scheme, scheme_names
+    from exporter.recipe.recipe import DEFAULT_BACKENDS, calibration_prompts
+
+    schedule = recipe.schedule if recipe else Schedule("euler", cut.sigmas)
+    prompts = recipe.calibration.prompts if recipe else calibration_prompts()
+    scheme_of = recipe.scheme if recipe else load_scheme
+    choices = {
+        name: recipe.backend(name).choices
+        if recipe
+        else backends.default_choices(backends.load(name))
+        for name in (recipe.backends if recipe else DEFAULT_BACKENDS)
+    }
+    schemes = {name: scheme_of(name) for name in scheme_names()}
+    given = choices, schemes, recipe.graph_parts if recipe else {}
+    calls = call_counts(len(prompts), schedule)
+    tile = recipe.mark.tile if recipe and recipe.mark else None
+    if recipe is not None:
+        refuse_sizes(checkpoint, recipe)
+    first = traced(checkpoint, cut, tile)
+    further = {}
+    for size in recipe.further_sizes if recipe else ():
+        other = replace(cut, width_px=size.width_px, height_px=size.height_px)
+        programs = traced(checkpoint, other, tile)
+        own = {name for name in programs if depends_on_size(first[name], programs[name])}
+        found = sizes(programs, *given, calls, weights_are_there=True)
+        further[size] = [one for one in found if graph_of(one.graph) in own]
+    return sizes(first, *given, calls), further
+
+
+def _tables(backend: str, at: str, sizes: Iterable[GraphSize]) -> None:
+    """What a backend's graphs take.
+
+    Args:
+        at: of which size, in words; empty for the first.
+    """
+    own = [size for size in sizes if size.backend == backend]
+    for title, what, total in (
+        ("files", "bytes", sum),
+        ("peak memory to build", "build_bytes", max),
+        ("peak memory to run", "run_bytes", max),
+    ):
+        cells = {(s.graph, s.scheme): getattr(s, what) for s in own}
+        _table(f"{backend}: {title}{at}", cells, total)
 
 
 def _table(

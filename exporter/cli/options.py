@@ -93,6 +93,9 @@ def as_typed(context: click.Context, parameter: click.Parameter, value: Any) -> 
     return None if value is None else os.fsencode(value).decode("utf-8", "surrogateescape")
 
 
+size_option = click.option(
+    "--size", help="Of the pictures, such as 768x512, one of the package's [default: its first]."
+)
 device_option = click.option("--device", help="Where to run, such as CPU, GPU or NPU.")
 half_option = click.option(
     "--half", is_flag=True, help="Compute in 16 bits where the device has them: faster, less exact."

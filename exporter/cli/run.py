@@ -27,6 +27,7 @@ from exporter.cli.options import (
     device_option,
     half_option,
     json_option,
+    size_option,
     trusted_option,
 )
 from exporter.cli.output import show, show_json
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from exporter.credentials.sign import Credentials, Signer
     from exporter.drawing.loop import Image, Player, Rejected, Request, Step
     from exporter.files.pictures import Seal
-    from exporter.package.manifest import Manifest
+    from exporter.package.manifest import Manifest, PictureEntry
     from exporter.runtime.package import Package
 
 GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
@@ -56,12 +57,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Start:
-    """The picture to start from, as it was asked for."""
+    """The picture to start from, as it was asked for, and the size of what is drawn."""
 
     image: Path | None
     strength: float
     fit: Fit | None
     background: str | None
+    size: str | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Wanted:
     show_default=True,
     help="Picture to write, in any format of Pillow's; several get -0, -1, ... before the suffix.",
 )
+@size_option
 @click.option("--image", type=PLACE, help="Start from this picture.")
 @click.option(
     "--strength",
@@ -167,6 +170,7 @@ def command(
     listed: Path | None,
     seeds: Sequence[int],
     out: Path,
+    size: str | None,
     image: Path | None,
     strength: float,
     fit: Fit | None,
@@ -189,7 +193,7 @@ def command(
     precision: Precision = "half" if half else "float32" if exact else "packaged"
     options = SessionOptions(precision, device, cache)
     chosen = Chosen(package, trusted)
-    start = Start(image, strength, fit, background)
+    start = Start(image, strength, fit, background, size)
     output = Output(out, previews, not no_metadata, _credentials(credentials))
     try:
         asked = _prompts(prompts, listed)
@@ -285,18 +289,20 @@ def _run(
     places = _places(output, len(prompts) * len(seeds))
     with _signer(output.credentials) as signer:
         package = runtime.open_package(chosen.folder, chosen.trusted)
-        requests = _requests(package.manifest, prompts, seeds, negative, start)
+        size = package.sizes[0] if start.size is None else start.size
+        picture = package.at(size).manifest.picture
+        requests = _requests(picture, prompts, seeds, negative, start)
         wanted = [
             Wanted(request, place, _about(package.manifest, request) if output.metadata else {})
             for request, place in zip(requests, places, strict=True)
         ]
         finish = _finish(package, signer, start.image, output.previews)
         longest = max(wanted, key=lambda w: len(w.request.prompt))
-        size = package.manifest.picture
-        check_picture(longest.place, size.width_px, size.height_px, longest.about, finish.seal)
+        sides = picture.width_px, picture.height_px
+        check_picture(longest.place, *sides, longest.about, finish.seal)
         if output.previews is not None:
             _make_folder(output.previews)
-        with package.player(options, keep=at_once) as player:
+        with package.player(options, keep=at_once, size=size) as player:
             return _draw(player, wanted, finish)
 
 
@@ -320,7 +326,7 @@ def _finish(
 
 
 def _requests(
-    manifest: Manifest,
+    picture: PictureEntry,
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative: str | None,
@@ -329,10 +335,9 @@ def _requests(
     """A request for each prompt and seed; the picture to start from is read."""
     from exporter.runtime import Request, start_picture
 
-    source, size = None, manifest.picture
+    source, sides = None, (picture.width_px, picture.height_px)
     if start.image is not None:
-        fit = start.fit or "cover"
-        source = start_picture(start.image, size.width_px, size.height_px, fit, start.background)
+        source = start_picture(start.image, *sides, start.fit or "cover", start.background)
     return [
         Request(p, s, source, start.strength, negative=negative) for p in prompts for s in seeds
     ]

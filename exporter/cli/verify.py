@@ -34,12 +34,11 @@ def command(
     With --trusted who signed it, before all else: fourstep verify PACKAGE --trusted maker.pem
     """
     from exporter.runtime.package import open_package
-    from exporter.runtime.verify import Report, lines_to_verify
+    from exporter.runtime.verify import Report, lines_of
     from exporter.runtime.verify import verify as check
 
     opened = open_package(package, trusted)
-    graphs, pictures = len(opened.manifest.names), len(opened.manifest.golden.pictures)
-    progress = Progress(bar_on_terminal, lines_to_verify(graphs, pictures))
+    progress = Progress(bar_on_terminal, lines_of(opened.manifest))
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
     end_of_bar()
     if as_json:
@@ -54,16 +53,18 @@ def _verify_table(report: Any) -> str:
     lines = [f"{report.package}: {report.files} files whole, {report.vectors} vectors compared"]
     for graph in report.graphs:
         if not graph.calls:
-            lines.append(f"  {graph.graph:<12} opens; no golden outputs to compare with")
+            lines.append(f"  {graph.worded:<12} opens; no golden outputs to compare with")
             continue
         lines.append(
-            f"  {graph.graph:<12} {graph.calls:>3} calls  relative error {graph.exact:.1e}"
+            f"  {graph.worded:<12} {graph.calls:>3} calls  relative error {graph.exact:.1e}"
             f"  as it runs {graph.as_run:.1e}"
         )
     for image in report.images:
+        at = f" at {image.size}" if image.size else ""
         lines.append(
-            f"  {image.prompt!r}: {image.exact_db:.1f} dB, as it runs {image.as_run_db:.1f} dB; "
-            f"from unquantized {image.loss_db:.1f} dB, final latent {image.latent_snr_db:.1f} dB"
+            f"  {image.prompt!r}{at}: {image.exact_db:.1f} dB, "
+            f"as it runs {image.as_run_db:.1f} dB; from unquantized {image.loss_db:.1f} dB, "
+            f"final latent {image.latent_snr_db:.1f} dB"
         )
     if report.beside:
         lines.append(f"  beside it, not listed and not used: {', '.join(report.beside)}")

@@ -37,6 +37,7 @@ from exporter.package.manifest import (
 )
 from exporter.package.pixels import NOT_FINITE, from_pixels, to_pixels
 from exporter.package.preview import preview_of
+from exporter.package.sizes import PictureSize, Sized, known_size
 
 if TYPE_CHECKING:
     from exporter.drawing.start import Given
@@ -65,6 +66,8 @@ class Player:
         open: opens a graph, or a part of one, by name.
         close: lets go of graphs that are open.
         filter: what every picture has to pass, or nothing.
+        sizes: the players of all sizes of the package, this one's among them; empty where it draws
+            one size alone.
     """
 
     schedule: Schedule
@@ -74,6 +77,20 @@ class Player:
     open: Callable[[str], Session]
     close: Callable[[], None] = nothing
     filter: Filter | None = None
+    sizes: Mapping[PictureSize, Player] = field(default_factory=dict)
+
+    @property
+    def size(self) -> PictureSize:
+        """Of the pictures of requests that name none."""
+        return PictureSize(self.picture.width_px, self.picture.height_px)
+
+    def at(self, size: Sized | None) -> Player:
+        """The player of another size, or this one; raises InputError that lists the sizes."""
+        if size is None:
+            return self
+        known = tuple(dict.fromkeys((*self.sizes, self.size)))
+        found = known_size(size, known)
+        return self if found == self.size else self.sizes[found]
 
     def __enter__(self) -> Player:
         return self
@@ -105,6 +122,7 @@ class Request:
         background: below an ``image`` and around it; None: white.
         negative: what not to draw, for packages with guidance whose negative prompt is not fixed;
             None: the package's own, which is empty unless it is fixed.
+        size: of the picture, as ``768x512`` or (768, 512), one of the package's; None: the first.
     """
 
     prompt: str
@@ -114,6 +132,7 @@ class Request:
     fit: Fit = "cover"
     background: str | None = None
     negative: str | None = None
+    size: Sized | None = None
 
 
 @dataclass(frozen=True)
@@ -178,20 +197,44 @@ Event = Conditioned | Step | Image | Rejected
 def generate(player: Player, requests: Sequence[Request]) -> Generator[Event, None, None]:
     """Draw pictures; every graph is opened once for all of them.
 
-    Where one of each step is cut, its parts are opened in turn at every step: memory holds one.
+    Those of one size are drawn together, the sizes in the order in which requests first name them.
+    Where a graph of each step is cut, its parts are opened in turn at every step: memory holds one.
 
     Raises InputError for a request's field that cannot be drawn with, as an image where the package
     has no encoder; CheckFailed for a graph that gives no numbers.
     """
-    starts = [_check(player, request) for request in requests]
-    images = _start_pictures(player, requests)
+    players = [player.at(request.size) for request in requests]
+    starts = [_check(own, r) for own, r in zip(players, requests, strict=True)]
+    images = _start_pictures(players, requests)
     values = condition(player, texts_of(player.schedule, requests))
     yield Conditioned(len(values))
 
-    encoded = _encode_images(player, images)
+    groups: dict[PictureSize, list[Asking]] = {}
+    for index, (own, request, start) in enumerate(zip(players, requests, starts, strict=True)):
+        drawn = Asking(index, request, start, images.get(index))
+        groups.setdefault(own.size, []).append(drawn)
+    encoded = {size: _encode_images(player.at(size), group) for size, group in groups.items()}
     judge = _judge_of(player)
-    latents = yield from _walk(player, requests, starts, values, encoded, judge)
-    yield from _decode(player, requests, values, latents, judge)
+    for size, group in groups.items():
+        own = player.at(size)
+        latents = yield from _walk(own, group, values, encoded[size], judge)
+        yield from _decode(own, group, values, latents, judge)
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """A request on its way to a picture.
+
+    Attributes:
+        index: of all that are drawn.
+        start: the step at which it enters the schedule.
+        image: (H, W, 3) uint8 that it starts from, or None.
+    """
+
+    index: int
+    request: Request
+    start: int
+    image: np.ndarray | None
 
 
 def _judge_of(player: Player) -> Judge | None:
@@ -302,26 +345,26 @@ def _finite(name: str, outputs: Ports, end: str) -> Ports:
 
 def _walk(
     player: Player,
-    requests: Sequence[Request],
-    starts: Sequence[int],
+    group: Sequence[Asking],
     values: Mapping[str, Values],
     encoded: Mapping[int, np.ndarray],
     judge: Judge | None,
 ) -> Generator[Event, None, list[np.ndarray]]:
-    """All steps of all pictures; returns their final latents."""
+    """All steps of pictures of one size; returns their final latents."""
     turns = [s for s in player.stages if s.in_steps]
     opened = _held(player, turns)
     decoded = DecodedPreviews(player) if player.picture.preview_graph else None
     latents = []
-    for index, (request, start) in enumerate(zip(requests, starts, strict=True)):
+    for drawn in group:
+        request = drawn.request
         noise = TorchNoise(request.seed)
         latent: np.ndarray = noise.randn(*player.latent)
-        if index in encoded:
-            latent = begin(player.schedule, start, encoded[index], latent)
+        if drawn.index in encoded:
+            latent = begin(player.schedule, drawn.start, encoded[drawn.index], latent)
         negative = negative_of(player.schedule, request)
         others = {} if negative is None else values[negative]
         glimpses = None if judge is None else Glimpses(judge)
-        for step in range(start, player.schedule.steps):
+        for step in range(drawn.start, player.schedule.steps):
             feed = Feed(values[request.prompt], request.prompt, others, latent, step=step)
             velocity = _velocity(player, turns, opened, feed)
             latent = advance(
@@ -330,7 +373,7 @@ def _walk(
             if not np.isfinite(latent).all():
                 where = f"{turns[-1].graph}, step {step + 1} of {player.schedule.steps}"
                 raise CheckFailed(f"{where}: the latent after it {NOT_FINITE}")
-            done = _step_event(player, decoded, index, step, latent)
+            done = _step_event(player, decoded, drawn.index, step, latent)
             yield done if glimpses is None else _guarded(done, glimpses)
             if glimpses is not None:
                 glimpses.lapse()
@@ -419,7 +462,7 @@ def advance(
 
 def _decode(
     player: Player,
-    requests: Sequence[Request],
+    group: Sequence[Asking],
     values: Mapping[str, Values],
     latents: Sequence[np.ndarray],
     judge: Judge | None,
@@ -427,14 +470,15 @@ def _decode(
     stage = player.giving("image")
     assert stage is not None
     (port,) = (port for port, result in stage.results.items() if result == "image")
-    feeds = [
-        Feed(values[r.prompt], r.prompt, latent=x) for r, x in zip(requests, latents, strict=True)
-    ]
+    prompts = [drawn.request.prompt for drawn in group]
+    feeds = [Feed(values[p], p, latent=x) for p, x in zip(prompts, latents, strict=True)]
     calls = [_inputs(player, stage.inputs, feed) for feed in feeds]
-    ends = [f"picture {i + 1}" for i in range(len(calls))]
-    for index, outputs in enumerate(_run(player, stage, calls, ends)):
+    ends = [f"picture {drawn.index + 1}" for drawn in group]
+    found = _run(player, stage, calls, ends)
+    for drawn, latent, outputs in zip(group, latents, found, strict=True):
         pixels = to_pixels(outputs[port], player.picture.pixels, stage.graph)
-        yield _judged(judge, Image(index, requests[index], pixels, latents[index]), outputs[port])
+        image = Image(drawn.index, drawn.request, pixels, latent)
+        yield _judged(judge, image, outputs[port])
 
 
 def _judged(judge: Judge | None, image: Image, decoded: np.ndarray) -> Image | Rejected:
@@ -505,14 +549,16 @@ def _check_negative(schedule: Schedule, negative: str | None) -> None:
     check_prompt(negative, "negative prompt")
 
 
-def _start_pictures(player: Player, requests: Sequence[Request]) -> dict[int, np.ndarray]:
+def _start_pictures(
+    players: Sequence[Player], requests: Sequence[Request]
+) -> dict[int, np.ndarray]:
     """The pixels that requests start from, by the request's index; each picture is read once."""
-    read: dict[tuple[int, str, str | None], np.ndarray] = {}
+    read: dict[tuple[int, PictureSize, str, str | None], np.ndarray] = {}
     found = {}
-    for index, request in enumerate(requests):
+    for index, (player, request) in enumerate(zip(players, requests, strict=True)):
         if request.image is None:
             continue
-        key = id(request.image), request.fit, request.background
+        key = id(request.image), player.size, request.fit, request.background
         if key not in read:
             size = player.picture.width_px, player.picture.height_px
             read[key] = start_picture(request.image, *size, request.fit, request.background)
@@ -520,9 +566,10 @@ def _start_pictures(player: Player, requests: Sequence[Request]) -> dict[int, np
     return found
 
 
-def _encode_images(player: Player, images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def _encode_images(player: Player, group: Sequence[Asking]) -> dict[int, np.ndarray]:
     """The latents that requests start from, by their index; each array is encoded once."""
     stage = player.giving("start")
+    images = {drawn.index: drawn.image for drawn in group if drawn.image is not None}
     if stage is None or not images:
         return {}
     (port,) = (port for port, result in stage.results.items() if result == "start")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-from exporter.package.manifest import GraphEntry, Manifest, Port, Source, Stage
+from exporter.package.manifest import GraphEntry, Manifest, Port, SizeEntry, Source, Stage
+from exporter.package.sizes import first_size, manifest_at, size_of, sized_files
 
+MOST_SIZES = 32  # of a package
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
+WEIGHTS = "weights"  # a setting that names what lies beside a graph's entry
 # How many stages have to give it, of one at most.
 RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0, "scores": 0}
 
@@ -28,6 +32,51 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     for i, graph in enumerate(manifest.graphs):
         yield from _ports(graph, f"graphs[{i}]")
     yield from _stages(manifest)
+    yield from _sizes(manifest)
+
+
+def _sizes(manifest: Manifest) -> Iterator[str]:
+    """Each further size is another, and with what it has of its own the manifest holds as well."""
+    if len(manifest.sizes) >= MOST_SIZES:
+        yield f"sizes: {len(manifest.sizes)} of them; at most {MOST_SIZES - 1}"
+        return
+    seen = {first_size(manifest)}
+    for i, entry in enumerate(manifest.sizes):
+        where = f"sizes[{i}]"
+        if size_of(entry) in seen:
+            yield f"{where}: {size_of(entry)} is there already"
+        seen.add(size_of(entry))
+        problem = next(_sized(manifest, entry), "")
+        if problem:
+            yield f"{where}.{problem}"
+            return
+        problem = next(_problems(manifest_at(manifest, size_of(entry))), "")
+        if problem:
+            yield f"{where}: {problem}"
+
+
+def _sized(manifest: Manifest, entry: SizeEntry) -> Iterator[str]:
+    """The graphs of a further size stand in for graphs, and their files are known."""
+    own = sized_files(manifest)
+    for j, graph in enumerate(entry.graphs):
+        first = manifest.graph(graph.name)
+        if first is None:
+            yield f"graphs[{j}].name: there is no graph '{graph.name}'"
+            return
+        if [g.name for g in entry.graphs].count(graph.name) > 1:
+            yield f"graphs[{j}].name: '{graph.name}' is there twice"
+        able = own | {file.path for file in first.files}
+        for path in graph.files:
+            if path not in able:
+                yield f"graphs[{j}].files: '{path}' is no file of '{graph.name}'"
+        if len({*graph.files}) < len(graph.files):
+            yield f"graphs[{j}].files: one is listed twice"
+    beside = {file.path for file in manifest.files} - own
+    for j, picture in enumerate(entry.pictures):
+        for name in ("image", "unquantized", "tensors", "like"):
+            path = getattr(picture, name)
+            if path and path not in beside:
+                yield f"pictures[{j}].{name}: '{path}' is not among files"
 
 
 def _schedule(manifest: Manifest) -> Iterator[str]:
@@ -95,6 +144,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
         own = [f.path for f in graph.files]
         if graph.entry not in own and not any(p.startswith(f"{graph.entry}/") for p in own):
             yield f"graphs[{i}].entry: '{graph.entry}' is not among the graph's files"
+        weights = posixpath.join(posixpath.dirname(graph.entry), graph.session.get(WEIGHTS, ""))
+        if WEIGHTS in graph.session and not any(f"{p}/".startswith(f"{weights}/") for p in own):
+            yield f"graphs[{i}].session.{WEIGHTS}: '{weights}' is not among the graph's files"
 
 
 def _ports(graph: GraphEntry, where: str) -> Iterator[str]:

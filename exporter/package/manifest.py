@@ -414,6 +414,9 @@ class Golden:
         image: the quantized program's picture.
         unquantized: the unquantized program's picture.
         tensors: every call of every graph, and what lies between them.
+        like: the first size's ``tensors`` of the same prompt and seed, in a further size: what is
+            not in ``tensors`` is as it is there; else empty.
+        same: of tensors that are left out of ``tensors``, the one there that they are the same as.
     """
 
     prompt: str
@@ -421,6 +424,8 @@ class Golden:
     image: RelativePath
     unquantized: RelativePath
     tensors: RelativePath
+    like: OptionalPath = field(default="", metadata=SINCE_4_2)
+    same: dict[str, str] = field(default_factory=dict, metadata=SINCE_4_2)
 
 
 @dataclass(frozen=True)
@@ -516,6 +521,57 @@ class DeviceEntry:
 
 
 @dataclass(frozen=True)
+class SizedGraph:
+    """What stands in place of a graph of the first size, for pictures of another size.
+
+    It has the same weights, which lie in the same files.
+
+    Attributes:
+        name: of the entry of ``graphs`` that it stands in for.
+        entry: the file or folder that an engine opens.
+        inputs: what it takes, in order.
+        outputs: what it gives, in order.
+        files: the paths of every file that it needs: of its own ones, which are among ``files`` of
+            the manifest, and of those of the graph that it stands in for.
+        activation_bytes: most bytes of activations alive at once, predicted.
+        run_bytes: peak anonymous memory of a process that runs it, predicted; None: not measured.
+        tolerance: what ``verify`` allows it.
+        session: what the backend wants to be told when it opens the graph, in the project's words.
+        remarks: what whoever ships the graph should know of it.
+    """
+
+    name: Name
+    entry: RelativePath
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    files: tuple[RelativePath, ...]
+    activation_bytes: Count
+    run_bytes: Count | None
+    tolerance: Tolerance
+    session: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SizeEntry:
+    """A further size of pictures, by what differs from the first.
+
+    Attributes:
+        width_px: of the picture.
+        height_px: of the picture.
+        graphs: that stand in for those of the first size; all others serve every size.
+        pictures: drawn with every graph, to compare with.
+        predicted_peak_bytes: as ``device`` says it of the first size.
+    """
+
+    width_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    height_px: Annotated[int, Meta(ge=1, le=MOST_PX)]
+    graphs: tuple[SizedGraph, ...]
+    pictures: tuple[Golden, ...] = ()
+    predicted_peak_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that a device must know.
 
@@ -539,6 +595,8 @@ class Manifest:
         mark: in every picture, or nothing.
         filter: what every picture has to pass, or nothing.
         bom: the file of its bill of materials, a CycloneDX ML-BOM, or empty.
+        sizes: further sizes of pictures; everything else here is of the first size alone, which
+            a reader that does not know this field draws.
     """
 
     format_version: Annotated[str, Meta(pattern=r"^4\.[0-9]{1,4}$(?!\n)")]
@@ -559,6 +617,7 @@ class Manifest:
     mark: MarkEntry | None = field(default=None, metadata=SINCE_4_1)
     filter: Filter | None = field(default=None, metadata=SINCE_4_1)
     bom: OptionalPath = field(default="", metadata=SINCE_4_2)
+    sizes: tuple[SizeEntry, ...] = field(default=(), metadata=SINCE_4_2)
 
     def graph(self, name: str) -> GraphEntry | None:
         """The graph of that name, or None when the package has none."""

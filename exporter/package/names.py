@@ -19,6 +19,11 @@ def part_name(graph: str, number: int) -> str:
     return f"{graph}-{number}"
 
 
+def sized_name(name: str, size: object) -> str:
+    """What the files of a graph, or a part of one, are called at another size than the first."""
+    return f"{name}-{size}"
+
+
 def graph_of(name: str) -> str:
     """The graph that a name is of: its own, or that of a part."""
     return name.partition("-")[0]

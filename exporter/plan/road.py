@@ -88,7 +88,8 @@ def plan(
         raise InputError(f"{file}: is a folder; choose another file")
     refuse_place(file.parent, 1 << 20, "choose another place")
     able = expressible_formats(recipe, parse_formats(formats or DEFAULT_FORMATS))
-    model = trace_model(recipe, KEEP_BYTES, progress)
+    # At one size, that of the build's own statistics: formats are of weights, which sizes share.
+    model = trace_model(recipe.at(recipe.calibrated_size), KEEP_BYTES, progress)
     for graph in graphs:
         if graph not in model.programs:
             raise InputError(known("graph", graph, model.programs), field="graphs")

@@ -44,6 +44,7 @@ def sizes(
     schemes: Mapping[str, Scheme],
     parts: Mapping[str, int],
     calls: Mapping[str, int],
+    weights_are_there: bool = False,
 ) -> list[GraphSize]:
     """Predictions for all graphs in all schemes that a backend can express.
 
@@ -51,6 +52,7 @@ def sizes(
         parts: into how many consecutive graphs a graph is cut, by its name.
         choices: what a recipe chooses of each backend (``backends.default_choices`` without one).
         calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
+        weights_are_there: as at another size of pictures: files hold operators alone.
     """
     found = []
     for scheme_name, scheme in schemes.items():
@@ -61,7 +63,13 @@ def sizes(
             if any(backend.refuse(form, chosen) for form in _formats(quantized)):
                 continue
             found += [
-                _size(graph, name, scheme_name, calls.get(graph_of(graph.name), 0))
+                _size(
+                    graph,
+                    name,
+                    scheme_name,
+                    calls.get(graph_of(graph.name), 0),
+                    graph.stored_bytes() if weights_are_there else 0,
+                )
                 for graph in graphs
             ]
     return found
@@ -71,14 +79,16 @@ def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
     return {form for program in programs.values() for form in program.formats.values()}
 
 
-def _size(program: QuantizedProgram, backend: str, scheme: str, calls: int) -> GraphSize:
+def _size(
+    program: QuantizedProgram, backend: str, scheme: str, calls: int, there_bytes: int
+) -> GraphSize:
     costs = backends.load(backend).costs
     return GraphSize(
         backend,
         scheme,
         program.name,
         sum(program.values_by_format().values()),
-        file_bytes(program, costs) if costs else None,
+        file_bytes(program, costs) - there_bytes if costs else None,
         build_bytes(program, costs, calls) if costs else None,
         run_bytes(program, costs) if costs else None,
     )

@@ -76,12 +76,12 @@ def refuse_too_large(
     """
     for limit in limits:
         costs = backends.costs_of(backend, f"[build] {limit.key}")
-        needed = {part.name: limit.predict(part, costs) for part in parts}
-        worst = max(needed, key=lambda name: needed[name])
-        if needed[worst] > limit.most_bytes:
+        needed = [(limit.predict(part, costs), part.name) for part in parts]
+        most_bytes, worst = max(needed, key=lambda one: one[0])
+        if most_bytes > limit.most_bytes:
             raise InputError(
                 f"{backend.name}-{scheme} is predicted to "
-                f"{limit.takes.format(f'{needed[worst]:,}')} ({worst}), more than "
+                f"{limit.takes.format(f'{most_bytes:,}')} ({worst}), more than "
                 f"{limit.key} = {limit.most_bytes:,}; {_remedy(limit, limits, costs, others())}"
             )
 

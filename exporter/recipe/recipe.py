@@ -27,8 +27,10 @@ from exporter.files.read import is_text, parse_toml, read_text
 from exporter.marking.key import MarkKey, key_of_environment, read_key
 from exporter.marking.pattern import SCHEME, parse_payload, payload_text, refuse_small, tile
 from exporter.network.cut import Cut, End, Ends, Previews
+from exporter.package.consistent import MOST_SIZES
 from exporter.package.manifest import MOST_GUIDANCE, Guidance, MarkEntry, Mode, Schedule
 from exporter.package.names import NAMES
+from exporter.package.sizes import EXAMPLE, PictureSize, parse_size
 from exporter.quantize.formats import (
     FORMATS,
     GROUP_SIZES,
@@ -52,6 +54,7 @@ LAYOUTS = ("native",)
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
 FEWEST_T5_TOKENS, MOST_T5_TOKENS = 2, 512  # one word, and the closing token
 MOST_PARTS = 64  # of a graph
+LEAST_PX, MOST_PX = 16, 8192  # of a side of a picture
 DEFAULT_PROMPTS = ("a red circle",)
 PHOTOGRAPHS = Path(__file__).with_name("photographs.prompts.txt")  # calibration's default set
 
@@ -68,12 +71,20 @@ KEYS: dict[str, tuple[str, ...]] = {
         "licence",
     ),
     "schedule": ("mode", "sigmas", "guidance", "negative_prompt"),
-    "image": ("width_px", "height_px", "image_to_image", "decoder", "encoder", "previews"),
+    "image": (
+        "width_px",
+        "height_px",
+        "sizes",
+        "image_to_image",
+        "decoder",
+        "encoder",
+        "previews",
+    ),
     "text": ("t5", "t5_tokens", "t5_parts"),
     "weights": ("scheme", "group_size", "symmetric", "override"),
     "build": ("backends", "layout", "device_memory_bytes", "most_file_bytes", "denoiser_parts"),
     "golden": ("prompts", "seed"),
-    "calibration": ("prompts", "seed", "methods"),
+    "calibration": ("prompts", "seed", "methods", "size"),
     "mark": ("payload", "key_file", "key_env"),
     "filter": FILTER_KEYS,
 }
@@ -99,12 +110,14 @@ class CalibrationChoice:
     """Prompts and the first seed of the trajectories that layers are measured on.
 
     ``methods``: how 8-, 4- and 2-bit codes are chosen (``calibrate.codes``); without any, to
-    nearest, and nothing is measured.
+    nearest, and nothing is measured. ``size``: of the trajectories' pictures; None: the first of
+    the recipe's.
     """
 
     prompts: tuple[str, ...]
     seed: int
     methods: tuple[str, ...]
+    size: PictureSize | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,7 @@ class Recipe:
         mark: in every decoder, or None.
         filter: a classifier that pictures have to pass, or None.
         licence: of the weights, in SPDX's words, where the checkpoint does not say it.
+        further_sizes: of pictures, besides the size of ``cut``, which is the first.
     """
 
     name: str
@@ -198,6 +212,22 @@ class Recipe:
     mark: MarkChoice | None = None
     filter: FilterChoice | None = None
     licence: str | None = None
+    further_sizes: tuple[PictureSize, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[PictureSize, ...]:
+        """Of pictures; the first is drawn unless another is asked for."""
+        return (PictureSize(self.cut.width_px, self.cut.height_px), *self.further_sizes)
+
+    @property
+    def calibrated_size(self) -> PictureSize:
+        """At which layers are measured, for the codes and ranges of every size."""
+        return self.calibration.size or self.sizes[0]
+
+    def at(self, size: PictureSize) -> Recipe:
+        """The same recipe for this size alone."""
+        cut = replace(self.cut, width_px=size.width_px, height_px=size.height_px)
+        return replace(self, cut=cut, further_sizes=())
 
     @property
     def schedule(self) -> Schedule:
@@ -247,6 +277,10 @@ class Recipe:
         del decisive["filter"]
         if self.filter is not None:
             decisive["filter"] = self.filter.decisive
+        if not self.further_sizes:
+            del decisive["further_sizes"]
+        if self.calibrated_size == self.sizes[0]:
+            del decisive["calibration"]["size"]
         chosen = dict(self.backend(backend).choices)
         if chosen.get("target") == "native":  # as before there was another
             del chosen["target"]
@@ -295,6 +329,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
     prompts = _prompts(
         "golden", get.value("golden", "prompts", list, list(DEFAULT_PROMPTS)), least=0
     )
+    sizes = _sizes(get)
     recipe = Recipe(
         name=file.stem,
         checkpoint=_checkpoint(get),
@@ -306,8 +341,8 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         mode=get.choice("schedule", "mode", MODES, "euler"),
         cut=Cut(
             sigmas=_sigmas(get.value("schedule", "sigmas", list)),
-            width_px=get.integer("image", "width_px", 16, 8192),
-            height_px=get.integer("image", "height_px", 16, 8192),
+            width_px=sizes[0].width_px,
+            height_px=sizes[0].height_px,
             t5=get.value("text", "t5", bool, True),
             t5_tokens=get.integer("text", "t5_tokens", FEWEST_T5_TOKENS, MOST_T5_TOKENS, 77),
             image_to_image=get.value("image", "image_to_image", bool, True),
@@ -329,12 +364,14 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
             calibration_prompts(raw.get("calibration", {}).get("prompts"), file.parent),
             get.integer("calibration", "seed", 0, 2**62, 1000),
             get.names("calibration", "methods", METHODS, default=()),
+            _calibrated_size(get),
         ),
         tiny=_tiny(get),
         loras=_loras(raw.get("lora", []), file.parent),
         mark=_mark(get) if "mark" in raw else None,
         filter=_filter(get, raw.get("filter")),
         licence=_licence(get),
+        further_sizes=sizes[1:],
     )
     return recipe.with_guidance(_guidance(get))
 
@@ -346,6 +383,45 @@ def _licence(get: _Getter) -> str | None:
         return None
     require_library("build")
     return parse_licence(given, "[model] licence")
+
+
+def _sizes(get: _Getter) -> tuple[PictureSize, ...]:
+    """The sizes of ``[image]``: a list of them, or one as width and height; raises InputError."""
+    listed = get.value("image", "sizes", list, None)
+    if listed is None:
+        sides = (get.integer("image", key, LEAST_PX, MOST_PX) for key in ("width_px", "height_px"))
+        return (PictureSize(*sides),)
+    for key in ("width_px", "height_px"):
+        if get.value("image", key, object, None) is not None:
+            raise InputError(f"[image] {key} and sizes: the sizes say it; leave one of them out")
+    if not 0 < len(listed) <= MOST_SIZES:
+        raise InputError(
+            f"[image] sizes: {len(listed)} of them; from 1 to {MOST_SIZES} are expected, such as "
+            '["512x512", "768x512"]'
+        )
+    found = tuple(_size(given, "[image] sizes") for given in listed)
+    for i, size in enumerate(found):
+        if size in found[:i]:
+            raise InputError(f"[image] sizes: {size} is listed twice; leave one out")
+    return found
+
+
+def _calibrated_size(get: _Getter) -> PictureSize | None:
+    given = get.value("calibration", "size", str, None)
+    return None if given is None else _size(given, "[calibration] size")
+
+
+def _size(given: object, where: str) -> PictureSize:
+    """A size in words; raises InputError for what is none, or none that can be drawn."""
+    try:
+        size = parse_size(given if isinstance(given, str) else None)
+    except InputError:
+        raise InputError(
+            f"{where}: {given!r:.60} is no size; write one such as {EXAMPLE}"
+        ) from None
+    if not all(LEAST_PX <= side <= MOST_PX for side in (size.width_px, size.height_px)):
+        raise InputError(f"{where}: {size}: each side must be from {LEAST_PX} to {MOST_PX}")
+    return size
 
 
 def _filter(get: _Getter, table: Mapping[str, Any] | None) -> FilterChoice | None:
@@ -594,8 +670,8 @@ def _mark(get: _Getter) -> MarkChoice:
             "[mark]: give its key as key_file, a file that 'fourstep mark key FILE' makes, or as "
             "key_env, a variable of the environment, and not as both"
         )
-    height, width = (get.integer("image", key, 16, 8192) for key in ("height_px", "width_px"))
-    refuse_small(height, width, "[mark]")
+    for size in _sizes(get):
+        refuse_small(size.height_px, size.width_px, "[mark]")
     if name is not None:
         return MarkChoice(payload, key_of_environment(name, "[mark] key_env"))
     return MarkChoice(payload, read_key(place_in(get.folder, file), "[mark] key_file"))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib import resources
 
 from exporter.package.manifest import Schedule, mark_words
+from exporter.package.sizes import sizes_of
 from exporter.report.decoders import decoders, shows_previews
 from exporter.report.diagrams import frontiers, graph_bytes, steps
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry
@@ -95,7 +96,7 @@ def _header(report: Comparison) -> str:
     recipes = {e.backend: e.manifest.origin.recipe_sha256[:12] for e in report.packages}
     about = facts(
         [
-            ("Pictures", f"{report.width_px} \N{MULTIPLICATION SIGN} {report.height_px} px"),
+            ("Pictures", text(_sizes(report))),
             ("Schedule", text(f"{schedule.steps} steps, {schedule.mode}")),
             ("Noise levels", text(numbers)),
             ("Guidance", text(_guidance(schedule))),
@@ -118,6 +119,14 @@ def _header(report: Comparison) -> str:
         paragraph(_lede(report), "lede"),
         about,
     )
+
+
+def _sizes(report: Comparison) -> str:
+    """The size of the page's pictures, and those that some of the packages draw besides."""
+    drawn = f"{report.width_px} \N{MULTIPLICATION SIGN} {report.height_px} px"
+    others = {size: None for e in report.packages for size in sizes_of(e.manifest)[1:]}
+    listed = ", ".join(f"{s.width_px} \N{MULTIPLICATION SIGN} {s.height_px}" for s in others)
+    return f"{drawn}; packages also draw {listed}" if listed else drawn
 
 
 def _filters(report: Comparison) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
+from typing import Generic, TypeVar
 
 from exporter.drawing.loop import Session
 
 OPENED_AT_ONCE = 2
 
 
-class OpenedAhead:
+K = TypeVar("K", bound=Hashable)  # what a graph is opened by
+
+
+class OpenedAhead(Generic[K]):
     """Opens graphs in this order, each once, and any other when it is asked for.
 
     Nothing is opened before a graph is asked for, and never more than ``OPENED_AT_ONCE`` at a time;
@@ -21,16 +25,16 @@ class OpenedAhead:
     alone.
     """
 
-    def __init__(self, opened: Callable[[str], Session], names: Iterable[str]) -> None:
+    def __init__(self, opened: Callable[[K], Session], names: Iterable[K]) -> None:
         self._opened = opened
         self._lock = threading.Lock()
         self._left = deque(names)
-        self._found: dict[str, Future[Session]] = {name: Future() for name in self._left}
+        self._found: dict[K, Future[Session]] = {name: Future() for name in self._left}
         self._threads: list[threading.Thread] = []
         self._asking = threading.current_thread()
         self._closed = False
 
-    def __call__(self, name: str) -> Session:
+    def __call__(self, name: K) -> Session:
         """A graph, as soon as it is open; raises what opening it raised."""
         with self._lock:
             if self._closed:
@@ -73,7 +77,7 @@ class OpenedAhead:
             except BaseException as error:
                 found.set_exception(error)
 
-    def _next(self) -> tuple[str, Future[Session]] | None:
+    def _next(self) -> tuple[K, Future[Session]] | None:
         with self._lock:
             if self._left and self._asking.is_alive():
                 name = self._left.popleft()

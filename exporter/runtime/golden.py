@@ -10,6 +10,7 @@ import numpy as np
 from exporter.errors import CheckFailed
 from exporter.files.pictures import parse_picture
 from exporter.files.tensors import parse_tensors
+from exporter.package.manifest import Golden
 from exporter.runtime.package import Package
 
 REMEDY = "build the package again"
@@ -40,6 +41,16 @@ def read_tensors(package: Package, path: str) -> Tensors:
     """A safetensors file of a package; raises CheckFailed when it is none."""
     where = package.folder / path
     return Tensors(str(where), parse_tensors(package.read(path), where, CheckFailed, REMEDY))
+
+
+def picture_tensors(package: Package, golden: Golden) -> Tensors:
+    """Those of a golden picture, with what a further size has as the first one."""
+    own = read_tensors(package, golden.tensors)
+    if not golden.like:
+        return own
+    first = read_tensors(package, golden.like)
+    copies = {name: own[other] for name, other in golden.same.items()}
+    return Tensors(str(package.folder / golden.tensors), {**first, **own, **copies})
 
 
 def golden_pixels(package: Package, path: str) -> np.ndarray:

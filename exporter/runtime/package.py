@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter import backends
@@ -22,9 +22,18 @@ from exporter.package.check import (
     identity_of,
     read_file,
 )
-from exporter.package.manifest import FileEntry, GraphEntry, Manifest
+from exporter.package.manifest import FileEntry, GraphEntry, Manifest, Stage
 from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
+from exporter.package.sizes import (
+    PictureSize,
+    Sized,
+    known_size,
+    manifest_at,
+    size_of,
+    sized_files,
+    sizes_of,
+)
 from exporter.runtime.ahead import OpenedAhead
 from exporter.runtime.watch import Watched
 from exporter.trust.check import Trust, check_trust
@@ -57,6 +66,16 @@ class Package:
         if graph is None:
             raise InputError(f"{self.folder}: the package has no graph '{name}'")
         return graph
+
+    @property
+    def sizes(self) -> tuple[PictureSize, ...]:
+        """Of pictures; the first is drawn unless another is asked for."""
+        return sizes_of(self.manifest)
+
+    def at(self, size: Sized) -> Package:
+        """The package as if it were of this size alone; raises InputError that lists its sizes."""
+        found = known_size(size, self.sizes)
+        return replace(self, manifest=manifest_at(self.manifest, found))
 
     def session(self, name: str, options: SessionOptions = DEFAULT) -> Session:
         """Open a graph and check its files' digests; raises CheckFailed.
@@ -94,38 +113,87 @@ class Package:
         with unreplaced(self.folder, self.inode):
             return check_file(self.folder, entry)
 
-    def player(self, options: SessionOptions = DEFAULT, keep: bool = False) -> Player:
+    def player(
+        self, options: SessionOptions = DEFAULT, keep: bool = False, size: Sized | None = None
+    ) -> Player:
         """What the loop needs; checks every file but the graphs, which are checked when opened.
 
         Args:
             keep: graphs are opened while the ones before them run, and stay open for the next call
                 of the loop, until the player is closed: faster, in the memory of all of them.
+            size: of the pictures of requests that name none; None: the package's first.
 
-        Raises InputError for a device or a cache that the package's backend does not take.
+        Raises InputError for a device or a cache that the package's backend does not take, and for
+        a size that is not the package's.
         """
         backends.check_session(self.manifest.backend, options)
+        first = self.sizes[0] if size is None else known_size(size, self.sizes)
+        tokenizers = self._tokenizers()
+        views = {found: self.at(found) for found in (first, *self.sizes)}
+        asked = (s for s in self.manifest.stages if not _at_need(s))
+        names = [part for stage in asked for part in stage.parts]
+        opened = functools.partial(_opened, self, views, options)
+        turns = [_key(self.manifest, first, name) for name in names]
+        ahead = OpenedAhead(opened, turns) if keep else None
+        close = ahead.close if ahead else nothing
+        made = functools.partial(_player_of, self.manifest, tokenizers, ahead or opened, close)
+        players = {found: made(view.manifest, found) for found, view in views.items()}
+        return replace(players[first], sizes=players)
+
+    def _tokenizers(self) -> dict[str, text.Encode]:
+        """Those of the text encoders; checks every file but the graphs of any size."""
         entry = self.manifest
-        tokenizers = {t.path: self.read(t.path) for t in entry.text.tokenizers.values()}
+        own = {t.path: self.read(t.path) for t in entry.text.tokenizers.values()}
+        left = sized_files(entry) | {*own}
         for file in entry.files:
-            if file.path not in tokenizers:
+            if file.path not in left:
                 self.check(file)
-        opened = functools.partial(self.session, options=options)
-        asked = [s for s in entry.stages if s.image_to_image_only or s.runs == "for previews"]
-        turns = [stage for stage in entry.stages if stage not in asked]
-        names = [part for stage in turns for part in stage.parts]
-        ahead = OpenedAhead(opened, names) if keep else None
-        return Player(
-            entry.schedule,
-            entry.picture,
-            {
-                name: text.load_tokenizer(self.folder / t.path, tokenizers[t.path], t, name)
-                for name, t in entry.text.tokenizers.items()
-            },
-            entry.stages,
-            ahead or opened,
-            ahead.close if ahead else nothing,
-            entry.filter,
-        )
+        return {
+            name: text.load_tokenizer(self.folder / t.path, own[t.path], t, name)
+            for name, t in entry.text.tokenizers.items()
+        }
+
+
+def _at_need(stage: Stage) -> bool:
+    """Whether a graph is opened for some requests alone."""
+    return stage.image_to_image_only or stage.runs == "for previews"
+
+
+Key = tuple[PictureSize | None, str]  # a graph, or one that stands in for it at a size
+
+
+def _key(manifest: Manifest, size: PictureSize, name: str) -> Key:
+    """What a graph is opened by: one that serves all sizes is one of them for all."""
+    entry = next((entry for entry in manifest.sizes if size_of(entry) == size), None)
+    own = entry is not None and any(graph.name == name for graph in entry.graphs)
+    return (size if own else None, name)
+
+
+def _opened(
+    package: Package, views: Mapping[PictureSize, Package], options: SessionOptions, key: Key
+) -> Session:
+    size, name = key
+    return (package if size is None else views[size]).session(name, options)
+
+
+def _player_of(
+    whole: Manifest,
+    tokenizers: Mapping[str, text.Encode],
+    opened: Callable[[Key], Session],
+    close: Callable[[], None],
+    view: Manifest,
+    size: PictureSize,
+) -> Player:
+    """The player of one size."""
+    return Player(
+        view.schedule,
+        view.picture,
+        tokenizers,
+        view.stages,
+        lambda name: opened(_key(whole, size, name)),
+        close,
+        view.filter,
+    )
 
 
 def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Package:

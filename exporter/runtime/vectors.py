@@ -16,7 +16,7 @@ from exporter.package.decode import decode
 from exporter.package.manifest import Golden, Result
 from exporter.package.pixels import to_pixels
 from exporter.package.preview import preview_of
-from exporter.runtime.golden import Tensors, read_tensors
+from exporter.runtime.golden import Tensors, picture_tensors, read_tensors
 from exporter.runtime.package import Package
 
 PREVIEW_LEVELS = 1  # how far another order of sums may move a preview
@@ -51,7 +51,7 @@ def compare(package: Package, player: Player) -> Iterator[Vector]:
     if golden.noise:
         yield from _noise(read_tensors(package, golden.noise))
     for picture in golden.pictures:
-        tensors = read_tensors(package, picture.tensors)
+        tensors = picture_tensors(package, picture)
         try:
             yield from _picture(package, player, picture, tensors)
         except (ValueError, TypeError) as error:  # shapes that do not go together

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
@@ -18,27 +18,38 @@ from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.bom.check import disagreements
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
-from exporter.package.manifest import Golden
+from exporter.package.manifest import Golden, Manifest, SizeEntry
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
+from exporter.package.sizes import size_of
 from exporter.package.strays import unlisted
-from exporter.runtime.golden import golden_pixels, read_tensors
+from exporter.runtime.golden import golden_pixels, picture_tensors
 from exporter.runtime.package import DEFAULT, Package
 from exporter.runtime.vectors import compare
 
 Progress = Callable[[str], None]
 READ_AT_ONCE = 2  # files
 REMEDY = "copy or build the package again"
+Players = Mapping[bool, Player]  # by whether they compute exactly
 CALL = re.compile(r"(\d{1,6})/(in|out)/(\w+)")  # of a golden tensor's name, after its graph
 
 
 @dataclass(frozen=True)
 class GraphParity:
-    """Largest relative L2 error of a graph over the golden calls: exact, and as it runs."""
+    """Largest relative L2 error of a graph over the golden calls: exact, and as it runs.
+
+    ``size``: at which it stands in for the graph of the first; empty for that one.
+    """
 
     graph: str
     calls: int
     exact: float
     as_run: float
+    size: str = ""
+
+    @property
+    def worded(self) -> str:
+        """The graph, and at which size."""
+        return f"{self.graph} at {self.size}" if self.size else self.graph
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class ImageParity:
         loss_db: PSNR of the picture as it runs against the unquantized program's: what
             quantization costs.
         latent_snr_db: the same of the final latent, as a ratio of powers.
+        size: of the picture, where it is not the first; else empty.
     """
 
     prompt: str
@@ -58,6 +70,7 @@ class ImageParity:
     as_run_db: float
     loss_db: float
     latent_snr_db: float
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,28 +109,77 @@ def verify(
     manifest = package.manifest
     backends.check_session(manifest.backend, options)
     files = check_files(package, progress)
-    players = {
+    players: Players = {
         True: package.player(replace(options, precision="float32")),
         False: package.player(options),
     }
-    vectors = tuple(compare(package, players[False]))
-    graphs = tuple(_graph_parity(package, players, name, progress) for name in manifest.names)
-    images = tuple(_image_parity(package, players, g, progress) for g in manifest.golden.pictures)
-    found = unlisted(package.folder, manifest)
+    found = [_checked(package, players, manifest.names, "", progress)]
+    for entry in manifest.sizes:
+        size = size_of(entry)
+        view = {exact: player.at(size) for exact, player in players.items()}
+        own = _own_graphs(manifest, entry)
+        found.append(_checked(package.at(size), view, own, str(size), progress))
+    others = unlisted(package.folder, manifest)
     failures = [
-        *(f"{path}: not listed in the manifest; delete it" for path in found.strays),
+        *(f"{path}: not listed in the manifest; delete it" for path in others.strays),
         *_failures_of_bill(package),
-        *(vector.what for vector in vectors if not vector.same),
-        *_failures(package, graphs, images),
+        *(failure for one in found for failure in one.failures),
     ]
     return Report(
-        package.folder.name, files, graphs, images, tuple(failures), len(vectors), found.beside
+        package.folder.name,
+        files,
+        tuple(graph for one in found for graph in one.graphs),
+        tuple(image for one in found for image in one.images),
+        tuple(failures),
+        sum(one.vectors for one in found),
+        others.beside,
     )
 
 
+def _own_graphs(manifest: Manifest, entry: SizeEntry) -> list[str]:
+    """The graphs that another stands in for at a further size."""
+    own = {graph.name for graph in entry.graphs}
+    return [s.graph for s in manifest.stages if own.intersection(s.parts)]
+
+
+def _checked(
+    package: Package, players: Players, names: Sequence[str], size: str, progress: Progress
+) -> Report:
+    """What is found of one size: of these graphs and of its golden pictures.
+
+    Args:
+        size: in words; empty for the first.
+    """
+    vectors = tuple(compare(package, players[False]))
+    graphs = tuple(_graph_parity(package, players, name, size, progress) for name in names)
+    pictures = package.manifest.golden.pictures
+    images = tuple(_image_parity(package, players, g, size, progress) for g in pictures)
+    failures = (
+        *(_at(size, vector.what) for vector in vectors if not vector.same),
+        *_failures(package, graphs, images),
+    )
+    return Report(package.folder.name, 0, graphs, images, failures, len(vectors))
+
+
+def _at(size: str, what: str) -> str:
+    return f"{what} at {size}" if size else what
+
+
 def lines_to_verify(graphs: int, pictures: int) -> int:
-    """How many lines of progress ``verify`` shows: the files, each graph, each golden picture."""
+    """How many lines of progress ``verify`` shows: the files, each graph, each golden picture.
+
+    Args:
+        graphs, pictures: of all sizes; what serves several counts once.
+    """
     return 1 + graphs + pictures
+
+
+def lines_of(manifest: Manifest) -> int:
+    """``lines_to_verify`` of a package."""
+    sizes = manifest.sizes
+    graphs = len(manifest.names) + sum(len(_own_graphs(manifest, entry)) for entry in sizes)
+    pictures = len(manifest.golden.pictures) + sum(len(entry.pictures) for entry in sizes)
+    return lines_to_verify(graphs, pictures)
 
 
 def check_files(package: Package, progress: Progress = lambda line: None) -> int:
@@ -144,39 +206,40 @@ def _failures(
     tolerances = {name: manifest.parts(name)[-1].tolerance for name in manifest.names}
     least_db = min(g.tolerance.image_psnr_db for g in manifest.graphs)
     found = [
-        f"{g.graph}: relative error {g.exact:.1e}, allowed {tolerances[g.graph].graph_relative:.1e}"
+        f"{g.worded}: relative error {g.exact:.1e}, "
+        f"allowed {tolerances[g.graph].graph_relative:.1e}"
         for g in graphs
         if not g.exact <= tolerances[g.graph].graph_relative
     ]
     if manifest.golden.pictures:
-        found += [f"{g.graph}: no golden call covers it" for g in graphs if g.calls == 0]
+        found += [f"{g.worded}: no golden call covers it" for g in graphs if g.calls == 0]
     found += [
-        f"image {i.prompt!r}: PSNR {i.exact_db:.1f} dB, at least {least_db:.1f}"
+        f"{_at(i.size, f'image {i.prompt!r}')}: PSNR {i.exact_db:.1f} dB, at least {least_db:.1f}"
         for i in images
         if not i.exact_db >= least_db
     ]
     return found
 
 
-Players = Mapping[bool, Player]  # by whether they compute exactly
-
-
-def _graph_parity(package: Package, players: Players, name: str, progress: Progress) -> GraphParity:
+def _graph_parity(
+    package: Package, players: Players, name: str, size: str, progress: Progress
+) -> GraphParity:
+    said = _at(size, name)
     pictures = package.manifest.golden.pictures
     calls = [call for golden in pictures for call in golden_calls(package, golden, name)]
     if not calls:
         for part in package.manifest.parts(name):
             players[False].open(part.name)
-        progress(f"{name}: opens; no golden outputs to compare with")
-        return GraphParity(name, 0, 0.0, 0.0)
+        progress(f"{said}: opens; no golden outputs to compare with")
+        return GraphParity(name, 0, 0.0, 0.0, size)
     worst = {True: 0.0, False: 0.0}
     for exact, player in players.items():
         found = run(player, name, [inputs for inputs, _ in calls])
         for outputs, (_, expected) in zip(found, calls, strict=True):
             errors = [_error(outputs.get(port), value) for port, value in expected.items()]
             worst[exact] = max(worst[exact], *errors)
-    progress(f"{name}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
-    return GraphParity(name, len(calls), worst[True], worst[False])
+    progress(f"{said}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
+    return GraphParity(name, len(calls), worst[True], worst[False], size)
 
 
 def _error(found: np.ndarray | None, expected: np.ndarray) -> float:
@@ -190,7 +253,7 @@ def golden_calls(package: Package, golden: Golden, graph: str) -> list[tuple[Por
 
     Raises CheckFailed for a call without one of the graph's ports.
     """
-    tensors = read_tensors(package, golden.tensors)
+    tensors = picture_tensors(package, golden)
     parts = package.manifest.parts(graph)
     count = 1 + max((_call_of(key, graph) for key in tensors), default=-1)
     return [
@@ -210,11 +273,11 @@ def _call_of(key: str, graph: str) -> int:
 
 
 def _image_parity(
-    package: Package, players: Players, golden: Golden, progress: Progress
+    package: Package, players: Players, golden: Golden, size: str, progress: Progress
 ) -> ImageParity:
     expected = golden_pixels(package, golden.image)
     plain = golden_pixels(package, golden.unquantized)
-    plain_latent = read_tensors(package, golden.tensors)["unquantized_latent"]
+    plain_latent = picture_tensors(package, golden)["unquantized_latent"]
     exact, as_run = _drawn(players[True], golden), _drawn(players[False], golden)
     result = ImageParity(
         golden.prompt,
@@ -223,9 +286,11 @@ def _image_parity(
         psnr_db(as_run.pixels, expected),
         psnr_db(as_run.pixels, plain),
         snr_db(as_run.latent, plain_latent),
+        size,
     )
+    said = _at(size, f"image {golden.prompt!r}")
     progress(
-        f"image {golden.prompt!r}: PSNR {result.exact_db:.1f} dB, as it runs "
+        f"{said}: PSNR {result.exact_db:.1f} dB, as it runs "
         f"{result.as_run_db:.1f} dB; against unquantized {result.loss_db:.1f} dB"
     )
     return result

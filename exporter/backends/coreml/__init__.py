@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
+    WEIGHTS,
     Backend,
     Classifier,
     EmitOptions,
@@ -22,12 +23,13 @@ from exporter.backends.contract import (
     SessionOptions,
 )
 from exporter.backends.coreml import session
-from exporter.backends.coreml.session import COMPUTE_UNITS, EVALUATOR, ON_A_MAC
+from exporter.backends.coreml.session import COMPUTE_UNITS, EVALUATOR, FUNCTION, ON_A_MAC
 from exporter.package.manifest import Tokenizer, Tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from exporter.backends.coreml.writer import Written
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
@@ -80,17 +82,30 @@ class CoreMl:
         options: EmitOptions,
     ) -> Emitted:
         """Write ``<graph>.mlpackage``; weights are read one at a time."""
-        from exporter.backends.coreml.lint import lint
-        from exporter.backends.coreml.writer import write_graph
+        return self.emit_sizes({program.name: program}, read, folder, options)[program.name]
+
+    def emit_sizes(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> dict[str, Emitted]:
+        """Write the first as ``<graph>.mlpackage``, the others as functions of it.
+
+        For iOS 17 the others are packages beside it, without the weights, which lie in the first.
+        """
+        from exporter.backends.coreml.writer import write_graphs
 
         target = options.choices["target"]
         if target == "oldest":
-            new = any(needs_ios18(form) for form in program.formats.values())
-            target = "iOS18" if new else "iOS17"
-        package = write_graph(program, read, folder, target)
-        files = tuple(sorted(f for f in package.rglob("*") if f.is_file()))
-        remarks = tuple(str(finding) for finding in lint(package, program.name))
-        return Emitted(package, files, TOLERANCE, {"target": target}, remarks=remarks)
+            forms = (form for program in programs.values() for form in program.formats.values())
+            target = "iOS18" if any(map(needs_ios18, forms)) else "iOS17"
+        written = write_graphs(programs, read, folder, target)
+        return {
+            name: _emitted(written[name], program.name, target)
+            for name, program in programs.items()
+        }
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Write the script that checks the package with Core ML on a Mac."""
@@ -112,7 +127,24 @@ class CoreMl:
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions
     ) -> Session:
         """Open a graph with Core ML on a Mac, elsewhere with the evaluator."""
-        return session.open_graph(entry, options)
+        return session.open_graph(entry, settings, options)
+
+
+def _emitted(written: Written, graph: str, target: str) -> Emitted:
+    """What a graph's session is to be told, with every file that it needs."""
+    from exporter.backends.coreml.lint import lint
+    from exporter.backends.coreml.writer import MAIN
+
+    package, weights = written.package, written.weights
+    settings = {"target": target}
+    if written.function != MAIN:
+        settings[FUNCTION] = written.function
+    if weights is not None:
+        settings[WEIGHTS] = weights.name
+    files = [f for f in package.rglob("*") if f.is_file()]
+    files += [f for f in weights.rglob("weight.bin") if f.is_file()] if weights else []
+    remarks = tuple(str(found) for found in lint(package, graph, written.function, weights))
+    return Emitted(package, tuple(sorted(files)), TOLERANCE, settings, remarks=remarks)
 
 
 def needs_ios18(form: Format) -> bool:

@@ -30,6 +30,7 @@ from torch import Tensor, fx
 
 from exporter.backends.coreml import library
 from exporter.backends.coreml.library import ELEMENTS
+from exporter.backends.shared import Shared
 from exporter.errors import InputError
 from exporter.package.names import graph_of
 from exporter.program.program import Constant
@@ -46,6 +47,34 @@ INLINE_TYPES = ("string", "bool", "int32", "uint32")
 LARGEST_FP16, SMALLEST_FP16 = 65504.0, 2.0**-14
 
 
+class Blobs:
+    """The weight file, which the graphs of several sizes share.
+
+    Args:
+        sizes: how many graphs there will be, of the same weights.
+    """
+
+    def __init__(self, weights: Path, sizes: int = 1) -> None:
+        self._writer = library.blob_writer(weights)
+        self._shared: Shared[int] = Shared(sizes)
+
+    def write(self, flat: np.ndarray, verb: str) -> int:
+        """Where values lie; those that an earlier graph has written are not written again."""
+        known = self._shared.place(verb, flat)
+        if known is not None:
+            return known
+        offset: int = getattr(self._writer, f"write_{verb}_data")(flat)
+        return self._shared.note(verb, flat, offset)
+
+    def next_graph(self) -> None:
+        """From now on graphs share what was written so far."""
+        self._shared.next_size()
+
+    def close(self) -> None:
+        """Complete the file."""
+        del self._writer
+
+
 class Emitter:
     """Collects the operations of one graph; tensors go to the weight file as they are met.
 
@@ -58,7 +87,7 @@ class Emitter:
         self,
         program: QuantizedProgram,
         read: Callable[[object], Tensor],
-        weights: Path,
+        blobs: Blobs,
         target: str,
     ) -> None:
         self.program = program
@@ -67,7 +96,7 @@ class Emitter:
         self.modern = target == "iOS18"
         self._read, self._target = read, target
         self._messages, self._types = library.program_messages(), library.data_types()
-        self._writer = library.blob_writer(weights)
+        self._blobs = blobs
         self._operations: list[Any] = []
         self._made: dict[object, str] = {}
         self._values: dict[fx.Node, str | list[str]] = {}
@@ -236,7 +265,7 @@ class Emitter:
         flat = flat.view(np.uint16) if dtype == "fp16" else flat
         value = self._messages.Value(type=self._type(array.shape, dtype))
         value.blobFileValue.fileName = WEIGHTS_FILE
-        value.blobFileValue.offset = getattr(self._writer, f"write_{element.verb}_data")(flat)
+        value.blobFileValue.offset = self._blobs.write(flat, element.verb)
         return value
 
     def _half(self, array: np.ndarray) -> np.ndarray:
@@ -345,36 +374,41 @@ class Emitter:
             }
         return self.constexpr("constexpr_lut_to_dense", codes.shape, kind, name, given)
 
-    def model(self) -> Any:
-        """The finished model specification; outputs are float32 under their ports' names."""
+    def add_to(self, model: Any, name: str = "main") -> Any:
+        """Make the graph a function of a model; returns the function's description.
+
+        Outputs are float32 under their ports' names.
+        """
         for node, port in zip(self.program.results(), self.program.outputs, strict=True):
             raw = self._values.get(node)  # not rounded to fp16 on its way to a float32 output
-            name = raw if isinstance(raw, str) else self.value(node)
-            if self._known[name][1] == "fp32":
-                self.add("identity", {"x": name}, port.shape, "fp32", port.name)
+            value = raw if isinstance(raw, str) else self.value(node)
+            if self._known[value][1] == "fp32":
+                self.add("identity", {"x": value}, port.shape, "fp32", port.name)
             else:
-                given = {"x": name, "dtype": self.text("fp32")}
+                given = {"x": value, "dtype": self.text("fp32")}
                 self.add("cast", given, port.shape, "fp32", port.name)
-        opset, version = OPSETS[self._target]
-        messages = library.model_messages()
-        model = messages.Model(specificationVersion=version)
-        function = model.mlProgram.functions["main"]
-        model.mlProgram.version = 1
+        opset, _ = OPSETS[self._target]
+        function = model.mlProgram.functions[name]
         function.opset = opset
         block = function.block_specializations[opset]
         block.operations.extend(self._operations)
         block.outputs.extend(port.name for port in self.program.outputs)
+        described = library.model_messages().FunctionDescription(name=name)
         for port in self.program.inputs:
             shape, dtype = self._known[port.name]
             function.inputs.add(name=port.name, type=self._type(shape, dtype))
-            _describe(model.description.input.add(), port.name, shape, dtype)
+            _describe(described.input.add(), port.name, shape, dtype)
         for port in self.program.outputs:
-            _describe(model.description.output.add(), port.name, port.shape, "fp32")
-        return model
+            _describe(described.output.add(), port.name, port.shape, "fp32")
+        return described
 
-    def close(self) -> None:
-        """Complete the weight file."""
-        del self._writer
+
+def empty_model(target: str) -> Any:
+    """A model specification without functions."""
+    _, version = OPSETS[target]
+    model = library.model_messages().Model(specificationVersion=version)
+    model.mlProgram.version = 1
+    return model
 
 
 def _describe(feature: Any, name: str, shape: Sequence[int], dtype: str) -> None:

@@ -41,14 +41,21 @@ class Finding:
         return f"Neural Engine: {self.graph}: {where}: {self.reason}"
 
 
-def lint(package: Path, graph: str) -> list[Finding]:
-    """The findings of one ``.mlpackage``, in order; operators in float32 are one finding."""
+def lint(
+    package: Path, graph: str, function_name: str = "main", beside: Path | None = None
+) -> list[Finding]:
+    """The findings of one ``.mlpackage``, in order; operators in float32 are one finding.
+
+    Args:
+        function_name: of its functions, the graph's.
+        beside: the package that holds its weights, where that is another one.
+    """
     inside = package / "Data" / "com.apple.CoreML"
     model = library.model_messages().Model()
     model.ParseFromString((inside / "model.mlmodel").read_bytes())
-    function = model.mlProgram.functions["main"]
+    function = model.mlProgram.functions[function_name]
     block = function.block_specializations[function.opset]
-    weights = inside / "weights" / "weight.bin"
+    weights = (beside or package) / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     found = [
         Finding(graph, operation.type, output.name, reason)
         for operation in block.operations

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +19,56 @@ from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.cache import checked
 
 
-def open_model(package: Path, compute_units: str, cache: Path | None) -> Session:
+@contextmanager
+def assembled(package: Path, weights: Path) -> Iterator[Path]:
+    """A ``.mlpackage`` whose weights lie in another one, made whole in a folder of its own.
+
+    The weights are linked where the disk can, which takes no bytes, else copied.
+    """
+    inside = Path("Data", "com.apple.CoreML")
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(shutil.copytree(package, Path(place) / package.name))
+        own = whole / inside / "weights" / "weight.bin"
+        own.parent.mkdir()
+        try:
+            os.link(weights / inside / "weights" / "weight.bin", own)
+        except OSError:  # another disk
+            shutil.copyfile(weights / inside / "weights" / "weight.bin", own)
+        listed = json.loads((weights / "Manifest.json").read_text(encoding="utf-8"))
+        found = json.loads((whole / "Manifest.json").read_text(encoding="utf-8"))
+        found["itemInfoEntries"] |= {
+            key: item
+            for key, item in listed["itemInfoEntries"].items()
+            if item["name"] == "weights"
+        }
+        (whole / "Manifest.json").write_text(json.dumps(found), encoding="utf-8")
+        yield whole
+
+
+def open_model(
+    package: Path, compute_units: str, cache: Path | None, function: str | None = None
+) -> Session:
     """Compile and load a ``.mlpackage``; with ``cache``, the compiled form is kept there.
 
     Args:
         compute_units: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
+        function: of the package; None: its default.
 
     Raises CheckFailed when Core ML cannot open it; so does a call when Core ML cannot run it.
     Raises InputError when the cache cannot be written.
     """
     ct = library.coremltools()
     units = ct.ComputeUnit[compute_units]
+    named = {} if function is None else {"function_name": function}
     try:
         if cache is None:
-            model = ct.models.MLModel(str(package), compute_units=units)
+            model = ct.models.MLModel(str(package), compute_units=units, **named)
         else:
             with checked(cache / f"{package.stem}-{_digest(package)[:16]}") as folder:
                 compiled = folder / f"{package.stem}.mlmodelc"
                 if not compiled.exists():
                     ct.models.utils.compile_model(str(package), str(compiled))
-                model = ct.models.CompiledMLModel(str(compiled), units)
+                model = ct.models.CompiledMLModel(str(compiled), units, **named)
     except InputError:
         raise
     except Exception as error:  # Core ML raises bare RuntimeError

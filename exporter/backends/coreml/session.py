@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.backends.contract import Session, SessionOptions
+from exporter.backends.contract import WEIGHTS, Session, SessionOptions
 
 ON_A_MAC = sys.platform == "darwin"
+FUNCTION = "function"  # in a graph's settings: of a package that has several
 EVALUATOR = "EVALUATOR"  # this project's interpreter of ML Programs
 COMPUTE_UNITS: tuple[str, ...] = (
     ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE") if ON_A_MAC else ()
 )
 
 
-def open_graph(entry: Path, options: SessionOptions) -> Session:
+def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions) -> Session:
     """Open a graph: with Core ML on a Mac, elsewhere with the evaluator.
+
+    Args:
+        settings: ``function``: of the package, in place of its default; ``weights``: the package
+            beside it that holds the weights.
 
     In ``float32`` it is always the evaluator, so that on a Mac ``verify`` reports both: the program
     by its own types, and what Core ML makes of it.
 
     Raises CheckFailed when the package cannot be read.
     """
+    function = settings.get(FUNCTION)
+    weights = entry.with_name(settings[WEIGHTS]) if WEIGHTS in settings else None
     if options.precision == "float32" or not ON_A_MAC or options.device == EVALUATOR:
         from exporter.backends.coreml.evaluator.program import open_program
 
-        return open_program(entry)
-    from exporter.backends.coreml.predictor import open_model
+        return open_program(entry, function=function, weights=weights)
+    from exporter.backends.coreml.predictor import assembled, open_model
 
-    return open_model(entry, options.device or COMPUTE_UNITS[0], options.cache)
+    units = options.device or COMPUTE_UNITS[0]
+    if weights is None:
+        return open_model(entry, units, options.cache, function)
+    with assembled(entry, weights) as whole:
+        return open_model(whole, units, options.cache, function)

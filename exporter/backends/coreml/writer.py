@@ -4,42 +4,118 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from exporter.backends.coreml import ops
-from exporter.backends.coreml.emitter import Emitter
+from exporter.backends.coreml.emitter import Blobs, Emitter, empty_model
 from exporter.files.staging import writing
 from exporter.program import aten
 from exporter.quantize.program import QuantizedProgram
 
 AUTHOR = "com.apple.CoreML"
+MAIN = "main"  # the function of a package that has one
 
 
 def write_graph(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path, target: str
 ) -> Path:
     """Write ``<name>.mlpackage`` into ``folder`` for a target: iOS17 or iOS18."""
-    package = folder / f"{program.name}.mlpackage"
+    return write_graphs({program.name: program}, read, folder, target)[program.name].package
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a graph is.
+
+    Attributes:
+        package: a ``.mlpackage``.
+        function: its function of that package.
+        weights: the package that holds the weights, where that is another one.
+    """
+
+    package: Path
+    function: str = MAIN
+    weights: Path | None = None
+
+
+def write_graphs(
+    programs: Mapping[str, QuantizedProgram],
+    read: Callable[[object], Tensor],
+    folder: Path,
+    target: str,
+) -> dict[str, Written]:
+    """Write programs with the same weights, which the first one's ``.mlpackage`` holds.
+
+    iOS 18 has packages of several functions: the others are functions called as their keys. iOS 17
+    has none: there each of the others is a package of its own, whose weights are missing.
+    """
+    first, *others = programs
+    package = folder / f"{first}.mlpackage"
     inside = package / "Data" / AUTHOR
     (inside / "weights").mkdir(parents=True)
-    weights = inside / "weights" / "weight.bin"
-    with writing(weights):
-        emitter = Emitter(program, read, weights, target)
-        for node in program.nodes():
-            translate = aten.translation(ops.TABLE, node, program.name, "Core ML")
-            emitter.settle(node, translate(emitter, node))
-        model = emitter.model()
-        emitter.close()
+    models = {first: empty_model(target)}
+    with writing(inside / "weights" / "weight.bin"):
+        blobs = Blobs(inside / "weights" / "weight.bin", len(programs))
+        described = []
+        for name, program in programs.items():
+            together = target == "iOS18" or name == first
+            model = models[first] if together else models.setdefault(name, empty_model(target))
+            emitter = _emitted(program, read, blobs, target)
+            function = name if together and name != first else MAIN
+            described.append(emitter.add_to(model, function))
+            blobs.next_graph()
+        blobs.close()
+    _describe(models, described)
+    _write_package(package, models[first], programs[first].name, with_weights=True)
+    found = {first: Written(package)}
+    for name in others:
+        if target == "iOS18":
+            found[name] = Written(package, name)
+            continue
+        own = folder / f"{name}.mlpackage"
+        _write_package(own, models[name], name, with_weights=False)
+        found[name] = Written(own, weights=package)
+    return found
+
+
+def _emitted(
+    program: QuantizedProgram, read: Callable[[object], Tensor], blobs: Blobs, target: str
+) -> Emitter:
+    """A program's operators, its weights in the file."""
+    emitter = Emitter(program, read, blobs, target)
+    for node in program.nodes():
+        translate = aten.translation(ops.TABLE, node, program.name, "Core ML")
+        emitter.settle(node, translate(emitter, node))
+    return emitter
+
+
+def _describe(models: Mapping[str, Any], described: Sequence[Any]) -> None:
+    """Say what models take and give: of one function each, or of all of them in the first."""
+    if len(models) == len(described):
+        for model, one in zip(models.values(), described, strict=True):
+            model.description.input.extend(one.input)
+            model.description.output.extend(one.output)
+        return
+    (model,) = models.values()
+    model.description.functions.extend(described)
+    model.description.defaultFunctionName = MAIN
+
+
+def _write_package(package: Path, model: Any, name: str, with_weights: bool) -> None:
+    inside = package / "Data" / AUTHOR
+    inside.mkdir(parents=True, exist_ok=True)
     (inside / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
-    _write_contents(package, program.name)
-    return package
+    _write_contents(package, name, with_weights)
 
 
-def _write_contents(package: Path, name: str) -> None:
+def _write_contents(package: Path, name: str, with_weights: bool) -> None:
     """``Manifest.json``, with identifiers that depend on the graph's name alone."""
+    parts = [("model.mlmodel", "Specification"), ("weights", "Weights")]
     items = {
         str(uuid.uuid5(uuid.NAMESPACE_OID, f"fourstep {name} {path}")): {
             "author": AUTHOR,
@@ -47,7 +123,7 @@ def _write_contents(package: Path, name: str) -> None:
             "name": path,
             "path": f"{AUTHOR}/{path}",
         }
-        for path, kind in (("model.mlmodel", "Specification"), ("weights", "Weights"))
+        for path, kind in parts[: 1 + with_weights]
     }
     root = next(key for key, item in items.items() if item["name"] == "model.mlmodel")
     contents = {

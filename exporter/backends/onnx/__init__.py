@@ -98,15 +98,21 @@ class Onnx:
         options: EmitOptions,
     ) -> Emitted:
         """Write ``<graph>.onnx`` and ``<graph>.onnx.data``; weights are read one at a time."""
-        from exporter.backends.onnx.writer import write_graph
-        from exporter.quantize.rounded import asked, spared
+        return self.emit_sizes({program.name: program}, read, folder, options)[program.name]
 
-        files = write_graph(program, read, folder, options.choices.get("target") == "web")
-        low_bits = any(form.is_integer for form in program.formats.values())
-        return Emitted(
-            files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE,
-            {"accuracy_level": "4"} if low_bits else {}, remarks=spared(program),
-        )  # fmt: skip
+    def emit_sizes(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> dict[str, Emitted]:
+        """Write each as ``<key>.onnx``, all with one file of data."""
+        from exporter.backends.onnx.writer import write_graphs
+
+        for_web = options.choices.get("target") == "web"
+        written = write_graphs(programs, read, folder, for_web)
+        return {name: _emitted(program, written[name]) for name, program in programs.items()}
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Nothing: onnxruntime needs the graphs alone."""
@@ -123,6 +129,16 @@ class Onnx:
     ) -> Session:
         """Open a graph with onnxruntime."""
         return session.open_graph(entry, settings, options)
+
+
+def _emitted(program: QuantizedProgram, files: tuple[Path, ...]) -> Emitted:
+    from exporter.quantize.rounded import asked, spared
+
+    low_bits = any(form.is_integer for form in program.formats.values())
+    return Emitted(
+        files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE,
+        {"accuracy_level": "4"} if low_bits else {}, remarks=spared(program),
+    )  # fmt: skip
 
 
 BACKEND: Final[Backend] = Onnx()

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
+from exporter.backends.shared import Shared
 from exporter.program.program import Stored
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import Part, QuantizedProgram
@@ -43,6 +44,39 @@ PACKED_TYPES = {
 }
 
 
+class Values:
+    """The file beside graphs, which holds their larger initializers.
+
+    Args:
+        location: its name, as the graphs know it.
+        sizes: how many graphs there will be, of the same weights.
+    """
+
+    def __init__(self, stream: BufferedWriter, location: str, sizes: int = 1) -> None:
+        self._stream, self._location = stream, location
+        self._shared: Shared[int] = Shared(sizes)
+
+    def store(self, proto: onnx.TensorProto, data: bytes) -> None:
+        """Put the values of an initializer there; where an earlier graph has them, no more."""
+        offset = self._shared.place("", data)
+        if offset is None:
+            offset = self._shared.note("", data, self._write(data))
+        proto.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", self._location), ("offset", offset), ("length", len(data))):
+            proto.external_data.add(key=key, value=str(value))
+
+    def _write(self, data: bytes) -> int:
+        position = self._stream.tell()
+        offset = -(-position // ALIGN_BYTES) * ALIGN_BYTES
+        self._stream.write(b"\0" * (offset - position))
+        self._stream.write(data)
+        return offset
+
+    def next_graph(self) -> None:
+        """From now on graphs share what was written so far."""
+        self._shared.next_size()
+
+
 class Emitter:
     """Collects the nodes and initializers of one graph.
 
@@ -54,12 +88,11 @@ class Emitter:
         self,
         program: QuantizedProgram,
         read: Callable[[object], Tensor],
-        stream: BufferedWriter,
-        location: str,
+        values: Values,
         for_web: bool = False,
     ) -> None:
         self.program, self.read, self.for_web = program, read, for_web
-        self._stream, self._location = stream, location
+        self._values = values
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: dict[fx.Node, str] = {}
@@ -161,18 +194,9 @@ class Emitter:
         if len(data) <= INLINE_BYTES or kind == TensorProto.INT64:
             proto.raw_data = data
         else:
-            self._store(proto, data)
+            self._values.store(proto, data)
         self._initializers[name] = proto
         return name
-
-    def _store(self, proto: onnx.TensorProto, data: bytes) -> None:
-        position = self._stream.tell()
-        offset = -(-position // ALIGN_BYTES) * ALIGN_BYTES
-        self._stream.write(b"\0" * (offset - position))
-        self._stream.write(data)
-        proto.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self._location), ("offset", offset), ("length", len(data))):
-            proto.external_data.add(key=key, value=str(value))
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
+    WEIGHTS,
     Backend,
     Classifier,
     EmitOptions,
@@ -96,19 +97,20 @@ class OpenVino:
         options: EmitOptions,
     ) -> Emitted:
         """Write ``<graph>.xml`` and ``<graph>.bin``; weights are read one at a time."""
-        from exporter.backends.openvino.writer import write_graph
-        from exporter.quantize.rounded import asked, spared
+        return self.emit_sizes({program.name: program}, read, folder, options)[program.name]
 
-        files = write_graph(program, read, folder)
-        # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range:
-        # on a GPU that is told to use it, this factor scales them down inside.
-        settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
-        if graph_of(program.name) == "t5":
-            settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
-        return Emitted(
-            files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE, settings,
-            remarks=spared(program),
-        )  # fmt: skip
+    def emit_sizes(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> dict[str, Emitted]:
+        """Write each as ``<key>.xml``, all with one ``.bin``, which the others name."""
+        from exporter.backends.openvino.writer import write_graphs
+
+        written = write_graphs(programs, read, folder)
+        return {name: _emitted(program, *written[name]) for name, program in programs.items()}
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Write each tokenizer as an OpenVINO model beside its ``tokenizer.json``."""
@@ -128,6 +130,22 @@ class OpenVino:
     ) -> Session:
         """Open a graph with OpenVINO."""
         return session.open_graph(entry, settings, options)
+
+
+def _emitted(program: QuantizedProgram, model: Path, values: Path) -> Emitted:
+    from exporter.quantize.rounded import asked, spared
+
+    # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range:
+    # on a GPU that is told to use it, this factor scales them down inside.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
+    if graph_of(program.name) == "t5":
+        settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
+    if values.stem != model.stem:
+        settings[WEIGHTS] = values.name
+    return Emitted(
+        model, (model, values), ROUNDED_TOLERANCE if asked(program) else TOLERANCE, settings,
+        remarks=spared(program),
+    )  # fmt: skip
 
 
 def _products(program: QuantizedProgram) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from openvino import opset15 as op
 from torch import Tensor, fx
 
+from exporter.backends.shared import Shared
 from exporter.program import aten
 from exporter.quantize.formats import Format
 from exporter.quantize.packing import narrowed, pack
@@ -24,10 +25,14 @@ ZERO_OF_2_BITS = np.array([2], np.int8)
 
 
 class Constants:
-    """Writes the values of constants into a file, and makes what stands for them in a model."""
+    """Writes the values of constants into a file, and makes what stands for them in a model.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    Args:
+        shared: where models before this one have written values into the same file.
+    """
+
+    def __init__(self, stream: IO[bytes], shared: Shared[int]) -> None:
+        self._stream, self._shared = stream, shared
         self._small: dict[bytes | None, int] = {}
         self._zeros = np.zeros(0, np.uint8)  # never written to, and so never in memory
         self._placed: list[tuple[Any, int, np.ndarray]] = []  # a Constant shares its zeros' memory
@@ -57,12 +62,15 @@ class Constants:
         small = array.tobytes() if array.nbytes < LARGE_BYTES else None
         if small in self._small:
             return self._small[small]
+        known = self._shared.place("", array)
+        if known is not None:
+            return known
         offset = -(-self._stream.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self._stream.seek(offset)
         self._stream.write(small or np.ascontiguousarray(array).data)
         if small is not None:
             self._small[small] = offset
-        return offset
+        return self._shared.note("", array, offset)
 
 
 class Emitter:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends.contract import Session, SessionOptions
+from exporter.backends.contract import WEIGHTS, Session, SessionOptions
 from exporter.errors import CheckFailed, FourstepError, tell_memory
 from exporter.files.cache import checked
 from exporter.files.read import file_digest
@@ -85,7 +85,8 @@ def _compiled(
     core: Any, entry: Path, device: str, settings: Mapping[str, str], options: SessionOptions
 ) -> Any:
     config = _config(core, device, settings, options)
-    model = core.read_model(str(entry))
+    beside = {"weights": str(entry.with_name(settings[WEIGHTS]))} if WEIGHTS in settings else {}
+    model = core.read_model(str(entry), **beside)
     if options.precision == "half" and device == "CPU" and settings.get(HALVED) == "attention":
         from exporter.backends.openvino.half import halve_attention
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import openvino as ov
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from exporter.backends.openvino import ops
 from exporter.backends.openvino.emitter import Constants, Emitter
+from exporter.backends.shared import Shared
 from exporter.files.staging import writing
 from exporter.package.names import graph_of
 from exporter.program import aten
@@ -32,18 +33,44 @@ def write_graph(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
 ) -> tuple[Path, Path]:
     """Write ``<name>.xml`` and ``<name>.bin`` into ``folder``."""
-    file, values = folder / f"{program.name}.xml", folder / f"{program.name}.bin"
+    return write_graphs({program.name: program}, read, folder)[program.name]
+
+
+def write_graphs(
+    programs: Mapping[str, QuantizedProgram], read: Callable[[object], Tensor], folder: Path
+) -> dict[str, tuple[Path, Path]]:
+    """Write programs with the same weights: each as ``<key>.xml``, all with one ``.bin``.
+
+    The first has the bytes that it would have alone; what the others add lies behind its values.
+    """
+    values = folder / f"{next(iter(programs))}.bin"
+    shared: Shared[int] = Shared(len(programs))
+    written = {}
     with values.open("wb") as stream:
-        constants = Constants(stream)
-        emitter = Emitter(program, read, constants)
-        for node in program.nodes():
-            translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
-            emitter.settle(node, translate(emitter, node))
-        model = emitter.model()
-        if graph_of(program.name) == "t5":
-            # Read by the plugins that compute in fp16; the CPU's ignores it.
-            model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
-        places = constants.places(model)
+        for name, program in programs.items():
+            file = folder / f"{name}.xml"
+            _write(program, read, file, Constants(stream, shared))
+            shared.next_size()
+            written[name] = (file, values)
+    return written
+
+
+def _write(
+    program: QuantizedProgram,
+    read: Callable[[object], Tensor],
+    file: Path,
+    constants: Constants,
+) -> None:
+    """Write an ``.xml``, its constants where they go."""
+    emitter = Emitter(program, read, constants)
+    for node in program.nodes():
+        translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
+        emitter.settle(node, translate(emitter, node))
+    model = emitter.model()
+    if graph_of(program.name) == "t5":
+        # Read by the plugins that compute in fp16; the CPU's ignores it.
+        model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
+    places = constants.places(model)
     with writing(file):
         ov.serialize(model, file, os.devnull)
     written = ET.parse(file)
@@ -51,7 +78,6 @@ def write_graph(
         if layer.get("type") == "Const":
             layer[0].set("offset", str(places[layer.attrib["name"]]))
     written.write(file, encoding="utf-8", xml_declaration=True)
-    return file, values
 
 
 def save(model: ov.Model, file: Path) -> tuple[Path, Path]:

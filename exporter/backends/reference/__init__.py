@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
+    WEIGHTS,
     Backend,
     EmitOptions,
     Emitted,
@@ -59,10 +60,23 @@ class Torch:
         options: EmitOptions,
     ) -> Emitted:
         """Write ``<graph>.json`` and ``<graph>.safetensors``; tensors are read one at a time."""
-        from exporter.backends.reference.writer import write_graph
+        return self.emit_sizes({program.name: program}, read, folder, options)[program.name]
 
-        files = write_graph(program, read, folder)
-        return Emitted(files[0], files, TOLERANCE)
+    def emit_sizes(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        read: Callable[[object], Tensor],
+        folder: Path,
+        options: EmitOptions,
+    ) -> dict[str, Emitted]:
+        """Write each as ``<key>.json``, all with one file of tensors, which the others name."""
+        from exporter.backends.reference.writer import write_graphs
+
+        found = {}
+        for name, (file, values) in write_graphs(programs, read, folder).items():
+            settings = {WEIGHTS: values.name} if values.stem != file.stem else {}
+            found[name] = Emitted(file, (file, values), TOLERANCE, settings)
+        return found
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Nothing: the graphs are all."""
@@ -72,7 +86,7 @@ class Torch:
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions
     ) -> Session:
         """Open a graph to run it in torch; it computes in float32 whatever is asked for."""
-        return session.open_graph(entry)
+        return session.open_graph(entry, settings)
 
 
 BACKEND: Final[Backend] = Torch()

@@ -19,8 +19,14 @@ from exporter.program.program import Program
 DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
-def read_graph(file: Path) -> tuple[Program, Callable[[object], Tensor]]:
-    """A program, and what reads its tensors; raises whatever damaged files lead to."""
+def read_graph(
+    file: Path, values: Path | None = None
+) -> tuple[Program, Callable[[object], Tensor]]:
+    """A program, and what reads its tensors; raises whatever damaged files lead to.
+
+    Args:
+        values: the file of its tensors; None: the one beside it of the same name.
+    """
     raw = read_json(file, CheckFailed)
     graph, env = fx.Graph(), dict[str, fx.Node]()
     for name in [*raw["feeds"], *raw["tensors"]]:
@@ -36,10 +42,11 @@ def read_graph(file: Path) -> tuple[Program, Callable[[object], Tensor]]:
         tuple(Port(p["name"], tuple(p["shape"]), p["dtype"]) for p in raw[side])
         for side in ("inputs", "outputs")
     )
-    tensors = open_tensors(file.with_suffix(".safetensors"), "pt", CheckFailed)
-    if {*raw["tensors"]} - {*tensors.keys()}:
+    tensors = open_tensors(values or file.with_suffix(".safetensors"), "pt", CheckFailed)
+    named = raw["tensors"]
+    names = dict(named) if isinstance(named, dict) else {name: name for name in named}
+    if {*names.values()} - {*tensors.keys()}:
         raise ValueError("a tensor of the graph is not in its file")
-    names = {name: name for name in raw["tensors"]}
     return Program(raw["name"], inputs, outputs, graph, names), tensors.get_tensor
 
 

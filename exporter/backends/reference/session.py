@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.backends.contract import Session
+from exporter.backends.contract import WEIGHTS, Session
 from exporter.errors import CheckFailed, tell_memory
 
 
-def open_graph(entry: Path) -> Session:
+def open_graph(entry: Path, settings: Mapping[str, str]) -> Session:
     """Open a graph; its tensors stay in the file until they are needed.
+
+    Args:
+        settings: ``weights``: the file beside it that holds them, where that has another name.
 
     Raises CheckFailed when a file of the graph is none.
     """
@@ -22,7 +25,8 @@ def open_graph(entry: Path) -> Session:
     from exporter.program.run import run
 
     try:
-        program, read = read_graph(entry)
+        values = entry.with_name(settings[WEIGHTS]) if WEIGHTS in settings else None
+        program, read = read_graph(entry, values)
     except Exception as error:  # JSON, keys, types and safetensors' own
         tell_memory(error)
         reason = " ".join(str(error).split())

@@ -135,12 +135,20 @@ class _Program:
     steps: tuple[_Step, ...]
 
 
-def open_program(package: Path, keep_bytes: int = 1 << 30) -> Run:
+def open_program(
+    package: Path,
+    keep_bytes: int = 1 << 30,
+    *,
+    function: str | None = None,
+    weights: Path | None = None,
+) -> Run:
     """Open an ML Program; the result maps arrays by input name to arrays by output name.
 
     Args:
         package: an ``.mlpackage`` folder.
         keep_bytes: how many bytes of weights, as decompressed, are kept between uses.
+        function: of a package that has several; None: its default.
+        weights: the ``.mlpackage`` that holds the weights, where that is another one.
 
     Raises CheckFailed, in one line that starts with the path, when the package is damaged, breaks
     its own types or uses an operator that is not in ``operators.TABLE``. A run raises CheckFailed
@@ -149,7 +157,8 @@ def open_program(package: Path, keep_bytes: int = 1 << 30) -> Run:
     """
     try:
         model_file, folders = _root(package)
-        program = _read_program(package, model_file, folders)
+        holder = _root(weights) if weights is not None else (model_file, folders)
+        program = _read_program(package, model_file, holder, function)
     except _Damaged as reason:
         raise CheckFailed(f"{package}: the evaluator cannot open it: {reason}") from None
     constants = _Constants(keep_bytes)
@@ -314,7 +323,15 @@ def _refuse_outside(path: str) -> None:
         raise _Damaged(f"'{path}' lies outside the package")
 
 
-def _read_program(package: Path, model_file: Path, listed: list[Path]) -> _Program:
+def _read_program(
+    package: Path, model_file: Path, holder: tuple[Path, list[Path]], asked: str | None
+) -> _Program:
+    """A function of a model.
+
+    Args:
+        holder: the model file and all that is listed of the package that holds the weights.
+        asked: the function's name; None: the default.
+    """
     model = library.model_messages().Model()
     try:
         model.ParseFromString(model_file.read_bytes())
@@ -324,7 +341,7 @@ def _read_program(package: Path, model_file: Path, listed: list[Path]) -> _Progr
         raise _Damaged(f"{model_file.name} is not a model specification") from None
     if model.WhichOneof("Type") != "mlProgram":
         raise _Damaged(f"{model_file.name} holds no ML Program")
-    function_name = model.description.defaultFunctionName or "main"
+    function_name = asked or model.description.defaultFunctionName or "main"
     if function_name not in model.mlProgram.functions:
         raise _Damaged(f"the program has no function '{function_name}'")
     function = model.mlProgram.functions[function_name]
@@ -336,13 +353,22 @@ def _read_program(package: Path, model_file: Path, listed: list[Path]) -> _Progr
         names = ", ".join(f"'{name}'" for name in unknown)
         verb = "operator {} is" if len(unknown) == 1 else "operators {} are"
         raise CheckFailed(f"{package}: {verb.format(names)} not known to the evaluator")
-    opening = _Opening(model_file, listed)
-    inputs = opening.inputs(function.inputs, model.description.input)
+    opening = _Opening(*holder)
+    described = _described(model, function_name)
+    inputs = opening.inputs(function.inputs, described.input)
     for operation in block.operations:
         opening.operation(operation)
-    return _Program(
-        inputs, opening.outputs(block.outputs, model.description.output), opening.plan()
-    )
+    return _Program(inputs, opening.outputs(block.outputs, described.output), opening.plan())
+
+
+def _described(model: Any, function: str) -> Any:
+    """What a model says of a function's inputs and outputs: of its only one, of itself."""
+    if not model.description.functions:
+        return model.description
+    found = [entry for entry in model.description.functions if entry.name == function]
+    if len(found) != 1:
+        raise _Damaged(f"function '{function}' is described {len(found)} times")
+    return found[0]
 
 
 class _Opening:

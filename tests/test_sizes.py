@@ -1,0 +1,343 @@
+"""Several sizes in one package: weights once, pictures as those of a package of that size alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter import backends
+from exporter.build.pipeline import build
+from exporter.cli import main
+from exporter.drawing.loop import Conditioned, Image, Request, generate
+from exporter.errors import CheckFailed, InputError
+from exporter.package.manifest import Manifest
+from exporter.package.read import MANIFEST
+from exporter.package.sizes import PictureSize, manifest_at, parse_size
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.runtime.package import Package, open_package
+from exporter.runtime.verify import verify
+from tests.conftest import ROOT, needs, seal
+
+FIRST, WIDE, TALL = PictureSize(64, 48), PictureSize(80, 48), PictureSize(48, 64)
+SCHEMES = ("fp32", "fp16", "int8", "int4", "int8-w8a8")
+
+
+def sized(recipe: Recipe, *further: PictureSize) -> Recipe:
+    """The recipe for more sizes, layers measured at its first."""
+    measured = replace(recipe.calibration, size=recipe.sizes[0], prompts=("a red circle",))
+    return replace(recipe, further_sizes=further, calibration=measured)
+
+
+@pytest.fixture(scope="module")
+def package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Of three sizes, int8 for onnxruntime."""
+    recipe = sized(tiny_recipe, WIDE, TALL)
+    (built,) = build(recipe, tmp_path_factory.mktemp("sizes"), ["onnx"], ["int8"])
+    return open_package(built.path)
+
+
+def picture(package: Package, size: PictureSize | None = None, keep: bool = False) -> np.ndarray:
+    with package.player(keep=keep) as player:
+        events = generate(player, [Request("two squares", 5, size=size)])
+        (found,) = [event.pixels for event in events if isinstance(event, Image)]
+    return found
+
+
+def graph_bytes(manifest: Manifest) -> int:
+    """Of everything but golden files."""
+    return sum(f.bytes for f in manifest.all_files if not f.path.startswith("golden/"))
+
+
+def test_weights_are_there_once(package: Package, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Of files that hold them each graph has one; the first size's is what it would be alone."""
+    (alone,) = build(replace(tiny_recipe, prompts=()), tmp_path, ["onnx"], ["int8"])
+    first = {f.path: f for f in open_package(alone.path).manifest.all_files}
+    own = {f.path: f for f in package.manifest.all_files}
+    shared = [path for path in first if path.startswith("graphs/") and path.endswith(".onnx")]
+    assert shared and all(own[path] == first[path] for path in shared)
+    data = [path for path in own if path.endswith(".data")]
+    assert data == [path for path in first if path.endswith(".data")]
+    for path in data:
+        begins = (package.folder / path).read_bytes()[: first[path].bytes]
+        assert begins == (alone.path / path).read_bytes()
+        assert own[path].bytes - first[path].bytes < 0.1 * first[path].bytes + 100_000
+
+
+def test_a_size_draws_what_a_package_of_it_alone_draws(
+    package: Package, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(sized(tiny_recipe), prompts=())
+    for size in (FIRST, WIDE):
+        (alone,) = build(recipe.at(size), tmp_path / str(size), ["onnx"], ["int8"])
+        assert np.array_equal(picture(package, size), picture(open_package(alone.path)))
+
+
+def test_a_package_of_one_size_keeps_its_bytes(
+    tiny_recipe: Recipe, tiny_package: Path, tmp_path: Path
+) -> None:
+    """Given as a list of one, or with the size to measure at said."""
+    recipe = sized(tiny_recipe)
+    recipe = replace(recipe, calibration=replace(tiny_recipe.calibration, size=FIRST))
+    assert recipe.digest("onnx") == tiny_recipe.digest("onnx")
+    raw = json.loads((tiny_package / MANIFEST).read_text())
+    assert raw["format_version"] == "4.0" and "sizes" not in raw
+
+
+def test_what_differs_is_listed(package: Package) -> None:
+    manifest = package.manifest
+    assert manifest.format_version == "4.2"
+    assert package.sizes == (FIRST, WIDE, TALL)
+    for size, entry in zip(package.sizes[1:], manifest.sizes, strict=True):
+        assert [g.name for g in entry.graphs] == ["denoiser", "vae_decoder", "vae_encoder"]
+        view = manifest_at(manifest, size)
+        assert view.picture.latent == (1, 16, size.height_px // 8, size.width_px // 8)
+        assert [p.image for p in view.golden.pictures] == [f"golden/{size}/0.png"]
+    assert manifest_at(manifest, FIRST).graphs == manifest.graphs
+
+
+def test_it_verifies_every_size(package: Package) -> None:
+    report = verify(package)
+    assert report.ok, report.failures
+    sizes = {graph.size for graph in report.graphs}
+    assert sizes == {"", str(WIDE), str(TALL)}
+    assert [image.size for image in report.images] == ["", str(WIDE), str(TALL)]
+    assert all(graph.calls for graph in report.graphs)
+
+
+def test_a_reader_that_knows_no_sizes_draws_the_first(package: Package, tmp_path: Path) -> None:
+    """All that it reads is of the first size, and every file is listed."""
+    import shutil
+
+    folder = tmp_path / "old"
+    shutil.copytree(package.folder, folder)
+    raw = json.loads((folder / MANIFEST).read_text())
+    del raw["sizes"]
+    seal(folder, raw)
+    old = open_package(folder)
+    assert verify(old).ok
+    assert np.array_equal(picture(old), picture(package, FIRST))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_requests_of_several_sizes_are_drawn_together(package: Package, keep: bool) -> None:
+    """Text is encoded once; each event tells which request it is of."""
+    sizes = [WIDE, None, "48x64", (80, 48)]
+    requests = [Request("two squares", 5, size=size) for size in sizes]
+    with package.player(keep=keep) as player:
+        events = list(generate(player, requests))
+    assert [e.prompts for e in events if isinstance(e, Conditioned)] == [1]
+    drawn = {e.index: e.pixels for e in events if isinstance(e, Image)}
+    assert [drawn[i].shape[1::-1] for i in range(4)] == [(80, 48), (64, 48), (48, 64), (80, 48)]
+    assert np.array_equal(drawn[0], picture(package, WIDE))
+    assert np.array_equal(drawn[0], drawn[3])
+
+
+def test_another_picture_is_encoded_at_the_size(package: Package) -> None:
+    source = np.full((30, 40, 3), 200, np.uint8)
+    request = Request("two squares", 5, source, 0.5, size=TALL)
+    with package.player() as player:
+        (found,) = [e for e in generate(player, [request]) if isinstance(e, Image)]
+    assert found.pixels.shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("given", ["100x100", "64x64", (48, 48)])
+def test_a_size_that_is_not_there_is_told_with_those_that_are(package: Package, given: Any) -> None:
+    with package.player() as player, pytest.raises(InputError, match="64x48, 80x48, 48x64") as told:
+        next(generate(player, [Request("a", size=given)]))
+    assert "size: this package does not draw" in str(told.value)
+    with pytest.raises(InputError, match="64x48, 80x48, 48x64"):
+        package.player(size=given)
+
+
+@pytest.mark.parametrize(
+    "given", ["", "64", "x48", "64x48x3", 64, (64,), (64.0, 48), None, "a" * 99]
+)
+def test_what_is_no_size(given: Any) -> None:
+    with pytest.raises(InputError, match="is no size; write one such as '768x512'"):
+        parse_size(given)
+
+
+def test_words_for_a_size() -> None:
+    words = ("80x48", " 80 x 48", "80X48", "80\N{MULTIPLICATION SIGN}48", (80, 48), WIDE)
+    assert {parse_size(given) for given in words} == {WIDE}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    told = capsys.readouterr()
+    return int(ended.value.code or 0), told.out, told.err
+
+
+def test_the_commands_know_sizes(
+    package: Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image as Pictures
+
+    out, place = tmp_path / "a.png", str(package.folder)
+    assert run(capsys, "run", place, "x", "--out", str(out), "--size", "80x48")[0] == 0
+    assert Pictures.open(out).size == (80, 48)
+    code, _, said = run(capsys, "run", place, "x", "--out", str(out), "--size", "81x48")
+    assert code == 2 and said.splitlines()[-1].endswith("its sizes: 64x48, 80x48, 48x64")
+    assert "--size: " in said
+    _, told, _ = run(capsys, "inspect", place)
+    assert "sizes: 64x48" in told and re.search(r"80x48 +[\d.]+ MB of its own: denoiser", told)
+    _, told, _ = run(capsys, "inspect", place, "--json")
+    assert [s["width_px"] for s in json.loads(told)["sizes"]] == [80, 48]
+    code, told, _ = run(capsys, "verify", place)
+    assert code == 0 and "denoiser at 80x48" in told and "at 48x64" in told
+    code, _, said = run(capsys, "bench", place, "--size", "8x8")
+    assert code == 2 and "its sizes: 64x48, 80x48, 48x64" in said
+
+
+def recipe_with(folder: Path, image: str, more: str = "") -> Path:
+    """The shipped recipe with other lines in ``[image]``."""
+    text = (ROOT / "recipes" / "shapes-flash.toml").read_text("utf-8")
+    text = text.replace("../artifacts", str(ROOT / "artifacts")).replace(
+        "plans/", str(ROOT / "recipes/plans/")
+    )
+    text = re.sub(r"width_px = \d+\nheight_px = \d+\n", image + "\n", text)
+    file = folder / "sized.toml"
+    file.write_text(text + more, encoding="utf-8")
+    return file
+
+
+def test_a_recipe_names_sizes(tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_with(tmp_path, 'sizes = ["128x128", "192x128"]'))
+    assert recipe.sizes == (PictureSize(128, 128), PictureSize(192, 128))
+    one = read_recipe(recipe_with(tmp_path, 'sizes = ["128x128"]'))
+    plain = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
+    assert one.digest("onnx") == plain.digest("onnx") != recipe.digest("onnx")
+
+
+REFUSED = [
+    ("", "image] width_px is missing"),
+    ('sizes = ["128x128"]\nwidth_px = 128', "[image] width_px and sizes: the sizes say it"),
+    ("sizes = []", "[image] sizes: 0 of them"),
+    ('sizes = ["128x128", "160x96", "128X128"]', "[image] sizes: 128x128 is listed twice"),
+    ('sizes = ["128"]', "[image] sizes: '128' is no size"),
+    ("sizes = [[128, 128]]", "[image] sizes: [128, 128] is no size"),
+    ('sizes = ["128x9999"]', "[image] sizes: 128x9999: each side must be from 16 to 8192"),
+    ('sizes = "128x128"', "[image] sizes = '128x128': must be a list"),
+]
+
+
+@pytest.mark.parametrize(("image", "said"), REFUSED)
+def test_a_recipe_is_refused(tmp_path: Path, image: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)) as told:
+        read_recipe(recipe_with(tmp_path, image))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("bad", [PictureSize(72, 48), PictureSize(4096, 48)])
+def test_a_size_that_the_network_cannot_draw(
+    tiny_recipe: Recipe, tmp_path: Path, bad: PictureSize
+) -> None:
+    """No multiple of its patches, or larger than its table of positions."""
+    side = bad.width_px
+    said = re.escape(f"[image] sizes: {bad}: width_px = {side}: must be a multiple of 16 up to 160")
+    with pytest.raises(InputError, match=said):
+        build(replace(tiny_recipe, further_sizes=(bad,)), tmp_path, ["onnx"], ["int8"])
+    assert not list(tmp_path.iterdir()) or not (tmp_path / "onnx-int8").exists()
+
+
+def test_a_backend_without_sizes_is_refused(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.build.pipeline.Sizing", type(None))
+    with pytest.raises(InputError, match="onnx writes graphs of one size alone"):
+        build(replace(tiny_recipe, further_sizes=(WIDE,)), tmp_path, ["onnx"], ["int8"])
+
+
+def damaged(package: Package) -> Iterator[tuple[dict[str, Any], str]]:
+    """Manifests that contradict themselves, and what is said of them."""
+
+    def raw() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((package.folder / MANIFEST).read_text())
+        return found
+
+    twice = raw()
+    twice["sizes"][1] = twice["sizes"][0]
+    yield twice, "80x48 is there already"
+    unknown = raw()
+    unknown["sizes"][0]["graphs"][0]["name"] = "other"
+    yield unknown, "there is no graph 'other'"
+    stranger = raw()
+    stranger["sizes"][0]["graphs"][0]["files"].append("LICENSE")
+    yield stranger, "'LICENSE'"
+    shape = raw()
+    shape["sizes"][0]["width_px"] = 96
+    yield shape, "takes float32"
+    golden = raw()
+    golden["sizes"][0]["pictures"][0]["image"] = "golden/none.png"
+    yield golden, "'golden/none.png' is not among files"
+    weights = raw()
+    weights["sizes"][0]["graphs"][0]["session"]["weights"] = "../../LICENSE"
+    yield weights, "session.weights"
+
+
+def test_a_manifest_that_contradicts_itself(package: Package, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(package.folder, tmp_path / "damaged"))
+    for raw, said in damaged(package):
+        seal(folder, raw)
+        with pytest.raises(CheckFailed, match=re.escape(said)):
+            open_package(folder)
+
+
+def test_a_build_that_was_killed_goes_on(
+    tiny_recipe: Recipe, package: Package, tmp_path: Path
+) -> None:
+    """With the graphs of all sizes that are whole, to the same bytes."""
+    recipe = sized(tiny_recipe, WIDE, TALL)
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if line == "emit vae_decoder" and said.count("emit vae_decoder") == 1:
+            raise KeyboardInterrupt
+
+    class Stopping:
+        def __call__(self, line: str) -> None:
+            stop(line)
+
+        def expect(self, lines: int) -> None:
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe, tmp_path, ["onnx"], ["int8"], Stopping())  # type: ignore[arg-type]
+    (built,) = build(recipe, tmp_path, ["onnx"], ["int8"], Stopping())  # type: ignore[arg-type]
+    assert "denoiser is whole already" in said
+    assert said.count("emit denoiser") == 1
+    assert (built.path / MANIFEST).read_bytes() == (package.folder / MANIFEST).read_bytes()
+
+
+def matrix() -> list[tuple[str, str]]:
+    names = [
+        n for n in ("reference", "onnx", "openvino", "coreml") if not backends.missing(needs(n))
+    ]
+    return [(n, s) for n in names for s in (*SCHEMES, "pal4") if (n, s) not in UNABLE]
+
+
+UNABLE = {(n, "pal4") for n in ("onnx", "openvino")} | {("coreml", "int8-w8a8")}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("backend", "scheme"), matrix())
+def test_every_backend_and_scheme(
+    tiny_recipe: Recipe, tmp_path: Path, backend: str, scheme: str
+) -> None:
+    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
+    (built,) = build(recipe, tmp_path / "both", [backend], [scheme])
+    both = open_package(built.path)
+    for size in recipe.sizes:
+        (alone,) = build(recipe.at(size), tmp_path / str(size), [backend], [scheme])
+        assert np.array_equal(picture(both, size), picture(open_package(alone.path)))

@@ -140,7 +140,7 @@ def test_requests_of_several_sizes_are_drawn_together(package: Package, keep: bo
 
 
 def test_another_picture_is_encoded_at_the_size(package: Package) -> None:
-    source = np.full((30, 40, 3), 200, np.uint8)
+    source = np.full((32, 24, 3), 200, np.uint8)
     request = Request("two squares", 5, source, 0.5, size=TALL)
     with package.player() as player:
         (found,) = [e for e in generate(player, [request]) if isinstance(e, Image)]
@@ -183,7 +183,8 @@ def test_the_commands_know_sizes(
 
     out, place = tmp_path / "a.png", str(package.folder)
     assert run(capsys, "run", place, "x", "--out", str(out), "--size", "80x48")[0] == 0
-    assert Pictures.open(out).size == (80, 48)
+    with Pictures.open(out) as drawn:
+        assert drawn.size == (80, 48)
     code, _, said = run(capsys, "run", place, "x", "--out", str(out), "--size", "81x48")
     assert code == 2 and said.splitlines()[-1].endswith("its sizes: 64x48, 80x48, 48x64")
     assert "--size: " in said
@@ -200,9 +201,9 @@ def test_the_commands_know_sizes(
 def recipe_with(folder: Path, image: str, more: str = "") -> Path:
     """The shipped recipe with other lines in ``[image]``."""
     text = (ROOT / "recipes" / "shapes-flash.toml").read_text("utf-8")
-    text = text.replace("../artifacts", str(ROOT / "artifacts")).replace(
-        "plans/", str(ROOT / "recipes/plans/")
-    )
+    text = text.replace("../artifacts", str(ROOT / "artifacts"))
+    for name in ("plans/", "shapes-flash.prompts.txt"):
+        text = text.replace(f'"{name}', f'"{ROOT / "recipes"}/{name}')
     text = re.sub(r"width_px = \d+\nheight_px = \d+\n", image + "\n", text)
     file = folder / "sized.toml"
     file.write_text(text + more, encoding="utf-8")

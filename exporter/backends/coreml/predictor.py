@@ -17,6 +17,7 @@ from exporter.backends.contract import Session
 from exporter.backends.coreml import library
 from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.cache import checked
+from exporter.files.read import read_json
 
 
 @contextmanager
@@ -34,14 +35,11 @@ def assembled(package: Path, weights: Path) -> Iterator[Path]:
             os.link(weights / inside / "weights" / "weight.bin", own)
         except OSError:  # another disk
             shutil.copyfile(weights / inside / "weights" / "weight.bin", own)
-        listed = json.loads((weights / "Manifest.json").read_text(encoding="utf-8"))
-        found = json.loads((whole / "Manifest.json").read_text(encoding="utf-8"))
-        found["itemInfoEntries"] |= {
-            key: item
-            for key, item in listed["itemInfoEntries"].items()
-            if item["name"] == "weights"
-        }
-        (whole / "Manifest.json").write_text(json.dumps(found), encoding="utf-8")
+        items = read_json(weights / "Manifest.json")["itemInfoEntries"]
+        found = read_json(whole / "Manifest.json")
+        listed = {key: item for key, item in items.items() if item["name"] == "weights"}
+        found["itemInfoEntries"] |= listed
+        (whole / "Manifest.json").write_text(json.dumps(found), encoding="utf-8", newline="\n")
         yield whole
 
 

@@ -11,7 +11,7 @@ from exporter.backends.contract import WEIGHTS, Session
 from exporter.errors import CheckFailed, tell_memory
 
 
-def open_graph(entry: Path, settings: Mapping[str, str]) -> Session:
+def open_graph(entry: Path, settings: Mapping[str, str] | None = None) -> Session:
     """Open a graph; its tensors stay in the file until they are needed.
 
     Args:
@@ -25,7 +25,8 @@ def open_graph(entry: Path, settings: Mapping[str, str]) -> Session:
     from exporter.program.run import run
 
     try:
-        values = entry.with_name(settings[WEIGHTS]) if WEIGHTS in settings else None
+        beside = (settings or {}).get(WEIGHTS)
+        values = None if beside is None else entry.with_name(beside)
         program, read = read_graph(entry, values)
     except Exception as error:  # JSON, keys, types and safetensors' own
         tell_memory(error)

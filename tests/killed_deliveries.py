@@ -109,9 +109,13 @@ def killed(what: str, place: Path, old: Path, new: Path, count: int) -> Iterator
     seconds = time.monotonic() - start
     expected, inputs = state(out), (digests(old), digests(new))
     for i in range(count):
-        prepare()
         moment = chance.randrange(writes) if i % 2 else chance.uniform(0, seconds)
-        status, _ = forked(run, out.parent, moment)
+        while True:
+            prepare()
+            status, _ = forked(run, out.parent, moment)
+            if os.WIFSIGNALED(status) or isinstance(moment, int):
+                break
+            moment /= 2  # it was done before
         yield {
             "moment": moment,
             "killed": os.WIFSIGNALED(status),

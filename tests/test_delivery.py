@@ -872,9 +872,11 @@ def killed_rows(what: str, place: Path, old: Path, new: Path, count: int) -> lis
 
 def check_killed(what: str, plain: Path, other: Path, place: Path, count: int) -> None:
     rows = killed_rows(what, place, plain, other, count)
-    assert len(rows) == count and sum(row["killed"] for row in rows) >= count // 2
+    assert len(rows) == count
     for row in rows:
-        assert row["present"] and row["inputs"] and row["same"] and row["again"] == 0, row
+        assert (
+            row["killed"] and row["present"] and row["inputs"] and row["same"] and row["again"] == 0
+        ), row
         assert row["beside"] == ["target"], row
 
 
@@ -937,9 +939,17 @@ def test_memory_is_bounded(plain: Path, tmp_path: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
-def test_memory_is_bounded_with_random_weights(plain: Path, tmp_path: Path) -> None:
-    old = with_large_file(plain, tmp_path / "old", 300 << 20)
-    check_memory(old, with_large_file(plain, tmp_path / "new", 300 << 20, 1), tmp_path)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_memory_is_bounded_with_random_weights(plain: Path, tmp_path: Path, tuned: bool) -> None:
+    """All others, or each moved by little in places, which is compressed most thoroughly."""
+    old = with_large_file(plain, tmp_path / "old", 200 << 20)
+    new = with_large_file(plain, tmp_path / "new", 200 << 20, int(not tuned))
+    if tuned:
+        content = np.memmap(new / "weights.bin", np.uint8, "r+")
+        content[::37] += 1
+        content.flush()
+        resealed(new)
+    check_memory(old, new, tmp_path)
 
 
 # Where tensors lie.

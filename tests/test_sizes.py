@@ -342,3 +342,25 @@ def test_every_backend_and_scheme(
     for size in recipe.sizes:
         (alone,) = build(recipe.at(size), tmp_path / str(size), [backend], [scheme])
         assert np.array_equal(picture(both, size), picture(open_package(alone.path)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, scheme: str) -> None:
+    """Of iOS 18 a package has functions, as coremltools reads them; of iOS 17 one file serves."""
+    ct = pytest.importorskip("coremltools")
+    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
+    (built,) = build(recipe, tmp_path, ["coreml"], [scheme])
+    places = sorted((built.path / "graphs" / "denoiser").glob("*.mlpackage"))
+    weights = [place for place in places if list(place.rglob("weight.bin"))]
+    assert [place.name for place in weights] == ["denoiser.mlpackage"]
+    described = ct.utils.load_spec(str(weights[0])).description
+    if scheme == "int4":
+        assert [f.name for f in described.functions] == ["main", "denoiser-80x48"]
+        assert described.defaultFunctionName == "main"
+        assert len(places) == 1
+    else:
+        assert [place.name for place in places] == [
+            "denoiser-80x48.mlpackage",
+            "denoiser.mlpackage",
+        ]

@@ -45,6 +45,7 @@ def parse_size(given: object) -> PictureSize:
         return given
     found = WRITTEN.fullmatch(given.strip()) if isinstance(given, str) else None
     sides = tuple(map(int, found.groups())) if found else given
+    sides = tuple(sides) if isinstance(sides, list) else sides
     if not isinstance(sides, tuple) or len(sides) != 2 or {*map(type, sides)} != {int}:
         raise InputError(f"{given!r:.60} is no size; write one such as {EXAMPLE}", field="size")
     return PictureSize(*sides)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exporter import backends
 from exporter.checkpoint.open import Checkpoint
 from exporter.network.cut import Cut
+from exporter.network.graph import Crop
 from exporter.network.layers import VAE_SCALE
 from exporter.package.names import graph_of
 from exporter.predict.graph import build_bytes, file_bytes, run_bytes
@@ -52,7 +53,7 @@ def sizes(
         parts: into how many consecutive graphs a graph is cut, by its name.
         choices: what a recipe chooses of each backend (``backends.default_choices`` without one).
         calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
-        weights_are_there: as at another size of pictures: files hold operators alone.
+        weights_are_there: as at another size of pictures: files hold operators and positions alone.
     """
     found = []
     for scheme_name, scheme in schemes.items():
@@ -68,11 +69,18 @@ def sizes(
                     name,
                     scheme_name,
                     calls.get(graph_of(graph.name), 0),
-                    graph.stored_bytes() if weights_are_there else 0,
+                    _shared_bytes(graph) if weights_are_there else 0,
                 )
                 for graph in graphs
             ]
     return found
+
+
+def _shared_bytes(program: QuantizedProgram) -> int:
+    """Of its weights what every size has: all but the crop of the table of positions."""
+    found = program.stored().items()
+    own = (item for item in found if not isinstance(item[1].derivation, Crop))
+    return sum(program.formats[name].stored_bytes(source.shape) for name, source in own)
 
 
 def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:

@@ -43,17 +43,39 @@ def write_graphs(
     The first has the bytes that it would have alone; what the others add lies behind its values.
     """
     data_file = folder / f"{next(iter(programs))}.onnx.data"
-    models = {}
+    models: dict[str, onnx.ModelProto] = {}
     with data_file.open("wb") as stream:
         values = Values(stream, data_file.name, len(programs))
         for name, program in programs.items():
             emitter = Emitter(program, read, values, for_web)
             for node in program.nodes():
                 aten.translation(ops.TABLE, node, program.name, "ONNX")(emitter, node)
-            models[name] = emitter.model()
+            model = emitter.model()
+            models[name] = _shortened(model) if models else model
             values.next_graph()
     files = {name: folder / f"{name}.onnx" for name in programs}
     for name, model in models.items():
         files[name].write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(files[name]))
     return {name: (file, data_file) for name, file in files.items()}
+
+
+def _shortened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model whose values are called by numbers, but for its inputs and outputs.
+
+    Names are most of what a graph is without its weights, and nobody reads those of a further size.
+    """
+    graph = model.graph
+    ports = (*graph.input, *graph.output)
+    names: dict[str, str] = {"": "", **{port.name: port.name for port in ports}}
+
+    def short(name: str) -> str:
+        return names.setdefault(name, f"_{len(names)}")
+
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = [short(name) for name in node.input]
+        node.output[:] = [short(name) for name in node.output]
+    return model

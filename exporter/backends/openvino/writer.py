@@ -45,11 +45,11 @@ def write_graphs(
     """
     values = folder / f"{next(iter(programs))}.bin"
     shared: Shared[int] = Shared(len(programs))
-    written = {}
+    written: dict[str, tuple[Path, Path]] = {}
     with values.open("wb") as stream:
         for name, program in programs.items():
             file = folder / f"{name}.xml"
-            _write(program, read, file, Constants(stream, shared))
+            _write(program, read, file, Constants(stream, shared), compact=bool(written))
             shared.next_size()
             written[name] = (file, values)
     return written
@@ -60,8 +60,9 @@ def _write(
     read: Callable[[object], Tensor],
     file: Path,
     constants: Constants,
+    compact: bool,
 ) -> None:
-    """Write an ``.xml``, its constants where they go."""
+    """Write an ``.xml``, its constants where they go; ``compact``: as short as it can be."""
     emitter = Emitter(program, read, constants)
     for node in program.nodes():
         translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
@@ -77,7 +78,24 @@ def _write(
     for layer in written.iter("layer"):
         if layer.get("type") == "Const":
             layer[0].set("offset", str(places[layer.attrib["name"]]))
+    if compact:
+        _shorten(written)
     written.write(file, encoding="utf-8", xml_declaration=True)
+
+
+def _shorten(written: ET.ElementTree[ET.Element]) -> None:
+    """Leave out what OpenVINO finds by itself: the shapes of values; and names, and space between.
+
+    They are most of what a graph is without its weights, and nobody reads those of a further size.
+    """
+    for element in written.iter():
+        element.tail = None
+        element.text = element.text if element.text and element.text.strip() else None
+        if element.tag == "port":
+            for dimension in element.findall("dim"):
+                element.remove(dimension)
+        if element.tag == "layer" and element.get("type") not in ("Parameter", "Result"):
+            element.set("name", element.attrib["id"])
 
 
 def save(model: ov.Model, file: Path) -> tuple[Path, Path]:

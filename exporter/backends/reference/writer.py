@@ -39,7 +39,9 @@ def write_graphs(
     for key, program in programs.items():
         names = _names(program, "" if key == first else f"{key}/", places, stored)
         file = folder / f"{key}.json"
-        text = json.dumps(_graph(program, [*names] if key == first else names), indent=1)
+        graph = _graph(program, [*names] if key == first else names)
+        indent, separators = (1, None) if key == first else (None, (",", ":"))
+        text = json.dumps(graph, indent=indent, separators=separators)
         file.write_text(text + "\n", encoding="utf-8", newline="\n")
         written[key] = (file, values)
     _write_tensors(stored, read, values)

@@ -4,7 +4,7 @@ Both packages of a pair are built without golden pictures and with codes to near
 differs is the weights that were changed. The other two get each as one file, its files one after
 the other. What they take to apply is measured by ``benchmarks.memcap``.
 
-    python -m benchmarks.deltas FOLDER [--recipe RECIPE] [--schemes int4 ...] [--json FILE]
+    python -m benchmarks.deltas FOLDER [--recipe RECIPE] [--schemes int4 ...] [--only PATTERN]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,29 +78,30 @@ def built(recipe: Recipe, folder: Path, backend: str, scheme: str) -> Package:
 
 
 def pairs(
-    recipe: Recipe, folder: Path, backends: Sequence[str], schemes: Sequence[str]
+    recipe: Recipe, folder: Path, backends: Sequence[str], schemes: Sequence[str], only: str
 ) -> Iterator[tuple[str, Package, Package]]:
-    """What is updated, and both packages."""
+    """What is updated, and both packages, of those whose names match ``only``."""
     from exporter.checkpoint.lora import Lora
     from exporter.quantize.formats import Rule, parse_format
 
     encoder = "t5" if recipe.cut.t5 else "clip_g"
     rule = Rule(encoder, "*", parse_format("int4-g64"), ("linear",))
-    other = replace(recipe, overrides=(*recipe.overrides, rule))
+    size = replace(recipe.sizes[0], width_px=recipe.sizes[0].width_px * 3 // 2)
     file = folder / "lora.safetensors"
     write_lora(Path(recipe.checkpoint), file)
     tuned = replace(recipe, loras=(Lora(file),))
+    other = replace(recipe, overrides=(*recipe.overrides, rule))
+    changes = [
+        (f"{encoder} in int4", "other", other, "int8"),
+        (f"{size} added", "sized", replace(recipe, further_sizes=(size,)), "int8"),
+        *(("a LoRA merged", "tuned", tuned, scheme) for scheme in schemes),
+    ]
     for backend in backends:
-        plain = built(recipe, folder / "plain", backend, "int8")
-        changed = built(other, folder / "other", backend, "int8")
-        yield f"{backend}-int8, {encoder} in int4", plain, changed
-        for scheme in schemes:
-            old = built(recipe, folder / "plain", backend, scheme)
-            yield (
-                f"{backend}-{scheme}, a LoRA merged",
-                old,
-                built(tuned, folder / "tuned", backend, scheme),
-            )
+        for what, place, changed, scheme in changes:
+            name = f"{backend}-{scheme}, {what}"
+            if fnmatchcase(name, only):
+                old = built(recipe, folder / "plain", backend, scheme)
+                yield name, old, built(changed, folder / place, backend, scheme)
 
 
 def own_bytes(delta: DeltaIndex) -> int:
@@ -182,6 +184,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/shapes-flash.toml"))
     parser.add_argument("--backends", nargs="+", default=["onnx", "openvino", "coreml"])
     parser.add_argument("--schemes", nargs="+", default=["int4", "int8", "fp16"])
+    parser.add_argument("--only", default="*", help="a pattern of pairs")
     parser.add_argument("--most-mb", type=int, default=300, help="of a package for bsdiff")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -191,7 +194,8 @@ def main() -> None:
     nearest = replace(recipe.calibration, methods=())
     recipe = replace(recipe, prompts=(), calibration=nearest)
     rows = []
-    for name, old, new in pairs(recipe, arguments.folder, arguments.backends, arguments.schemes):
+    chosen = (arguments.backends, arguments.schemes, arguments.only)
+    for name, old, new in pairs(recipe, arguments.folder, *chosen):
         rows.append(row_of(name, old, new, work, arguments.most_mb * 1_000_000))
         print(rows[-1], file=sys.stderr, flush=True)
     print(figures.markdown(figures.with_values(COLUMNS, rows), rows))

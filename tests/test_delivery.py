@@ -23,6 +23,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter import backends
+from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.delivery import bounds, coding, container, difference, held, index
 from exporter.delivery import delta as making
@@ -37,9 +39,12 @@ from exporter.delivery.unpack import unpack
 from exporter.errors import FourstepError, InputError
 from exporter.package.manifest import FileEntry
 from exporter.package.read import package_digest
-from exporter.runtime import SigningKey, Trust, open_package, sign_package
+from exporter.package.sizes import PictureSize
+from exporter.quantize.formats import Rule, parse_format
+from exporter.recipe.recipe import Recipe
+from exporter.runtime import Package, SigningKey, Trust, open_package, sign_package
 from tests.certificates import key_pem, keys, public_pem
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs, seal
 from tests.deliveries import (
     resealed,
     tensors_of,
@@ -564,6 +569,57 @@ def test_a_change_of_scheme_costs_no_more_than_what_changed(
     assert (tmp_path / "back.delta").stat().st_size < 1.01 * own
     delta_of(plain, plain, tmp_path / "none.delta")
     assert (tmp_path / "none.delta").stat().st_size < 4000
+
+
+def test_a_size_that_is_added_costs_its_own_bytes(plain: Path, tmp_path: Path) -> None:
+    """Weights behind those that were there, and a graph that names both."""
+    new, path = Path(shutil.copytree(plain, tmp_path / "new")), "graphs/denoiser/denoiser.onnx"
+    added = np.random.default_rng(1).bytes(9_000)
+    with (new / f"{path}.data").open("ab") as stream:
+        stream.write(added)
+    graph = (new / path).read_bytes().replace(b"denoiser", b"denoised")
+    (new / "graphs/denoiser/denoiser-80x48.onnx").write_bytes(graph)
+    manifest = json.loads((new / "manifest.json").read_text())
+    (entry,) = (g for g in manifest["graphs"] if g["name"] == "denoiser")
+    entry["files"].append({"path": "graphs/denoiser/denoiser-80x48.onnx"})
+    seal(new, manifest)
+    delta_of(plain, resealed(new), tmp_path / "d")
+    assert (tmp_path / "d").stat().st_size < 1.01 * (len(added) + len(graph)) + 1500
+    apply(tmp_path / "d", plain, tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(new)
+
+
+def own_bytes(old: Package, new: Package) -> int:
+    """Of files that the old package has not as they are, but what only lists others."""
+    listed = {entry.sha256 for entry in old.manifest.all_files}
+    files = [entry for entry in new.manifest.all_files if entry.sha256 not in listed]
+    return sum(entry.bytes for entry in files if entry.path.startswith("graphs/"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("what", ["size", "encoder"])
+def test_built_packages_cost_what_changed(
+    name: str, what: str, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """A size that is added, a text encoder in other codes: its own bytes and one per cent."""
+    if missing := backends.missing(needs(name)):
+        pytest.skip(f"pip install {' '.join(missing)}")
+    recipe = replace(tiny_recipe, prompts=())
+    rule = Rule("clip_g", "*", parse_format("int4-g64"), ("linear",))
+    wide = PictureSize(80, 48)
+    other = {"size": {"further_sizes": (wide,)}, "encoder": {"overrides": (rule,)}}[what]
+    pair = []
+    changed = replace(recipe, **other)  # type: ignore[arg-type]
+    for place, chosen in (("old", recipe), ("new", changed)):
+        (built,) = build(chosen, tmp_path / place, [name], ["int8"])
+        pair.append(open_package(built.path))
+    old, new = pair
+    write_delta(old, new, tmp_path / "d")
+    own = new.manifest.bytes - old.manifest.bytes if what == "size" else own_bytes(old, new)
+    assert 0 < (tmp_path / "d").stat().st_size <= 1.01 * own
+    apply(tmp_path / "d", old.folder, tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(new.folder)
 
 
 def test_small_changes_cost_less_than_the_tensor(plain: Path, tmp_path: Path) -> None:

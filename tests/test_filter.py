@@ -31,6 +31,7 @@ from exporter.network.cut import Cut
 from exporter.package import consistent, pixels
 from exporter.package.manifest import Manifest, Source, Stage
 from exporter.package.read import read_manifest, write_manifest
+from exporter.recipe.again import Givens, recipe_again
 from exporter.recipe.filter import FilterChoice
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime import (
@@ -464,6 +465,10 @@ def test_a_build_copies_tries_and_verifies_it(tiny_recipe: Recipe, tmp_path: Pat
     assert manifest.graph("filter") is not None
     (again,) = build(recipe, tmp_path / "a", ["onnx"], ["fp32"])  # whole: kept
     assert again.bytes == built.bytes
+    where = built.path / "recipe.json"
+    found = recipe_again(where.read_text(), where, built.path, manifest, Givens(recipe.checkpoint))
+    assert found.normal_form("onnx") == where.read_text() and found.filter is not None
+    assert found.filter.graph("onnx") == built.path / "graphs" / "filter" / "filter.onnx"
     assert recipe.digest("onnx") != replace(recipe, filter=choice(1.5)).digest("onnx")
 
 

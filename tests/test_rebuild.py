@@ -143,6 +143,7 @@ def test_every_choice_of_a_recipe_comes_back(tiny_recipe: Recipe, tiny_package: 
     """Of what the shipped recipes do not use: guidance, parts, overrides, a licence, a target."""
     from exporter.network.cut import Ends
     from exporter.package.manifest import Guidance
+    from exporter.package.sizes import PictureSize
     from exporter.quantize.formats import FORMATS, Rule, roles_for
 
     manifest = read_manifest(tiny_package)
@@ -156,6 +157,8 @@ def test_every_choice_of_a_recipe_comes_back(tiny_recipe: Recipe, tiny_package: 
         group_size=32,
         overrides=(Rule("denoiser", "*.ff.*", form, roles_for(form)),),
         cut=replace(tiny_recipe.cut, ends=Ends("tiny", "tiny", "tiny")),
+        further_sizes=(PictureSize(96, 64),),
+        calibration=replace(tiny_recipe.calibration, size=PictureSize(96, 64)),
         mark=mark,
         choices=tuple(
             replace(c, choices={"target": "web"}) if c.name == "onnx" else c
@@ -169,6 +172,7 @@ def test_every_choice_of_a_recipe_comes_back(tiny_recipe: Recipe, tiny_package: 
     assert found.normal_form("onnx") == text
     assert (found.tiny.decoder, found.parts, found.config) == ("d", {"vae": "v"}, "c")
     assert found.cut == recipe.cut and found.overrides == recipe.overrides
+    assert found.sizes == recipe.sizes and found.calibrated_size == PictureSize(96, 64)
 
 
 def test_the_key_of_a_mark_has_to_be_given() -> None:

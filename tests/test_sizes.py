@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from exporter import backends
+from exporter.bom.check import disagreements
 from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.drawing.loop import Conditioned, Image, Request, generate
 from exporter.errors import CheckFailed, InputError
 from exporter.package.manifest import Manifest
 from exporter.package.read import MANIFEST
-from exporter.package.sizes import PictureSize, manifest_at, parse_size
+from exporter.package.sizes import PictureSize, manifest_at, parse_size, sizes_of
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import verify
@@ -364,3 +365,19 @@ def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, sch
             "denoiser-80x48.mlpackage",
             "denoiser.mlpackage",
         ]
+
+
+def test_the_bill_names_every_size(package: Package) -> None:
+    """The files of every size are in it; golden ones of each may be left out."""
+    raw = json.loads((package.folder / "sbom.cdx.json").read_text("utf-8"))
+    facts = raw["metadata"]["component"]["properties"]
+    named = [fact["value"] for fact in facts if fact["name"] == "fourstep:size_px"]
+    assert {*named} == {*map(str, sizes_of(package.manifest))} and len(named) == 3
+    metrics = raw["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]
+    slices = [metric["slice"] for metric in metrics["performanceMetrics"]]
+    assert all(any(f", {size} px" in text for text in slices) for size in named)
+    scopes = {part["name"]: part.get("scope") for part in raw["components"]}
+    golden = {g.image for entry in package.manifest.sizes for g in entry.pictures}
+    assert golden and {scopes[path] for path in golden} == {"optional"}
+    content = (package.folder / "sbom.cdx.json").read_bytes()
+    assert disagreements(content, package.manifest) == []

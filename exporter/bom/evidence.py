@@ -14,8 +14,9 @@ from exporter.errors import CheckFailed
 from exporter.files.pictures import parse_picture
 from exporter.files.read import parse_json, parse_text
 from exporter.package.check import read_file
-from exporter.package.manifest import Manifest
+from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import psnr_db
+from exporter.package.sizes import sizes_of
 
 ROUNDED = "w8a8"  # a format whose layers' inputs are rounded, in ranges chosen on trajectories
 
@@ -26,12 +27,18 @@ def evidence_in(folder: Path, manifest: Manifest) -> Evidence:
     They follow from the package's bytes alone, so that every machine finds the same. Raises
     CheckFailed for a damaged file.
     """
+    drawn = [manifest.golden.pictures, *(entry.pictures for entry in manifest.sizes)]
     losses = [
-        GoldenLoss(golden.prompt, golden.seed, psnr_db(*found))
-        for golden in manifest.golden.pictures
-        for found in [[_pixels(folder, manifest, p) for p in (golden.image, golden.unquantized)]]
+        GoldenLoss(g.prompt, g.seed, str(size), _psnr_db(folder, manifest, g))
+        for size, pictures in zip(sizes_of(manifest), drawn, strict=True)
+        for g in pictures
     ]
     return Evidence(losses, _prompts(folder, manifest))
+
+
+def _psnr_db(folder: Path, manifest: Manifest, golden: Golden) -> float:
+    one, other = (_pixels(folder, manifest, p) for p in (golden.image, golden.unquantized))
+    return psnr_db(one, other)
 
 
 def _pixels(folder: Path, manifest: Manifest, path: str) -> np.ndarray:

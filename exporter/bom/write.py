@@ -32,6 +32,7 @@ from exporter.package.manifest import (
     version_of,
 )
 from exporter.package.names import FILTER
+from exporter.package.sizes import sizes_of
 
 if TYPE_CHECKING:
     from cyclonedx.model import Property
@@ -48,12 +49,13 @@ class GoldenLoss:
     """What quantizing cost a golden picture.
 
     Attributes:
-        prompt, seed: of the picture.
+        prompt, seed, size: of the picture.
         psnr_db: of the quantized model's picture to the unquantized one's, both as torch drew them.
     """
 
     prompt: str
     seed: int
+    size: str
     psnr_db: float
 
 
@@ -141,10 +143,10 @@ def _package(manifest: Manifest) -> Component:
 
 def _facts(manifest: Manifest) -> Iterable[tuple[str, object]]:
     """What is said of a package beyond its model card, by name."""
-    origin, picture, schedule = manifest.origin, manifest.picture, manifest.schedule
+    origin, schedule = manifest.origin, manifest.schedule
     yield "backend", manifest.backend
     yield "layout", manifest.layout
-    yield "size_px", f"{picture.width_px}x{picture.height_px}"
+    yield from (("size_px", size) for size in sizes_of(manifest))
     yield "steps", schedule.steps
     yield "schedule", f"{schedule.mode}, sigmas {list(schedule.sigmas)}"
     yield "guidance", _guidance(schedule.guidance)
@@ -267,7 +269,8 @@ def _file(file: FileEntry, golden: frozenset[str]) -> Component:
 def _golden(manifest: Manifest) -> frozenset[str]:
     """Files to compare with alone, which bundles may leave out."""
     golden = manifest.golden
-    pictures = {p for g in golden.pictures for p in (g.image, g.unquantized, g.tensors)}
+    drawn = (*golden.pictures, *(g for size in manifest.sizes for g in size.pictures))
+    pictures = {p for g in drawn for p in (g.image, g.unquantized, g.tensors)}
     return frozenset(pictures | {golden.tokens, golden.noise})
 
 
@@ -315,7 +318,8 @@ def _properties(facts: Iterable[tuple[str, object]]) -> list[Property]:
 
 
 def _model_card(manifest: Manifest, evidence: Evidence) -> dict[str, Any]:
-    picture, mark, rejected = manifest.picture, manifest.mark, _filter(manifest.filter)
+    mark, rejected = manifest.mark, _filter(manifest.filter)
+    sizes = " or ".join(map(str, sizes_of(manifest)))
     starts = any(stage.image_to_image_only for stage in manifest.stages)
     parameters: dict[str, Any] = {
         "task": "text-to-image",
@@ -327,8 +331,8 @@ def _model_card(manifest: Manifest, evidence: Evidence) -> dict[str, Any]:
     if evidence.prompts:
         parameters["datasets"] = [{"ref": CALIBRATION}]
     limits = (
-        f"Draws {picture.width_px} x {picture.height_px} px in {manifest.schedule.steps} steps "
-        f"({manifest.schedule.mode}), and nothing else."
+        f"Draws {sizes} px in {manifest.schedule.steps} steps ({manifest.schedule.mode}), and "
+        "nothing else."
     )
     card: dict[str, Any] = {"modelParameters": parameters}
     if evidence.losses:
@@ -349,7 +353,7 @@ def _metric(loss: GoldenLoss) -> dict[str, str]:
     return {
         "type": "PSNR in dB of a golden picture to the unquantized model's",
         "value": f"{loss.psnr_db:.2f}",
-        "slice": f"prompt {loss.prompt!r}, seed {loss.seed}",
+        "slice": f"prompt {loss.prompt!r}, seed {loss.seed}, {loss.size} px",
     }
 
 

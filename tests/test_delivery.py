@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from exporter import backends
 from exporter.build.pipeline import build
 from exporter.cli import main
+from exporter.delivery import apply as applying
 from exporter.delivery import bounds, coding, container, difference, held, index
 from exporter.delivery import delta as making
 from exporter.delivery import pack as packing
@@ -868,6 +869,26 @@ def test_an_unfinished_package_of_another_is_not_gone_on_with(
     assert digests(tmp_path / "package") == digests(plain)
 
 
+def test_what_is_unfinished_needs_no_room_again(
+    packs: Path, plain: Path, update: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device with room for one package goes on, however far it was."""
+    usage, free = shutil.disk_usage(tmp_path), 1 << 20
+    for module in (unpacking, applying):
+        monkeypatch.setattr(module, "synced", lambda: (_ for _ in ()).throw(SystemExit(143)))
+    for run in (
+        lambda: unpack(packs, tmp_path / "package"),
+        lambda: apply(update, plain, tmp_path / "new"),
+    ):
+        with pytest.raises(SystemExit):
+            run()
+        full = usage._replace(free=free // 10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, full=full: full)
+        with pytest.raises(SystemExit):  # and not InputError
+            run()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
 def test_links_in_an_unfinished_package_lead_nowhere(
     packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1098,6 +1119,16 @@ def test_every_way_to_store_bytes_gives_them_back(data: bytes, base: bytes) -> N
         assert (
             difference.restored(way, difference.stored_as(way, data, same), len(data), same) == data
         )
+
+
+def test_the_way_is_chosen_by_all_of_a_piece() -> None:
+    """What changed may be at its start alone, or behind it."""
+    random = np.random.default_rng(2)
+    base = random.bytes(2 << 20)
+    for at in (0, 1 << 20):
+        data = base[:at] + random.bytes(200_000) + base[at + 200_000 :]
+        way, stored = difference.best_way(data, base)
+        assert way.coding in ("difference", "patch") and len(stored) < 202_000
 
 
 # The commands.

@@ -25,11 +25,18 @@ from exporter.delivery.index import (
     read_delta,
 )
 from exporter.delivery.place import entries_of, holds, read_arrived, refuse_inside
-from exporter.delivery.write import READ_BYTES, clear, prune, resumed, synced, write_file
+from exporter.delivery.write import (
+    READ_BYTES,
+    clear,
+    prune,
+    refuse_room,
+    resumed,
+    synced,
+    write_file,
+)
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import alone
 from exporter.files.read import reason_of
-from exporter.files.staging import refuse_place
 from exporter.package.check import check_file
 from exporter.package.manifest import FileEntry, Manifest
 from exporter.package.paths import confined
@@ -48,12 +55,19 @@ class Update:
     Attributes:
         delta: what its file says; ``file``: where that lies; ``offsets``: of each piece in it.
         old: folder of the old package.
+        target: of the new one.
     """
 
     delta: DeltaIndex
     file: Path
     offsets: tuple[int, ...]
     old: Path
+    target: Path
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the new package takes the old one's place."""
+        return self.target.exists() and self.target.samefile(self.old)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ def apply(
     else; CheckFailed for a damaged delta or package.
     """
     say = progress or Progress()
-    update = _opened(file, old)
+    update = _opened(file, old, target)
     delta = update.delta
     with alone(target, say):
         if holds(target, (entry_of(f) for f in delta.files if f.path in OWN_FILES)):
@@ -97,16 +111,15 @@ def apply(
                 f"{old}: is package {package.sha256}, and {file} is for {delta.old_sha256}; name "
                 "the package that it was made from"
             )
-        in_place = target.exists() and target.samefile(old)
-        if not in_place:
+        if not update.in_place:
             refuse_inside(old, target)
         with resumed(target, f"{delta.old_sha256} {delta.new_sha256}") as folder:
-            size = _make(update, package, folder, in_place, trust, say)
+            size = _make(update, package, folder, trust, say)
             synced()
     return Applied(delta, size, False)
 
 
-def _opened(file: Path, old: Path) -> Update:
+def _opened(file: Path, old: Path, target: Path) -> Update:
     container = read_container(file, DELTA)
     delta = read_delta(container.index, file)
     sizes = (piece.stored_bytes for piece in delta.pieces)
@@ -118,16 +131,11 @@ def _opened(file: Path, old: Path) -> Update:
         if end > container.size_bytes:
             told = f"cut short before chunk {piece.sha256}"
             raise CheckFailed(f"{file}: damaged: {told}; {FETCH}")
-    return Update(delta, file, offsets, old)
+    return Update(delta, file, offsets, old, target)
 
 
 def _make(
-    update: Update,
-    package: Package,
-    folder: Path,
-    in_place: bool,
-    trust: Trust | None,
-    say: Progress,
+    update: Update, package: Package, folder: Path, trust: Trust | None, say: Progress
 ) -> int:
     """Write the new package; returns its bytes."""
     files = update.delta.files
@@ -141,14 +149,14 @@ def _make(
     kept = [entry for path, entry in listed.items() if path not in changed]
     new_bytes = sum(file.bytes for file in files)
     kept_bytes = sum(entry.bytes for entry in kept)
-    refuse_place(folder, new_bytes + (0 if in_place else kept_bytes))
+    refuse_room(update.target, new_bytes + (0 if update.in_place else kept_bytes))
     say.expect(len(files) + len(kept))
     prune(folder, changed | listed.keys())
     for file in files:
         _write(update, file, folder)
         say(f"{file.path} made")
     for entry in kept:
-        _keep(update.old, entry, folder, in_place)
+        _keep(update, entry, folder)
         say(f"{entry.path} kept")
     return new_bytes + kept_bytes
 
@@ -186,10 +194,10 @@ def _write(update: Update, file: ChangedFile, folder: Path) -> None:
     write_file(folder, entry_of(file), lambda at: _content(update, file, at), update.file)
 
 
-def _keep(old: Path, entry: FileEntry, folder: Path, in_place: bool) -> None:
+def _keep(update: Update, entry: FileEntry, folder: Path) -> None:
     """Take over a file that did not change: by a second name in place, else by its bytes."""
-    source, place = confined(old, entry.path), folder / entry.path
-    if in_place:
+    source, place = confined(update.old, entry.path), folder / entry.path
+    if update.in_place:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
         try:

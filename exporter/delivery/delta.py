@@ -25,8 +25,8 @@ from exporter.delivery.index import (
     to_json,
 )
 from exporter.delivery.match import OldChunks, OldRange, Run, base_of, gap_of, known_chunks, runs_of
-from exporter.delivery.place import ELSEWHERE, entries_of, refuse_inside
-from exporter.delivery.write import put, resumed_beside
+from exporter.delivery.place import entries_of, refuse_inside
+from exporter.delivery.write import ELSEWHERE, put, resumed_beside
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import alone
 from exporter.files.read import begins_with, read_bytes, reason_of

@@ -1,8 +1,8 @@
 """Bytes of a new package against those of an old one: the shortest of a few ways to store them.
 
 Weights that a fine-tune moved a little differ from the old ones by small numbers; a graph or a
-manifest is the old one with other words in it. Which way is shortest is tried on the first of the
-bytes, then done with all of them.
+manifest is the old one with other words in it. Which way is shortest is tried on slices, then done
+with all of the bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporter.delivery.coding import (
 )
 from exporter.delivery.index import PieceCoding, Stride
 
-SAMPLE_BYTES = 1 << 17
+SLICES, SLICE_BYTES = 8, 1 << 14  # of a piece, to try ways with
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,25 @@ def restored(way: Way, stored: bytes, size_bytes: int, base: bytes) -> bytes:
 
 
 def best_way(data: bytes, base: bytes) -> tuple[Way, bytes]:
-    """The way that makes a piece shortest, and the piece as it is stored."""
-    sample = data[:SAMPLE_BYTES]
-    ways = _possible(data, base)
-    way = min(ways, key=lambda way: len(stored_as(way, sample, _base(way, base), LEVEL)))
+    """The way that makes a piece shortest, as samples of it tell, and the piece as it is stored."""
+    sample, of_base = _sample(data), _sample(base)
+    against = {"difference": of_base, "patch": base}
+    way = min(
+        _possible(data, base),
+        key=lambda way: len(stored_as(way, sample, against.get(way.coding, b""), LEVEL)),
+    )
     stored = stored_as(way, data, base)
     return (way, stored) if len(stored) < PAYS * len(data) else (Way("raw"), data)
+
+
+def _sample(data: bytes) -> bytes:
+    """Slices from all over, at the same places of bytes that are as many."""
+    step = -(-len(data) // SLICES)
+    slices = (data[at : at + SLICE_BYTES] for at in range(0, len(data), max(step, SLICE_BYTES)))
+    return b"".join(slices)
 
 
 def _possible(data: bytes, base: bytes) -> Iterator[Way]:
     """Ways that can be shorter than the bytes themselves."""
     fits = {"zstd": True, "patch": bool(base), "difference": len(base) == len(data), "raw": False}
     return (way for way in WAYS if fits[way.coding])
-
-
-def _base(way: Way, base: bytes) -> bytes:
-    """What a sample is stored against."""
-    return base[:SAMPLE_BYTES] if way.coding == "difference" else base

@@ -29,13 +29,12 @@ from exporter.delivery.index import (
     refuse_own,
     to_json,
 )
-from exporter.delivery.place import ELSEWHERE, entries_of, refuse_inside
+from exporter.delivery.place import entries_of, refuse_inside
 from exporter.delivery.stores import SMALLER, STORES, Store
-from exporter.delivery.write import prune, put, resumed, synced
+from exporter.delivery.write import ELSEWHERE, prune, put, refuse_room, resumed, synced
 from exporter.errors import FourstepError, InputError
 from exporter.files.lock import alone
 from exporter.files.read import read_bytes
-from exporter.files.staging import refuse_place
 from exporter.package.check import check_file
 from exporter.package.manifest import FileEntry
 from exporter.progress import Progress
@@ -60,7 +59,7 @@ def pack(package: Package, store: Store, out: Path, progress: Progress | None = 
         refuse_inside(package.folder, out)
         refuse_others(out)
         size = sum(entry.bytes for entry in entries)
-        refuse_place(out, 2 * size if store.in_one else size, ELSEWHERE)
+        refuse_room(out, 2 * size if store.in_one else size)
         say.expect(2 * len(entries) + 1)
         for entry in entries:
             check_file(package.folder, entry)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from exporter.delivery.write import ELSEWHERE
 from exporter.errors import CheckFailed, FourstepError, InputError
 from exporter.files.read import file_digest, reason_of
 from exporter.package.check import check_file
@@ -14,8 +15,6 @@ from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, OWN_FILES, read_manifest
 from exporter.package.strays import unlisted
 from exporter.trust.check import Trust, check_signer
-
-ELSEWHERE = "choose another place with -o"
 
 
 def entries_of(folder: Path, manifest: Manifest) -> tuple[FileEntry, ...]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from exporter.delivery.held import HeldPack, chunk_bytes, open_held
 from exporter.delivery.index import Index, PackedFile, entry_of
 from exporter.delivery.place import holds, read_arrived
-from exporter.delivery.write import clear, prune, resumed, synced, write_file
+from exporter.delivery.write import clear, prune, refuse_room, resumed, synced, write_file
 from exporter.errors import CheckFailed
 from exporter.files.lock import alone
-from exporter.files.staging import refuse_place
 from exporter.package.manifest import Manifest
 from exporter.package.read import OWN_FILES
 from exporter.progress import Progress
@@ -49,7 +48,7 @@ def unpack(
             read_arrived(target, target, trust)
             clear(target)
             return Unpacked(index, True)
-        refuse_place(target, index.bytes)
+        refuse_room(target, index.bytes)
         say.expect(len(index.files))
         with resumed(target, index.package_sha256) as folder:
             prune(folder, {file.path for file in index.files})

@@ -17,10 +17,10 @@ from pathlib import Path
 from exporter.errors import CheckFailed, InputError
 from exporter.files.read import read_bytes, read_json
 from exporter.files.staging import (
-    REMEDY,
     beside,
     part_of,
     partial_of,
+    refuse_place,
     remove,
     settle,
     staging,
@@ -30,6 +30,7 @@ from exporter.files.staging import (
 from exporter.files.stop import tell_wish
 from exporter.package.manifest import FileEntry
 
+ELSEWHERE = "choose another place with -o"
 READ_BYTES = 1 << 20
 From = Callable[[int], Iterator[bytes]]  # the bytes of a file from an offset on
 
@@ -40,7 +41,7 @@ def resumed(target: Path, basis: str) -> Iterator[Path]:
     journal = _journal_of(target)
     if _basis_of(journal) != basis:
         journal.unlink(missing_ok=True)
-    with staging(target, REMEDY, journal) as folder:
+    with staging(target, ELSEWHERE, journal) as folder:
         write_whole(journal, json.dumps({"basis": basis}))
         yield folder
 
@@ -59,12 +60,22 @@ def resumed_beside(file: Path, basis: str) -> Iterator[Path]:
         yield folder
     except OSError as error:
         clear(file)
-        raise unwritable(file, error) from None
+        raise unwritable(file, error, ELSEWHERE) from None
     except Exception:
         tell_wish()
         clear(file)
         raise
     clear(file)
+
+
+def refuse_room(target: Path, needed_bytes: int) -> None:
+    """Raise InputError if so many bytes cannot be written for a target.
+
+    What a killed run has written is gone on with, or makes room.
+    """
+    found = (f.lstat() for f in partial_of(target).rglob("*") if not f.is_dir())
+    begun = sum(state.st_size for state in found if state.st_nlink == 1)
+    refuse_place(target, needed_bytes - begun, ELSEWHERE)
 
 
 def clear(target: Path) -> None:

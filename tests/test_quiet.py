@@ -198,6 +198,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "mark-detector": ("mark", "detector", "--key", "mark.key", "-o", "out.onnx"),
     "verify": ("verify", "packages/onnx-int4"),
     "sign": ("sign", "packages/onnx-int4", "--key", "key.pem", "--certificate", "chain.pem"),
+    "bom": ("bom", "packages/onnx-int4", "-o", "out.json"),
+    "rebuild": ("rebuild", "packages/onnx-int4", "--checkpoint", "checkpoint", "-o", "out"),
     "bundle": ("bundle", "packages/onnx-int4", "--for", "cpp", "-o", "out"),
     "pack": ("pack", "packages/onnx-int4", "--for", "play", "-o", "out"),
     "unpack": ("unpack", "packs", "-o", "out"),

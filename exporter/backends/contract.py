@@ -14,7 +14,7 @@ from exporter.package.consistent import WEIGHTS as WEIGHTS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.package.manifest import Adjusted, Tokenizer, Tolerance
+    from exporter.package.manifest import Adjusted, Port, Tokenizer, Tolerance
     from exporter.quantize.formats import Format
     from exporter.quantize.program import QuantizedProgram
 
@@ -189,6 +189,40 @@ class Backend(Protocol):
         """Open a graph by the ``entry`` and ``session`` of what was emitted.
 
         Raises CheckFailed when the runtime cannot read the file or has no such device.
+        """
+
+
+@dataclass(frozen=True)
+class GraphFiles:
+    """A graph as it lies on the disk, before any engine sees it.
+
+    Attributes:
+        entry: its path in the package.
+        inputs, outputs: as the manifest says.
+        settings: of its session.
+        sizes: bytes of every file of the package, by path.
+        texts: what is in the files of the graph that hold more than weights, by path.
+        is_own: whether fourstep wrote it; else it is a classifier of the user's.
+    """
+
+    entry: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    settings: Mapping[str, str]
+    sizes: Mapping[str, int]
+    texts: Mapping[str, memoryview]
+    is_own: bool
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """What a backend has besides that knows which graphs it could have written."""
+
+    def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
+        """How many bytes of each file of weights a graph uses, by path.
+
+        Raises ValueError for a graph that no emitter of this backend writes. Asked when a package
+        is opened, of every graph; neither an engine nor weights are loaded.
         """
 
 

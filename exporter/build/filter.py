@@ -18,6 +18,7 @@ from exporter.files.read import file_digest
 from exporter.package.manifest import Filter, GraphEntry, Port, Tolerance
 from exporter.package.names import FILTER
 from exporter.recipe.filter import FilterChoice
+from exporter.runtime.refuse import refuse_classifier
 
 GRAPH_RELATIVE = 1e-2  # of a classifier whose weights and arithmetic are the user's
 CHANNELS = 3
@@ -117,6 +118,7 @@ def prepared(
     try:
         classifier = backend.read_classifier(place)
         _refuse_too_large(classifier, most_file_bytes)
+        refuse_classifier(backend, classifier)
         entry, name = _entry(choice, classifier)
         session = backend.open_graph(
             classifier.entry, classifier.settings, SessionOptions("float32")

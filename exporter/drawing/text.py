@@ -10,7 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer as Tokens
 
 from exporter.errors import CheckFailed, InputError, Remark
-from exporter.files.read import is_text, panics_as
+from exporter.files.read import is_text, panics_as, reason_of
+from exporter.files.rules import check_rules
 from exporter.files.tokens import parse_tokenizer
 from exporter.package.manifest import Tokenizer
 
@@ -46,6 +47,10 @@ def load_tokenizer(file: Path, content: bytes, entry: Tokenizer, name: str) -> E
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise CheckFailed(f"{file}: not a tokenizer: not UTF-8 text") from None
+    try:
+        check_rules(content)
+    except ValueError as error:
+        raise CheckFailed(f"{file}: not a tokenizer: {reason_of(error)}") from None
     tokens = parse_tokenizer(text, file, CheckFailed)
     largest = largest_id(tokens)
     if largest >= entry.vocabulary_size:

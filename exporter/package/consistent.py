@@ -13,6 +13,7 @@ from exporter.package.sizes import first_size, manifest_at, size_of, sized_files
 
 MOST_SIZES = 32  # of a package
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
+MOST_BESIDE_BYTES = 2 << 30  # of files that are no graph's: all are read before anything is drawn
 WEIGHTS = "weights"  # a setting that names what lies beside a graph's entry
 # How many stages have to give it, of one at most.
 RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0, "scores": 0}
@@ -122,6 +123,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
     for path, times in Counter(f.path for f in manifest.all_files).items():
         if times > 1:
             yield f"files: '{path}' is listed {times} times"
+    sized = sized_files(manifest)
+    if sum(f.bytes for f in manifest.files if f.path not in sized) > MOST_BESIDE_BYTES:
+        yield f"files: more than {MOST_BESIDE_BYTES >> 30} GiB beside the graphs"
     beside = {f.path for f in manifest.files}
     named = {f"text.tokenizers.{n}.path": t.path for n, t in manifest.text.tokenizers.items()}
     golden = manifest.golden

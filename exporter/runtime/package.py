@@ -35,11 +35,12 @@ from exporter.package.sizes import (
     sizes_of,
 )
 from exporter.runtime.ahead import OpenedAhead
+from exporter.runtime.refuse import is_weights, refuse_foreign
 from exporter.runtime.watch import Watched
 from exporter.trust.check import Trust, check_trust
 
 DEFAULT = SessionOptions()
-WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
+MOST_TOKENIZER_BYTES = 24 << 20  # those of T5 have 2.4 MB
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class Package:
         graph = self.graph(name)
         backends.check_session(self.manifest.backend, options)
         backend = backends.load_to_run(self.manifest.backend)
-        weights = [f for f in graph.files if _is_weights(f)]
+        weights = [f for f in graph.files if is_weights(f)]
         with unreplaced(self.folder, self.inode), ThreadPoolExecutor(1) as beside:
             entry = confined(self.folder, graph.entry)
-            read = [(f, check_file(self.folder, f)) for f in graph.files if not _is_weights(f)]
+            read = [(f, check_file(self.folder, f)) for f in graph.files if not is_weights(f)]
             for file in weights:
                 check_size(self.folder, file)
             checks = [beside.submit(check_file, self.folder, file) for file in weights]
@@ -107,6 +108,14 @@ class Package:
         entry = next(f for f in self.manifest.files if f.path == path)
         with unreplaced(self.folder, self.inode):
             return read_file(self.folder, entry)
+
+    def _tokenizer(self, path: str) -> bytes:
+        size = next(f.bytes for f in self.manifest.files if f.path == path)
+        if size > MOST_TOKENIZER_BYTES:
+            raise CheckFailed(
+                f"{self.folder / path}: not a tokenizer: more than {MOST_TOKENIZER_BYTES >> 20} MiB"
+            )
+        return self.read(path)
 
     def check(self, entry: FileEntry) -> Identity:
         """Compare a file with its size and digest; raises CheckFailed naming it."""
@@ -143,7 +152,7 @@ class Package:
     def _tokenizers(self) -> dict[str, text.Encode]:
         """Those of the text encoders; checks every file but the graphs of any size."""
         entry = self.manifest
-        own = {t.path: self.read(t.path) for t in entry.text.tokenizers.values()}
+        own = {t.path: self._tokenizer(t.path) for t in entry.text.tokenizers.values()}
         left = sized_files(entry) | {*own}
         for file in entry.files:
             if file.path not in left:
@@ -218,6 +227,7 @@ def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Packa
             manifest = _read_signed(folder, known.digests)
         for file in manifest.all_files:
             confined(folder, file.path)
+        refuse_foreign(folder, manifest)
     return Package(folder, manifest, inode)
 
 
@@ -251,10 +261,6 @@ def _refuse_replaced(folder: Path, inode: tuple[int, int]) -> None:
         raise changed(folder) from None
     if found != inode:
         raise changed(folder)
-
-
-def _is_weights(file: FileEntry) -> bool:
-    return Path(file.path).suffix in WEIGHTS
 
 
 def _inode(folder: Path) -> tuple[int, int]:

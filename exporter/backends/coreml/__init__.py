@@ -17,6 +17,7 @@ from exporter.backends.contract import (
     Classifier,
     EmitOptions,
     Emitted,
+    GraphFiles,
     MeasuredCosts,
     Requirement,
     Session,
@@ -122,6 +123,12 @@ class CoreMl:
         from exporter.backends.coreml.classifier import read_classifier
 
         return read_classifier(entry)
+
+    def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
+        """A program of the operations that are written here, and of no other."""
+        from exporter.backends.coreml.check import check_graph
+
+        return check_graph(graph)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions

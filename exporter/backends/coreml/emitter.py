@@ -30,6 +30,7 @@ from torch import Tensor, fx
 
 from exporter.backends.coreml import library
 from exporter.backends.coreml.library import ELEMENTS
+from exporter.backends.coreml.operators import OPERATORS
 from exporter.backends.shared import Shared
 from exporter.errors import InputError
 from exporter.package.names import graph_of
@@ -191,6 +192,7 @@ class Emitter:
     def _operation(
         self, kind: str, outputs: Sequence[tuple[str, Sequence[int]]], dtype: str
     ) -> Any:
+        assert kind in OPERATORS, kind  # packages with another are refused
         operation = self._messages.Operation(type=kind)
         for name, shape in outputs:
             assert name not in self._known, name

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
+from exporter.backends.onnx.operators import OPERATORS
 from exporter.backends.shared import Shared
 from exporter.program.program import Stored
 from exporter.quantize.packing import narrowed, pack
@@ -144,7 +145,8 @@ class Emitter:
     def add_many(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object
     ) -> None:
-        """Append a node."""
+        """Append a node of an operator in ``OPERATORS``: packages with another are refused."""
+        assert kind in OPERATORS, kind
         domain, _, name = kind.rpartition(":")
         self._nodes.append(
             helper.make_node(name, inputs, outputs, name=outputs[0], domain=domain, **attributes)  # type: ignore[arg-type]

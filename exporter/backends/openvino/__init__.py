@@ -23,6 +23,7 @@ from exporter.backends.contract import (
     Classifier,
     EmitOptions,
     Emitted,
+    GraphFiles,
     MeasuredCosts,
     Requirement,
     Session,
@@ -124,6 +125,12 @@ class OpenVino:
         from exporter.backends.openvino.classifier import read_classifier
 
         return read_classifier(entry)
+
+    def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
+        """A graph of the operators that are written here, and of no other."""
+        from exporter.backends.openvino.check import check_graph
+
+        return check_graph(graph)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from exporter.backends.openvino import ops
 from exporter.backends.openvino.emitter import Constants, Emitter
+from exporter.backends.openvino.operators import OPERATORS
 from exporter.backends.shared import Shared
 from exporter.files.staging import writing
 from exporter.package.names import graph_of
@@ -76,6 +77,8 @@ def _write(
         ov.serialize(model, file, os.devnull)
     written = ET.parse(file)
     for layer in written.iter("layer"):
+        kind, version = layer.attrib["type"], layer.attrib["version"]
+        assert OPERATORS.get(kind) == version, (kind, version)  # packages with another are refused
         if layer.get("type") == "Const":
             layer[0].set("offset", str(places[layer.attrib["name"]]))
     if compact:

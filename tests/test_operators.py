@@ -6,17 +6,23 @@ That there are no fewer, every emitter asserts of every graph that any test buil
 from __future__ import annotations
 
 import ast
+import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from exporter import backends
+from exporter.backends.contract import Checking, GraphFiles
 from exporter.backends.coreml import operators as coreml
 from exporter.backends.onnx import operators as onnx
 from exporter.backends.openvino import operators as openvino
 from exporter.build.pipeline import Built
-from exporter.runtime import CheckFailed, open_package
+from exporter.package.read import read_manifest
+from exporter.runtime import CheckFailed, open_package, refuse
 from tests.conftest import ROOT
+from tests.hostile import HARMLESS
 
 SOURCES = ("ops.py", "emitter.py", "rounded.py", "writer.py")
 
@@ -49,6 +55,39 @@ def test_every_operator_in_openvinos_table_is_written() -> None:
 def test_what_recipes_build_is_opened(shapes_packages: dict[str, Built]) -> None:
     for built in shapes_packages.values():
         open_package(built.path)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_any_bytes_end_in_one_error(tiny_package: Path, tmp_path: Path, name: str) -> None:
+    """Bytes of graphs changed anywhere: they are taken, or refused with a ValueError."""
+    package = Path(shutil.copytree(tiny_package, tmp_path / "package"))
+    HARMLESS[name](package)
+    manifest = read_manifest(package)
+    backend = backends.load(manifest.backend)
+    assert isinstance(backend, Checking)
+    graph = min(manifest.graphs, key=lambda g: sum(f.bytes for f in g.files))
+    sizes = {file.path: file.bytes for file in manifest.all_files}
+    texts = {
+        file.path: (package / file.path).read_bytes()
+        for file in graph.files
+        if not refuse.is_weights(file)
+    }
+    draw, refused = random.Random(5), 0
+    for _ in range(300):
+        changed = {path: bytearray(text) for path, text in texts.items()}
+        target = changed[draw.choice(sorted(changed))]
+        for _ in range(draw.randrange(1, 4)):
+            target[draw.randrange(len(target))] = draw.randrange(256)
+        views = {path: memoryview(bytes(text)) for path, text in changed.items()}
+        try:
+            backend.check_graph(
+                GraphFiles(
+                    graph.entry, graph.inputs, graph.outputs, graph.session, sizes, views, True
+                )
+            )
+        except ValueError:
+            refused += 1
+    assert refused > 30
 
 
 @pytest.mark.parametrize("gone", ["MatMul", "com.microsoft:MultiHeadAttention"])

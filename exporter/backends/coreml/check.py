@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from exporter.backends.contract import WEIGHTS, GraphFiles
 from exporter.backends.coreml.operators import OPERATORS, OPSETS, VERSIONS
 from exporter.backends.coreml.session import FUNCTION
+from exporter.errors import InputError
 from exporter.files.read import parse_json
 from exporter.files.wire import Wire, message_of, text_of
 
@@ -85,7 +86,10 @@ def _check_contents(graph: GraphFiles) -> None:
     text = graph.texts.get(f"{graph.entry}/{CONTENTS}")
     if text is None or len(text) > MOST_CONTENTS_BYTES:
         raise ValueError(f"no {CONTENTS} that says what is in it")
-    found = parse_json(bytes(text).decode(), CONTENTS, unique=True)
+    try:
+        found = parse_json(bytes(text).decode(), CONTENTS, unique=True)
+    except InputError as error:
+        raise ValueError(str(error)) from None
     items = found.get("itemInfoEntries") if isinstance(found, dict) else None
     if not isinstance(items, dict) or not all(isinstance(i, dict) for i in items.values()):
         raise ValueError(f"{CONTENTS} does not say what is in it")

@@ -1,0 +1,140 @@
+"""What a second size costs a package, and whether a batch of two pictures would cost less than two.
+
+Bytes: shapes-flash for 128 x 128 and 160 x 96 px without golden pictures, weights to nearest: what
+the graphs of the second size add, over the package of the first alone.
+
+Batches: a layer of the full-size denoiser, 1536 to 6144 in int4, for the tokens of one picture and
+of two in one call: processor seconds of one thread for each picture, the fastest of seven. 64 rows
+are 128 px, 256 are 256 px, 1024 are 512 px.
+
+    python -m benchmarks.sizes [--only bytes|batches] [PACKAGE ...]
+
+PACKAGE: of the bytes, such as ``onnx-int8``; without any all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTH, OUTPUTS, GROUP, RUNS = 1536, 6144, 64, 7
+ROWS = (64, 256, 1024)
+PACKAGES = tuple(
+    f"{backend}-{scheme}"
+    for backend in ("onnx", "openvino", "coreml")
+    for scheme in ("fp32", "fp16", "int8", "int4")
+)
+Call = Callable[[np.ndarray], object]
+
+
+def added_share(name: str, folder: Path) -> float:
+    """What a second size adds to a package, over what it has without."""
+    from exporter.build.pipeline import build
+    from exporter.package.sizes import PictureSize, sized_files
+    from exporter.recipe.recipe import read_recipe
+    from exporter.runtime.package import open_package
+
+    backend, _, scheme = name.partition("-")
+    recipe = read_recipe(Path("recipes") / "shapes-flash.toml")
+    nearest = replace(recipe.calibration, methods=())
+    recipe = replace(recipe, prompts=(), calibration=nearest)
+    found = []
+    for sizes in ((), (PictureSize(160, 96),)):
+        place = folder / f"{name}-{len(sizes)}"
+        (built,) = build(replace(recipe, further_sizes=sizes), place, [backend], [scheme])
+        found.append(open_package(built.path).manifest)
+    assert sized_files(found[1])
+    return found[1].bytes / found[0].bytes - 1
+
+
+def onnx_layer(rows: int) -> Call:
+    """The layer in onnxruntime, on one thread."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    groups = WIDTH // GROUP
+    codes = random.integers(0, 255, (OUTPUTS, groups, GROUP // 2), dtype=np.uint8)
+    scales = random.random(OUTPUTS * groups, dtype=np.float32)
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
+        K=WIDTH, N=OUTPUTS, bits=4, block_size=GROUP, accuracy_level=4,
+    )  # fmt: skip
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width])
+        for name, width in (("x", WIDTH), ("y", OUTPUTS))
+    )
+    weights = [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(scales, "s")]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "layer", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x})
+
+
+def openvino_layer(rows: int) -> Call:
+    """The layer in OpenVINO, on one thread."""
+    import openvino as ov
+    from openvino import opset15 as op
+
+    random = np.random.default_rng(0)
+    shape = (OUTPUTS, WIDTH // GROUP, GROUP)
+    codes = random.integers(0, 255, OUTPUTS * WIDTH // 2, dtype=np.uint8)
+    x = op.parameter([rows, WIDTH], ov.Type.f32)
+    weight: Any = op.constant(ov.Tensor(codes, ov.Shape(list(shape)), ov.Type.i4))
+    scale = op.constant(random.random((*shape[:2], 1), dtype=np.float32))
+    weight = op.multiply(op.convert(weight, "f32"), scale)
+    weight = op.reshape(weight, op.constant(np.array([OUTPUTS, WIDTH])), False)
+    result = op.result(op.matmul(x, weight, False, True).output(0))
+    settings = {
+        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
+    }
+    compiled = ov.Core().compile_model(ov.Model([result], [x], "layer"), "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda given: request.infer([given])
+
+
+def fastest_s(call: Call, rows: int) -> float:
+    """Processor seconds of the fastest call."""
+    x = np.random.default_rng(1).standard_normal((rows, WIDTH)).astype(np.float32)
+    call(x)
+    taken = []
+    for _ in range(RUNS):
+        started = time.process_time()
+        call(x)
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE")
+    parser.add_argument("--only", choices=("bytes", "batches"))
+    given = parser.parse_args()
+    if given.only != "batches":
+        with tempfile.TemporaryDirectory() as place:
+            for name in given.packages or PACKAGES:
+                print(f"{name:<16} {added_share(name, Path(place)):+.1%}", flush=True)
+    if given.only != "bytes":
+        for name, layer in (("onnx", onnx_layer), ("openvino", openvino_layer)):
+            for rows in ROWS:
+                one, two = (fastest_s(layer(n * rows), n * rows) / n for n in (1, 2))
+                batched = f"in a batch of two {two / one:.2f} of it"
+                print(f"{name:<9} {rows:>5} rows  {1e3 * one:6.1f} ms, {batched}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

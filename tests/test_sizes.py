@@ -75,9 +75,8 @@ def test_a_size_draws_what_a_package_of_it_alone_draws(
     package: Package, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = replace(sized(tiny_recipe), prompts=())
-    for size in (FIRST, WIDE):
-        (alone,) = build(recipe.at(size), tmp_path / str(size), ["onnx"], ["int8"])
-        assert np.array_equal(picture(package, size), picture(open_package(alone.path)))
+    (alone,) = build(recipe.at(WIDE), tmp_path, ["onnx"], ["int8"])
+    assert np.array_equal(picture(package, WIDE), picture(open_package(alone.path)))
 
 
 def test_a_package_of_one_size_keeps_its_bytes(
@@ -295,6 +294,7 @@ def test_a_manifest_that_contradicts_itself(package: Package, tmp_path: Path) ->
             open_package(folder)
 
 
+@pytest.mark.full
 def test_a_build_that_was_killed_goes_on(
     tiny_recipe: Recipe, package: Package, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ likely what lay between those two: that is its base.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,6 @@ from exporter.delivery.index import CHUNK_BYTES
 from exporter.package.manifest import FileEntry
 
 FEW_BYTES = 512  # a shorter run of old bytes between new ones costs more as a part of its own
-MOST_PLACES = 4  # of the same bytes that are kept
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,25 @@ class OldChunks:
 
     Attributes:
         entries: its files, by their numbers.
-        places: a few of those where the bytes of a digest lie.
+        places: offsets of the bytes of a digest in each file that has them, in order.
+        files: the first file that has the bytes of a digest.
     """
 
     entries: tuple[FileEntry, ...]
-    places: dict[str, list[OldRange]]
+    places: dict[tuple[bytes, int], list[int]]
+    files: dict[bytes, int]
 
-    def find(self, digest: str, after: OldRange | None) -> OldRange | None:
-        """A chunk's place: behind ``after`` if it lies there too."""
-        found = self.places.get(digest, [])
-        behind = (p for p in found if after and (p.number, p.offset) == (after.number, after.end))
-        return next(behind, found[0] if found else None)
+    def find(self, data: bytes, near: OldRange) -> OldRange | None:
+        """Where bytes lie: in the same file as ``near``, if they do, and as near to its start."""
+        digest = hashlib.sha256(data).digest()
+        number = near.number if (digest, near.number) in self.places else self.files.get(digest)
+        if number is None:
+            return None
+        offsets = self.places[digest, number]
+        i = bisect_left(offsets, near.offset)
+        beside = offsets[max(i - 1, 0) : i + 1]
+        nearest = min(beside, key=lambda offset: abs(offset - near.offset))
+        return OldRange(number, nearest, len(data))
 
     def akin(self, entry: FileEntry) -> int | None:
         """The file of the same path, or that of the same kind whose size is nearest."""
@@ -81,12 +89,12 @@ def _suffix(entry: FileEntry) -> str:
 def known_chunks(folder: Path, entries: Sequence[FileEntry]) -> OldChunks:
     """Every chunk of a package whose files were compared with their digests."""
     bounds = tensor_bounds(folder, entries)
-    known = OldChunks(tuple(entries), {})
+    known = OldChunks(tuple(entries), {}, {})
     for number, entry in enumerate(entries):
         for at, data in cut_file(folder, entry, bounds.get(entry.path, ())):
-            places = known.places.setdefault(hashlib.sha256(data).hexdigest(), [])
-            if len(places) < MOST_PLACES:
-                places.append(OldRange(number, at, len(data)))
+            digest = hashlib.sha256(data).digest()
+            known.files.setdefault(digest, number)
+            known.places.setdefault((digest, number), []).append(at)
     return known
 
 
@@ -95,10 +103,11 @@ def runs_of(
 ) -> tuple[Run, ...]:
     """A new file as runs of old bytes and of new ones, in order, as long as they can be."""
     found: list[Run] = []
+    near = OldRange(known.akin(entry) or 0, 0, 0)  # where the old bytes are expected to go on
     for at, data in cut_file(folder, entry, bounds):
-        after = found[-1].old if found else None
-        old = known.find(hashlib.sha256(data).hexdigest(), after)
+        old = known.find(data, near)
         found.append(Run(at, len(data), old))
+        near = OldRange(old.number if old else near.number, (old or near).offset + len(data), 0)
         _join(found)
     return _without_short(found)
 

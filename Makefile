@@ -34,6 +34,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.fidelity --packages artifacts/frontier/*-*/ --json artifacts/frontier/fidelity.json --results artifacts/frontier/results.json --plot artifacts/frontier/fidelity.png
 	$(BIN)/python -m benchmarks.runtime
 	$(BIN)/python -m benchmarks.memory recipes/shapes-flash.toml
+	$(BIN)/python -m benchmarks.deltas artifacts/deltas
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --limits 1.5G 2G 3G 4G 6G
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --avx2 --only "fourstep*" "optimum-intel, OpenVINO GenAI int4"
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --schemes int4 --only "fourstep openvino-int4, kept open" --px 512 768 1024

@@ -177,13 +177,13 @@ def stability_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def stability(
     stability_folder: Path, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A marked ONNX package of it in int8, whose codes were chosen by a method."""
-    calibration = replace(tiny_recipe.calibration, prompts=("a red circle",), methods=("feedback",))
+    """A marked ONNX package of it in int8, of one step."""
+    calibration = replace(tiny_recipe.calibration, prompts=("a red circle",))
     recipe = replace(
         tiny_recipe,
         name="stable",
         checkpoint=str(stability_folder),
-        cut=replace(tiny_recipe.cut, t5=False, image_to_image=False),
+        cut=Cut((1.0, 0.0), 64, 48, t5=False, t5_tokens=8, image_to_image=False),
         mark=MarkChoice(0x1A2B3C4D, KEY_OF_MARKS),
         calibration=calibration,
     )

@@ -88,7 +88,7 @@ def test_digests_are_the_packages(tiny_package: Path) -> None:
 def test_it_says_what_the_package_is_made_of(stability: Path) -> None:
     raw, manifest = bill(stability), read_manifest(stability)
     facts = said(raw)
-    assert facts["quantization:scheme"] == "int8" and "feedback" in facts["quantization:methods"]
+    assert (facts["quantization:scheme"], facts["quantization:methods"]) == ("int8", "to nearest")
     assert facts["size_px"] == "64x48" and facts["steps"] == str(manifest.schedule.steps)
     assert "payload 1a2b3c4d" in facts["mark"] and facts["mark:payload"] == "1a2b3c4d"
     assert facts["filter"] == "none" and facts["attribution"] == "Powered by Stability AI"
@@ -97,8 +97,7 @@ def test_it_says_what_the_package_is_made_of(stability: Path) -> None:
     assert checkpoint["hashes"][0]["content"] == manifest.origin.checkpoint_sha256
     assert checkpoint["licenses"] == [{"expression": STABILITY}]
     assert raw["metadata"]["component"]["licenses"] == [{"expression": STABILITY}]
-    (data,) = by_ref["calibration-prompts"]["data"]
-    assert data["contents"]["attachment"]["content"] == "a red circle"
+    assert "calibration-prompts" not in by_ref  # nothing was measured
     tools = {t["name"]: t["version"] for t in raw["metadata"]["tools"]["components"]}
     assert tools == manifest.origin.tools
     assert tools["cyclonedx-python-lib"] == "11.12.0" and "onnx" in tools and "torch" in tools
@@ -109,6 +108,20 @@ def test_it_says_what_the_package_is_made_of(stability: Path) -> None:
         p["value"] for p in by_ref["graph-denoiser"]["properties"] if p["name"] == "fourstep:format"
     ]
     assert any(text.startswith("int8, 8 bits: ") for text in formats)
+
+
+def test_prompts_that_decided_codes_are_named(stability: Path) -> None:
+    manifest = read_manifest(stability)
+    origin = replace(manifest.origin, statistics_sha256="ab" * 32, methods=("feedback",))
+    measured = replace(manifest, origin=origin)
+    text = bill_of(measured, evidence_in(stability, measured))
+    check_schema(text)
+    raw = json.loads(text)
+    assert said(raw)["quantization:methods"] == "feedback"
+    (data,) = next(p for p in raw["components"] if p["bom-ref"] == "calibration-prompts")["data"]
+    assert data["contents"]["attachment"]["content"] == "a red circle"
+    parameters = raw["metadata"]["component"]["modelCard"]["modelParameters"]
+    assert parameters["datasets"] == [{"ref": "calibration-prompts"}]
 
 
 def test_a_lora_is_named_by_its_digest(tiny_package: Path) -> None:

@@ -36,7 +36,7 @@ def no_build(*_: object, **__: object) -> list[Built]:
 def test_it_is_the_same(stability: Path, stability_folder: Path, tmp_path: Path) -> None:
     """In another folder, with one thread, another hash seed, HOME and LANG.
 
-    The package has a mark, codes that a method chose on its own statistics, and a notice.
+    The package has a mark and a notice.
     """
     key = tmp_path / "mark.key"
     key.write_text(KEY_OF_MARKS.secret.hex())

@@ -90,6 +90,8 @@ def build(
         for name in backend_names or recipe.backends
     }
     loaded = {name: backends.load_to_build(name) for name in wanted}
+    for backend in loaded.values() if recipe.further_sizes else ():
+        _refuse_unsized(backend)
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
     pairs = [
         _Asked(given, *found, loaded[name], out)
@@ -229,7 +231,7 @@ def _jobs(models: Models, asked: Sequence[_Asked]) -> list[_Job]:
     recipe = next(iter(models.values())).recipe
     schemes = {one.given: one.scheme for one in asked}
     sized = {given: _quantized(models, scheme) for given, scheme in schemes.items()}
-    first, *others = recipe.sizes
+    first = recipe.sizes[0]
     parts = {given: emitted(found[first], recipe.graph_parts) for given, found in sized.items()}
     choice = recipe.filter
     filters = {
@@ -237,8 +239,6 @@ def _jobs(models: Models, asked: Sequence[_Asked]) -> list[_Job]:
         for one in asked
         if choice is not None
     }
-    for one in asked if others else ():
-        _refuse_unsized(one.backend)
     return [
         _Job(
             **vars(one),

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
@@ -241,6 +242,17 @@ def more_in_signature(package: Path, folder: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"keyid"', b'"more":"","keyid"'))
 
 
+def sigstores(package: Path, folder: Path) -> None:
+    """A bundle as Sigstore's identities have it: one certificate, and an entry of a log."""
+    raw = json.loads((package / "model.sig").read_bytes())
+    certificate = issue("somebody@example.com").certificate.public_bytes(Encoding.DER)
+    raw["verificationMaterial"] = {
+        "certificate": {"rawBytes": base64.b64encode(certificate).decode()},
+        "tlogEntries": [{"logIndex": "1"}],
+    }
+    (package / "model.sig").write_text(json.dumps(raw))
+
+
 REFUSED: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "no signature": (drop_signature, "is not signed (no model.sig)"),
     "another's": (resign, "is signed with another key"),
@@ -255,6 +267,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "huge": (huge_signature, "model.sig: damaged: more than 4 MiB"),
     "deep": (deep_signature, "model.sig: not valid JSON: "),
     "twice": (two_keys_in_signature, "the key 'sig' is there twice"),
+    "Sigstore's": (sigstores, "is signed by an identity of Sigstore's, which is not read here"),
     "more": (more_in_signature, "holds more than a signature"),
 }
 

@@ -85,7 +85,10 @@ def check_signer(folder: Path, trust: Trust) -> Signed:
         )
     signature = parse(content, file)
     if signature.logged:
-        raise CheckFailed(f"{file}: is signed by Sigstore's identity; give --identity too")
+        raise CheckFailed(
+            f"{file}: is signed by an identity of Sigstore's, which is not read here; have it "
+            "signed with a key or a certificate"
+        )
     if signature.certificates:
         key, by, until = _certified(signature, certificates, file, trust)
     else:

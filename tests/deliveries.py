@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from exporter.backends.onnx.emitter import IR_VERSION, OPSET
+from exporter.package.read import read_manifest
 from tests.conftest import ROOT, seal
 
 KEPT = ROOT / "tests/packages/4.0/onnx-int8"
@@ -25,6 +27,7 @@ GRAPHS: Mapping[str, tuple[int, ...]] = {  # bytes of the tensors of a graph
     "denoiser": (50, 150_000, 900, 130_000, 900, 130_000, 900, 64),
 }
 ALIGN_BYTES = 64
+KINDS = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 Tensor = tuple[str, int, int]  # path of its file, offset and size in bytes
 
 
@@ -49,7 +52,16 @@ def write_weights(package: Path, graph: str, sizes: Iterable[int], seed: int = 0
             tensor.external_data.add(key=key, value=str(value))
         content += random.bytes(size)
         tensors.append(tensor)
-    model = onnx.helper.make_model(onnx.helper.make_graph([], graph, [], [], tensors))
+    (entry,) = (g for g in read_manifest(KEPT).graphs if g.name == graph)
+    inputs, outputs = (
+        [onnx.helper.make_tensor_value_info(p.name, KINDS[p.dtype], p.shape) for p in ports]
+        for ports in (entry.inputs, entry.outputs)
+    )
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([], graph, inputs, outputs, tensors),
+        ir_version=IR_VERSION,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+    )
     file.write_bytes(model.SerializeToString())
     Path(f"{file}.data").write_bytes(content)
 

@@ -88,6 +88,8 @@ def _check_contents(graph: GraphFiles) -> None:
         raise ValueError(f"no {CONTENTS} that says what is in it")
     try:
         found = parse_json(bytes(text).decode(), CONTENTS, unique=True)
+    except UnicodeDecodeError:
+        raise ValueError(f"{CONTENTS}: not valid JSON: it is no text") from None
     except InputError as error:
         raise ValueError(str(error)) from None
     items = found.get("itemInfoEntries") if isinstance(found, dict) else None

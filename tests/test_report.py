@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image as Picture
@@ -486,8 +487,11 @@ def test_a_package_that_stops_is_listed_with_its_reason(copy: Path) -> None:
     manifest = json.loads((copy / "onnx-int8" / "manifest.json").read_text())
     graph = next(g for g in manifest["graphs"] if g["name"] == "vae_decoder")
     entry = next(f for f in graph["files"] if f["path"].endswith(".onnx"))
-    entry.update(bytes=3, sha256=hashlib.sha256(b"bad").hexdigest())
-    (copy / "onnx-int8" / entry["path"]).write_bytes(b"bad")
+    model = onnx.load(str(copy / "onnx-int8" / entry["path"]), load_external_data=False)
+    model.graph.node[0].input[0] = "nowhere"
+    bad = model.SerializeToString()
+    entry.update(bytes=len(bad), sha256=hashlib.sha256(bad).hexdigest())
+    (copy / "onnx-int8" / entry["path"]).write_bytes(bad)
     seal(copy / "onnx-int8", manifest)
     assert report(copy).exit_code == 0
     found = entry_of(copy / "report", "onnx-int8")
@@ -592,7 +596,7 @@ def test_other_prompts_are_compared_with_the_least_rounded_package(
     data = json.loads((tmp_path / "out" / "report.json").read_text())
     assert data["yardstick"] == "onnx-fp32"
     asked = [Asked("a green star", 0), Asked("a blue square", 2)]
-    assert data["asked"] == [{"prompt": a.prompt, "seed": a.seed} for a in asked]
+    assert data["asked"] == [{"prompt": a.prompt, "seed": a.seed, "size": ""} for a in asked]
     images = {}
     for name in ("onnx-fp32", "onnx-int4"):
         player = open_package(packages / name).player()
@@ -609,6 +613,7 @@ def test_other_prompts_are_compared_with_the_least_rounded_package(
 
 METRIC = """
 import numpy as np
+import onnx
 
 def measure(prompts, pictures, references):
     assert all(p.shape == (48, 64, 3) and p.dtype == np.uint8 for p in pictures)

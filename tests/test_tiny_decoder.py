@@ -445,9 +445,11 @@ def test_a_recipe_without_it_is_counted_as_before(tmp_path: Path, tiny_folder: P
         "guidance",
         "mark",
         "filter",
+        "licence",
+        "further_sizes",
     ):
         del decisive[key]
-    del decisive["cut"]["ends"], decisive["cut"]["fixed_negative"]
+    del decisive["cut"]["ends"], decisive["cut"]["fixed_negative"], decisive["calibration"]["size"]
     options = dict(plain.backend("onnx").choices)
     assert options.pop("target") == "native"  # as it was before there was another
     decisive["options"] = options

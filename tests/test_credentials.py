@@ -288,8 +288,12 @@ def test_unreadable_files_are_one_line(
     secret = tmp_path / "secret.pem"
     secret.write_bytes(key_pem(load_pem_private_key(key.read_bytes(), None), b"sesame"))
     for one, two, said in (
-        (tmp_path / "no.pem", key, "no.pem: cannot be read: No such file"),
-        (chain, tmp_path / "no.pem", "no.pem: cannot be read: No such file"),
+        (tmp_path / "no.pem", key, "no.pem: cannot be read: No such file or directory; name a PEM"),
+        (
+            chain,
+            tmp_path / "no.pem",
+            "cannot be read: No such file or directory; name a private key",
+        ),
         (tmp_path, key, f"{tmp_path}: cannot be read: Is a directory"),
         (other, key, "text.pem: holds no certificate in PEM"),
         (chain, other, "text.pem: holds no private key in PEM"),

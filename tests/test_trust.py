@@ -366,7 +366,8 @@ def test_files_of_trust_that_are_none(signed: tuple[Path, Path], tmp_path: Path)
         file.write_bytes(content)
         with pytest.raises(InputError, match=said):
             open_package(package, Trust(file))
-    mistake(fourstep("verify", package, "--trusted", tmp_path / "none.pem"), "none.pem: cannot be")
+    missing = fourstep("verify", package, "--trusted", tmp_path / "none.pem")
+    mistake(missing, "No such file or directory; name a PEM file of public keys or certificates")
 
 
 def flips(signed: tuple[Path, Path], count: int) -> None:
@@ -448,7 +449,7 @@ def test_keys_that_do_not_sign(root: Issued, package: Path, tmp_path: Path) -> N
         ((private, "--certificate", chain), "is not the key of the first certificate in"),
         ((tmp_path / "late.key", "--certificate", expired), "expired.pem: 'late' expired on"),
         ((tmp_path / "rsa.key",), "P-256, P-384 and P-521 are taken"),
-        ((tmp_path / "none.key",), "none.key: cannot be read"),
+        ((tmp_path / "none.key",), "No such file or directory; name a private key in PEM"),
         (("pkcs11:object=a",), "says no module-path"),
     ):
         mistake(fourstep("sign", package, "--key", *typed), said)

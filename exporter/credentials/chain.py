@@ -51,11 +51,15 @@ class Chain:
         return named(self.certificates[0])
 
 
+def _unreadable(said: str) -> InputError:
+    return InputError(f"{said}; name a PEM file of certificates, the signer's first")
+
+
 def read_certificates(file: Path) -> tuple[Certificate, ...]:
     """The certificates of a PEM file, in order; raises InputError naming the file."""
     from cryptography.x509 import load_pem_x509_certificate
 
-    found = CERTIFICATE.findall(read_text(file, most_bytes=MOST_PEM_BYTES))
+    found = CERTIFICATE.findall(read_text(file, _unreadable, MOST_PEM_BYTES))
     if not found:
         raise InputError(f"{file}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)")
     with panics_as(lambda said: InputError(f"{file}: cannot be read as certificates: {said}")):

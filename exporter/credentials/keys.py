@@ -107,11 +107,15 @@ def der_of(signature: bytes, algorithm: Algorithm) -> bytes:
     return encode_dss_signature(r, s)
 
 
+def _unreadable(said: str) -> InputError:
+    return InputError(f"{said}; name a private key in PEM, or a pkcs11: URI")
+
+
 def read_private_key(file: Path, passphrase: str | None) -> Any:
     """The private key in a PEM file; raises InputError naming the file."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    text = read_text(file, most_bytes=MOST_PEM_BYTES)
+    text = read_text(file, _unreadable, MOST_PEM_BYTES)
     found = PRIVATE.search(text)
     if found is None:
         raise InputError(f"{file}: holds no private key in PEM (-----BEGIN PRIVATE KEY-----)")

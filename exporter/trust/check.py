@@ -182,6 +182,10 @@ def _strays(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
                     yield path
 
 
+def _unreadable(said: str) -> InputError:
+    return InputError(f"{said}; name a PEM file of public keys or certificates")
+
+
 def _read_trust(
     trust: Trust,
 ) -> tuple[dict[str, EllipticCurvePublicKey], tuple[Certificate, ...]]:
@@ -191,7 +195,7 @@ def _read_trust(
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     file = trust.file
-    text = read_text(file, most_bytes=MOST_PEM_BYTES)
+    text = read_text(file, _unreadable, MOST_PEM_BYTES)
     if PRIVATE.search(text):
         raise InputError(
             f"{file}: holds a private key, which no device should have; give the public one "

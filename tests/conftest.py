@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,23 @@ SMALL = Cut(SIGMAS, 64, 48, t5=True, t5_tokens=24)
 
 
 # What takes longest, so that no process is left with it at the end.
-FIRST = ("test_shapes_packages.py", "test_plan.py", "test_configurations.py", "test_resume.py")
+# The first builds the packages that others wait for: those come last of these.
+FIRST = (
+    "test_shapes_packages.py",
+    "test_resume.py",
+    "test_configurations.py",
+    "test_parts.py",
+    "test_synth.py",
+    "test_strips.py",
+    "test_sensitivity.py",
+    "test_openvino.py",
+    "test_plan.py",
+)
+# What of shapes-flash only ``make test-full`` builds; other tests build them of smaller models.
+ONLY_FULL = (
+    *("openvino-fp32", "openvino-fp16", "openvino-mixed-4.5", "openvino-int4-a8"),
+    *("coreml-fp32", "coreml-fp16", "coreml-mixed-4.5", "coreml-pal6", "coreml-pal4-grouped"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -192,18 +208,32 @@ def stability(
 
 
 @pytest.fixture(scope="session")
-def shapes_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+def shapes_packages(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Built]:
     """shapes-flash from the shipped recipe, for every backend that is installed, by folder name.
 
-    Processes that share the tests share it: one builds, the others find it whole.
+    Without ``full`` tests not those of ONLY_FULL. Processes that share the tests share it: one
+    builds, the others find it whole.
     """
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
     recipe = replace(recipe, checkpoint=str(SHAPES))
+    if "not full" in request.config.option.markexpr:
+        recipe = without(recipe, ONLY_FULL)
     found = [name for name in recipe.backends if not backends.missing(needs(name))]
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     own = tmp_path_factory.getbasetemp()
     built = build(recipe, (own if alone else own.parent) / "shapes", found)
     return {b.path.name: b for b in built}
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """A recipe that builds all of its packages but these folders'."""
+    choices = tuple(
+        replace(c, schemes=tuple(s for s in c.schemes if f"{c.name}-{Path(s).stem}" not in names))
+        for c in recipe.choices
+    )
+    return replace(recipe, choices=choices)
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,14 @@ def test_runtimes_see_an_older_processor(older: dict[str, str]) -> None:
     assert "BF16" not in json.loads(found)
 
 
-@pytest.mark.parametrize("name", ["onnx-int8-w8a8", "openvino-int8-w8a8", "openvino-int4-a8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "onnx-int8-w8a8",
+        "openvino-int8-w8a8",
+        pytest.param("openvino-int4-a8", marks=pytest.mark.full),
+    ],
+)
 def test_rounded_inputs_mean_the_same_there(
     shapes_packages: dict[str, Built], older: dict[str, str], name: str
 ) -> None:

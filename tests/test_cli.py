@@ -484,7 +484,7 @@ def test_run_mistakes(tiny_package: Path, tmp_path: Path) -> None:
     mistake(fourstep("run", tmp_path / "none", "x", "--out", out), "none: no such folder")
     mistake(fourstep("run", tiny_package.parent, "x", "--out", out), "not a package", "onnx-int4")
     mistake(fourstep("run", tiny_package, "  ", "--out", out), "the prompt is empty")
-    mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "a/b.png"), "does not exist")
+    mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "a/b.png"), "make it or")
     mistake(fourstep("run", tiny_package, "x", "--out", tmp_path / "p.txt"), "must end in .png")
     mistake(fourstep("run", tiny_package, "x", "--out", out, "--strength", 0.5), "--image only")
     mistake(fourstep("run", tiny_package, "x", "--image", tmp_path / "no.png"), "no such file")

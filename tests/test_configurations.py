@@ -144,7 +144,7 @@ def others() -> list[str]:
 
 
 @CUT
-@settings(QUICK, max_examples=3)
+@settings(QUICK, max_examples=6)
 @example(configuration=OTHER)
 @example(configuration=LARGE)
 @given(configuration=configurations())

@@ -260,8 +260,11 @@ def test_mistakes_in_loras(tmp_path: Path, table: str, message: str) -> None:
     assert message in str(told.value)
 
 
-def test_no_such_recipe(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such recipe"):
+def test_no_such_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no such recipe; recipes here: recipes/sd3.5-flash.toml"):
+        read_recipe(tmp_path / "none.toml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no such recipe; make one of a checkpoint: fourstep rec"):
         read_recipe(tmp_path / "none.toml")
 
 

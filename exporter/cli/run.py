@@ -466,9 +466,9 @@ def _problem(places: Sequence[Path]) -> str | None:
     """Why pictures cannot be written there, or None."""
     folder = places[0].parent
     if not folder.is_dir():
-        return f"folder '{folder}' does not exist"
+        return f"folder '{folder}' does not exist; make it or name another file"
     if not os.access(folder, os.W_OK):
-        return f"folder '{folder}' cannot be written"
+        return f"folder '{folder}' cannot be written; name a file in another"
     taken = [place for place in places if place.is_dir()]
     return f"'{taken[0]}' is a folder; name a file" if taken else None
 

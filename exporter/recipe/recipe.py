@@ -308,7 +308,9 @@ def read_recipe(file: Path) -> Recipe:
 
 def _recipes_near() -> str:
     names = sorted(str(p) for p in Path("recipes").glob("*.toml"))
-    return f"; recipes here: {', '.join(names)}" if names else ""
+    if names:
+        return f"; recipes here: {', '.join(names)}"
+    return "; make one of a checkpoint: fourstep recipe CHECKPOINT -o FILE"
 
 
 def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:

@@ -32,6 +32,8 @@ from exporter.drawing.start import PictureRemark
 from exporter.drawing.vectors import HARD_PROMPTS
 from exporter.files.read import file_digest
 from exporter.package.manifest import Guidance
+from exporter.package.read import MANIFEST
+from exporter.package.sizes import PictureSize
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT, seal
@@ -60,10 +62,16 @@ def node(*arguments: object, **environment: str) -> str:
     return done.stdout
 
 
-def drawn_by_node(path: Path, requests: Sequence[dict[str, Any]], at: Path, exact: bool) -> bytes:
+def drawn_by_node(
+    path: Path,
+    requests: Sequence[dict[str, Any]],
+    at: Path,
+    exact: bool,
+    sizes: Sequence[str] | None = None,
+) -> bytes:
     out = at / "drawn.rgb"
-    job = {"path": str(path), "exact": exact, "keep": exact, "requests": requests, "out": str(out)}
-    (at / "job.json").write_text(json.dumps(job))
+    job = {"path": str(path), "exact": exact, "keep": exact, "sizes": sizes, "requests": requests}
+    (at / "job.json").write_text(json.dumps({**job, "out": str(out)}))
     node("draw.js", at / "job.json")
     return out.read_bytes()
 
@@ -126,6 +134,60 @@ def test_pictures_of_every_scheme_are_those_of_python(
     for path in packages:
         ours = drawn_by_python(path, [Request(PROMPT, 7)], exact)
         assert drawn_by_node(path, [{"prompt": PROMPT, "seed": 7}], tmp_path, exact) == ours, path
+
+
+@pytest.fixture(scope="module")
+def sized(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of 64 x 48, 80 x 48 and 48 x 64 px."""
+    recipe = replace(tiny_recipe, further_sizes=(PictureSize(80, 48), PictureSize(48, 64)))
+    (built,) = build(recipe, tmp_path_factory.mktemp("sized"), ["onnx"], ["int4"])
+    return built.path
+
+
+def test_conformance_vectors_of_every_size(sized: Path) -> None:
+    conformance([sized])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_every_size_is_drawn_as_by_python(sized: Path, tmp_path: Path, exact: bool) -> None:
+    """Also where graphs stay open, of which those that serve all sizes are opened once."""
+    sizes = ("48x64", "64x48", "80x48")
+    ours = drawn_by_python(sized, [Request(PROMPT, 7, size=size) for size in sizes], exact)
+    asked = [{"prompt": PROMPT, "seed": 7}]
+    assert drawn_by_node(sized, asked, tmp_path, exact, sizes) == ours
+
+
+SIZED = {
+    "listed": ({"files": ["none.onnx"]}, "sizes: 80x48: 'none.onnx' is named and not listed"),
+    "graph": ({"name": "unet"}, "sizes: 80x48: its graphs are not among the others, each once"),
+    "entry": ({"entry": "a.onnx"}, "sizes: 80x48: graphs: 'a.onnx' is not among the files of deno"),
+    "shape": ({"inputs": []}, "sizes: 80x48: graphs: denoiser has no ports"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), SIZED.values(), ids=SIZED.keys())
+def test_sizes_that_contradict_the_rest_are_refused(
+    sized: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    manifest = json.loads((sized / MANIFEST).read_text())
+    manifest["sizes"][0]["graphs"][0] |= changes
+    seal(tmp_path, manifest)
+    assert message in refusal(tmp_path, tmp_path)
+
+
+def test_a_size_that_the_package_has_not(sized: Path, tmp_path: Path) -> None:
+    told = refusal(sized, tmp_path, "99x99")
+    assert "this package does not draw 99x99; its sizes: 64x48, 80x48, 48x64" in told
+
+
+def refusal(package: Path, at: Path, size: str | None = None) -> str:
+    """What the loop says that refuses a package, or a size of it."""
+    job = {"path": str(package), "exact": True, "sizes": size and [size], "requests": []}
+    (at / "job.json").write_text(json.dumps({**job, "out": str(at / "none")}))
+    command = ["node", "draw.js", str(at / "job.json")]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stderr
 
 
 def test_several_requests_guidance_and_pictures_to_start_from(guided: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ const $ = (id) => /** @type {T} */ (document.getElementById(id));
 const prompt = /** @type {HTMLTextAreaElement} */ ($("prompt"));
 const seed = /** @type {HTMLInputElement} */ ($("seed"));
 const count = /** @type {HTMLSelectElement} */ ($("count"));
+const size = /** @type {HTMLSelectElement} */ ($("size"));
 const live = /** @type {HTMLInputElement} */ ($("live"));
 const negative = /** @type {HTMLInputElement} */ ($("negative"));
 const strength = /** @type {HTMLInputElement} */ ($("strength"));
@@ -79,12 +80,24 @@ function ready(found) {
   $("fact-engine").textContent = found.engine;
   $("negative-field").hidden = !found.negative;
   $("start").hidden = !found.image;
-  document.documentElement.style.setProperty("--shape", `${found.width} / ${found.height}`);
+  const chosen = size.value; // stays as it is where the page opens a package again
+  size.replaceChildren(...found.sizes.map((each) => new Option(each.replace("x", " x "), each, false, each === chosen)));
+  $("size-field").hidden = found.sizes.length === 1;
+  shape();
   progress.value = 0;
   drawButton.disabled = false;
   document.documentElement.dataset.state = "ready";
   status("Ready.");
   if (live.checked && prompt.value.trim()) ask(true);
+}
+
+/** Width and height of the pictures that are asked for, in pixels. */
+function sides() {
+  return size.value.split("x").map(Number);
+}
+
+function shape() {
+  document.documentElement.style.setProperty("--shape", sides().join(" / "));
 }
 
 /**
@@ -113,7 +126,7 @@ function ask(isPreview) {
     progress.value = 0;
     status("Reading the prompt.");
   }
-  tell({ kind: "draw", id: asked.id, isPreview, requests: seeds.map(request) });
+  tell({ kind: "draw", id: asked.id, isPreview, size: size.value, requests: seeds.map(request) });
 }
 
 /**
@@ -141,8 +154,7 @@ function frames(seeds) {
       const canvas = document.createElement("canvas");
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", "Nothing yet");
-      canvas.width = opened?.width ?? 1;
-      canvas.height = opened?.height ?? 1;
+      [canvas.width, canvas.height] = sides();
       const caption = document.createElement("figcaption");
       caption.textContent = `seed ${each}`;
       figure.append(canvas, caption);
@@ -343,6 +355,10 @@ for (const field of [prompt, seed, negative, strength]) {
     if (live.checked && !isBusy && prompt.value.trim()) ask(true);
   });
 }
+size.addEventListener("change", () => {
+  shape();
+  if (live.checked && prompt.value.trim()) ask(true);
+});
 strength.addEventListener("input", () => {
   $("strength-shown").textContent = `${strength.value} %`;
 });

@@ -14,12 +14,12 @@ import { generate, openPackage } from "./runtime/index.js";
 
 /**
  * @typedef {{kind: "open", engine: string, threads: number}} Open `engine`: "wasm", or "" for the best
- * @typedef {{kind: "draw", id: number, requests: Request[], isPreview: boolean}} Draw a preview is over after its first step: a small picture, then a draft
+ * @typedef {{kind: "draw", id: number, requests: Request[], size: string, isPreview: boolean}} Draw a preview is over after its first step: a small picture, then a draft
  * @typedef {{kind: "stop"}} Stop
  * @typedef {Open | Draw | Stop} Call
  */
 /**
- * @typedef {{kind: "opened", name: string, scheme: string, engine: string, width: number, height: number, negative: boolean, image: boolean}} Opened
+ * @typedef {{kind: "opened", name: string, scheme: string, engine: string, sizes: string[], negative: boolean, image: boolean}} Opened
  * @typedef {{kind: "progress", bytes: number, of: number}} Loading
  * @typedef {{kind: "shown", id: number, index: number, step: number, steps: number, picture: Picture}} Shown a preview
  * @typedef {{kind: "drawn", id: number, index: number, picture: Picture}} DrawnPicture
@@ -99,14 +99,13 @@ async function open(call, signal) {
     if (total <= KEPT_BYTES && !isLater) for (const part of parts) await player.open(part);
     else for (const { path, ...entry } of graphFiles(graph)) await source.read(path, { path, ...entry });
   }
-  const { picture, schedule, stages } = manifest;
+  const { schedule, stages } = manifest;
   say({
     kind: "opened",
     name: manifest.name,
     scheme: manifest.scheme,
     engine: engine.name,
-    width: picture.widthPx,
-    height: picture.heightPx,
+    sizes: from.sizes,
     negative: schedule.guidance !== null && schedule.guidance.negativePrompt === null,
     image: stages.some((stage) => stage.imageToImageOnly),
   });
@@ -122,9 +121,9 @@ async function open(call, signal) {
  * @param {Draw} call
  * @param {AbortSignal} signal
  */
-async function draw({ id, requests, isPreview }, signal) {
+async function draw({ id, requests, size, isPreview }, signal) {
   if (!player) throw new Error("the package is not open yet");
-  for await (const event of generate(player, requests, { signal })) {
+  for await (const event of generate(player.at(size), requests, { signal })) {
     if (event.kind === "step") {
       const { index, step, steps, preview, clean, draft } = event;
       const show = (/** @type {Picture} */ picture) => say({ kind: "shown", id, index, step, steps, picture });

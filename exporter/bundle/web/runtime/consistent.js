@@ -3,6 +3,8 @@
  * @module
  */
 
+import { manifestAt, sizesOf } from "./sizes.js";
+
 /** @import { GraphEntry, Manifest, Port, Source, Stage } from "./manifest.js" */
 
 const MOST_PORT_BYTES = 2 ** 30; // the largest input or output that a manifest may ask memory for
@@ -15,6 +17,28 @@ const RESULTS = /** @type {const} */ ([["velocity", 1], ["image", 1], ["start", 
  */
 export function check(manifest) {
   for (const problem of problems(manifest)) throw new RangeError(problem);
+  for (const problem of sizes(manifest)) throw new RangeError(problem);
+}
+
+/**
+ * Further sizes, each as a manifest of its own.
+ * @param {Manifest} manifest
+ * @returns {Generator<string>}
+ */
+function* sizes(manifest) {
+  const all = sizesOf(manifest), graphs = new Set(manifest.graphs.map(({ name }) => name));
+  const listed = new Set([...manifest.files, ...manifest.graphs.flatMap(({ files }) => files)].map(({ path }) => path));
+  for (const [i, entry] of manifest.sizes.entries()) {
+    const size = all[i + 1], names = entry.graphs.map(({ name }) => name);
+    if (all.indexOf(size) <= i) yield `sizes: ${size} is there twice`;
+    if (new Set(names).size !== names.length || !names.every((name) => graphs.has(name))) {
+      yield `sizes: ${size}: its graphs are not among the others, each once`;
+    }
+    for (const path of entry.graphs.flatMap(({ files }) => files)) {
+      if (!listed.has(path)) yield `sizes: ${size}: '${path}' is named and not listed`;
+    }
+    for (const problem of problems(manifestAt(manifest, size))) yield `sizes: ${size}: ${problem}`;
+  }
 }
 
 /**
@@ -75,9 +99,9 @@ function* files(manifest) {
   const { pictures, tokens, noise } = manifest.golden;
   const named = [
     ...[...manifest.text.tokenizers.values()].map(({ path }) => path),
-    ...pictures.flatMap((p) => [p.image, p.unquantized, p.tensors]),
-    ...[tokens, noise, manifest.origin.licence].filter((path) => path !== ""),
-  ];
+    ...pictures.flatMap((p) => [p.image, p.unquantized, p.tensors, p.like]),
+    ...[tokens, noise, manifest.origin.licence],
+  ].filter((path) => path !== "");
   for (const path of named) if (!beside.has(path)) yield `files: '${path}' is named and not listed`;
   for (const { name, entry, files: own } of manifest.graphs) {
     if (!own.some(({ path }) => path === entry || path.startsWith(`${entry}/`))) {

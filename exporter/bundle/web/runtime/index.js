@@ -7,6 +7,8 @@
  *       if (event.kind === "picture") event.picture.levels; // RGB, row by row
  *     }
  *
+ * A package of several `sizes` draws its first one; `player.at("768x512")` draws another.
+ *
  * Sources: `folder` of `node.js`, `download` of `download.js`. Engines: `nodeEngine` of
  * `engines/node.js`, `webEngine` of `engines/web.js`.
  * @module
@@ -21,4 +23,4 @@ export { startPicture } from "./start.js";
 export { parseTensors, relativeError } from "./tensors.js";
 export { Tokenizer, promptEncoder } from "./tokenizer.js";
 export { Unicode } from "./unicode.js";
-export { compare, graphError } from "./vectors.js";
+export { compare, goldenTensors, graphError } from "./vectors.js";

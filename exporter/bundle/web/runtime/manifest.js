@@ -19,6 +19,13 @@ import { CheckFailed } from "./errors.js";
  * @property {readonly FileEntry[]} files
  * @property {Tolerance} tolerance
  * @property {ReadonlyMap<string, string>} session
+ * @typedef {Omit<GraphEntry, "files"> & {files: readonly string[]}} SizedGraph what stands in for the graph of its name; its files by path
+ * @typedef {object} SizeEntry a further size, by what differs from the first
+ * @property {number} widthPx
+ * @property {number} heightPx
+ * @property {readonly SizedGraph[]} graphs
+ * @property {readonly Golden[]} pictures
+ * @property {number | null} predictedPeakBytes
  * @typedef {"tokens" | "output" | "negative output" | "latent" | "image"} SourceKind
  * @typedef {{kind: SourceKind, name: string, port: string, rowOfStep: boolean}} Source
  * @typedef {"velocity" | "start" | "image" | "preview"} Result
@@ -53,7 +60,7 @@ import { CheckFailed } from "./errors.js";
  * @property {number} padId
  * @property {number | null} closingId
  * @property {number} vocabularySize
- * @typedef {{prompt: string, seed: number, image: string, unquantized: string, tensors: string}} Golden
+ * @typedef {{prompt: string, seed: number, image: string, unquantized: string, tensors: string, like: string, same: ReadonlyMap<string, string>}} Golden
  * @typedef {object} Manifest
  * @property {string} formatVersion
  * @property {string} name
@@ -68,11 +75,12 @@ import { CheckFailed } from "./errors.js";
  * @property {{pictures: readonly Golden[], tokens: string, noise: string}} golden
  * @property {readonly FileEntry[]} files
  * @property {{predictedPeakBytes: number | null}} device
+ * @property {readonly SizeEntry[]} sizes
  */
 
 export const MANIFEST = "manifest.json", DIGEST = "manifest.sha256";
 const MOST_STEPS = 1000, MOST_PX = 1 << 14, MOST_GUIDANCE = 100, MOST_ID = 2 ** 31 - 1;
-const LATEST_MINOR = 1; // of format 4
+const LATEST_MINOR = 2; // of format 4
 
 const NAMES = /^(?!\.{1,2}(?:\/|$))[^/\\:\x00-\x1f\x7f]+(?:\/(?!\.{1,2}(?:\/|$))[^/\\:\x00-\x1f\x7f]+)*$/;
 const path = text(NAMES, 400);
@@ -84,15 +92,15 @@ const port = record({
   shape: list(whole(1, MOST_ID)),
   dtype: optional(one("float32", "int32"), "float32"),
 });
-const graph = record({
+const graphFields = {
   name,
   entry: path,
   inputs: list(port),
   outputs: list(port),
-  files: list(file),
   tolerance: record({ graph_relative: number(0), image_psnr_db: number(0) }),
   session: optional(table(text()), {}),
-});
+};
+const graph = record({ ...graphFields, files: list(file) });
 const source = record({
   kind: one("tokens", "output", "negative output", "latent", "image"),
   name: optional(text(), ""),
@@ -149,6 +157,15 @@ const golden = record({
   image: path,
   unquantized: path,
   tensors: path,
+  like: optional(optionalPath, ""),
+  same: optional(table(text()), {}),
+});
+const size = record({
+  width_px: whole(1, MOST_PX),
+  height_px: whole(1, MOST_PX),
+  graphs: list(record({ ...graphFields, files: list(path) })),
+  pictures: optional(list(golden), []),
+  predicted_peak_bytes: optional(orNull(whole(0)), null),
 });
 const manifest = record({
   format_version: text(/^4\.[0-9]{1,4}$/),
@@ -173,6 +190,7 @@ const manifest = record({
   }),
   files: list(file),
   device: record({ predicted_peak_bytes: orNull(whole(0)) }),
+  sizes: optional(list(size), []),
 });
 
 /**

@@ -6,6 +6,7 @@
 
 import { CheckFailed, InputError } from "./errors.js";
 import { DIGEST, MANIFEST, checkFile, parseManifest } from "./manifest.js";
+import { manifestAt, sizesOf } from "./sizes.js";
 import { parseTensors } from "./tensors.js";
 import { Tokenizer, promptEncoder } from "./tokenizer.js";
 import { Unicode } from "./unicode.js";
@@ -40,6 +41,20 @@ export class Package {
     this.source = source;
     this.manifest = manifest;
     this._entries = new Map(manifest.files.map((entry) => [entry.path, entry]));
+  }
+
+  /** The sizes that it draws, written as `768x512`; the first is drawn unless another is asked for. */
+  get sizes() {
+    return sizesOf(this.manifest);
+  }
+
+  /**
+   * The package as if it were of this size alone; throws InputError that lists its sizes.
+   * @param {string} size
+   * @returns {Package}
+   */
+  at(size) {
+    return new Package(this.source, manifestAt(this.manifest, size));
   }
 
   /**
@@ -82,7 +97,8 @@ export class Package {
   }
 
   /**
-   * What the loop needs. Files beside the graphs are checked now, graphs when they are opened.
+   * What the loop needs, for the first size; the player's `at` gives that of another. Files beside the
+   * graphs are checked now, graphs when they are opened.
    * @param {Engine} engine
    * @param {object} [options]
    * @param {boolean} [options.keep] graphs stay open for the next call of the loop, until the player is
@@ -122,15 +138,33 @@ export class PackagePlayer {
    * @param {Engine} engine
    * @param {ReadonlyMap<string, (prompt: string) => Int32Array>} tokenizers
    * @param {boolean} keep
+   * @param {Map<string, Promise<Session>>} [kept] what stays open, by the file that was opened
+   * @param {Package} [whole] of all sizes, where `from` is of one
    */
-  constructor(from, engine, tokenizers, keep) {
+  constructor(from, engine, tokenizers, keep, kept = new Map(), whole = from) {
     this.manifest = from.manifest;
     this.engine = engine;
     this.tokenizers = tokenizers;
     this._package = from;
     this._keep = keep;
-    /** @type {Map<string, Promise<Session>>} */
-    this._kept = new Map();
+    this._kept = kept;
+    this._whole = whole;
+  }
+
+  /** The sizes that `at` knows. */
+  get sizes() {
+    return this._whole.sizes;
+  }
+
+  /**
+   * A player of another size; graphs that serve every size stay open for all of them, and `close` of
+   * one closes them all. Throws InputError that lists the sizes.
+   * @param {string} size
+   * @returns {PackagePlayer}
+   */
+  at(size) {
+    const from = this._whole.at(size);
+    return new PackagePlayer(from, this.engine, this.tokenizers, this._keep, this._kept, this._whole);
   }
 
   /**
@@ -139,13 +173,14 @@ export class PackagePlayer {
    */
   async open(graph) {
     if (!this._keep) return this._package.session(graph, this.engine);
-    const opened = this._kept.get(graph) ?? this._package.session(graph, this.engine);
-    this._kept.set(graph, opened);
+    const file = this.manifest.graphs.find(({ name }) => name === graph)?.entry ?? graph;
+    const opened = this._kept.get(file) ?? this._package.session(graph, this.engine);
+    this._kept.set(file, opened);
     try {
       const session = await opened;
       return { run: (inputs) => session.run(inputs), close: () => {} };
     } catch (error) {
-      this._kept.delete(graph);
+      this._kept.delete(file);
       throw error;
     }
   }

@@ -31,7 +31,21 @@ export async function* compare(from, player) {
   const { golden } = from.manifest;
   if (golden.tokens) yield* tokens(from, player);
   if (golden.noise) yield* noise(await from.tensors(golden.noise));
-  for (const picture of golden.pictures) yield* pictureVectors(player, picture, await from.tensors(picture.tensors));
+  for (const picture of golden.pictures) yield* pictureVectors(player, picture, await goldenTensors(from, picture));
+}
+
+/**
+ * Everything that is recorded of a golden picture: what a further size leaves out is as it is in
+ * another file, or as another tensor of its own.
+ * @param {Package} from
+ * @param {Golden} golden
+ * @returns {Promise<Map<string, Tensor>>}
+ */
+export async function goldenTensors(from, { tensors, like, same }) {
+  const own = await from.tensors(tensors);
+  if (!like) return own;
+  const copies = Array.from(same, ([name, other]) => /** @type {const} */ ([name, { data: recorded(own, other, tensors), shape: own.get(other)?.shape ?? [] }]));
+  return new Map([...(await from.tensors(like)), ...own, ...copies]);
 }
 
 /**
@@ -45,7 +59,7 @@ export async function* compare(from, player) {
 export async function graphError(from, engine, stage, mostCalls = Infinity) {
   /** @type {{inputs: Ports, outputs: Ports}[]} */
   const calls = [];
-  for (const picture of from.manifest.golden.pictures) calls.push(...callsOf(await from.tensors(picture.tensors), stage));
+  for (const picture of from.manifest.golden.pictures) calls.push(...callsOf(await goldenTensors(from, picture), stage));
   let found = calls.slice(0, mostCalls).map(({ inputs }) => inputs);
   for (const part of stage.parts) {
     const session = await from.session(part, engine);

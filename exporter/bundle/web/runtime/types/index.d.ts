@@ -7,4 +7,4 @@ export { Package, PackagePlayer, openPackage } from "./package.js";
 export { fromPicture, previewOf, toPicture } from "./pixels.js";
 export { parseTensors, relativeError } from "./tensors.js";
 export { Tokenizer, promptEncoder } from "./tokenizer.js";
-export { compare, graphError } from "./vectors.js";
+export { compare, goldenTensors, graphError } from "./vectors.js";

@@ -63,6 +63,22 @@ export type GraphEntry = {
     tolerance: Tolerance;
     session: ReadonlyMap<string, string>;
 };
+/**
+ * what stands in for the graph of its name; its files by path
+ */
+export type SizedGraph = Omit<GraphEntry, "files"> & {
+    files: readonly string[];
+};
+/**
+ * a further size, by what differs from the first
+ */
+export type SizeEntry = {
+    widthPx: number;
+    heightPx: number;
+    graphs: readonly SizedGraph[];
+    pictures: readonly Golden[];
+    predictedPeakBytes: number | null;
+};
 export type SourceKind = "tokens" | "output" | "negative output" | "latent" | "image";
 export type Source = {
     kind: SourceKind;
@@ -122,6 +138,8 @@ export type Golden = {
     image: string;
     unquantized: string;
     tensors: string;
+    like: string;
+    same: ReadonlyMap<string, string>;
 };
 export type Manifest = {
     formatVersion: string;
@@ -148,4 +166,5 @@ export type Manifest = {
     device: {
         predictedPeakBytes: number | null;
     };
+    sizes: readonly SizeEntry[];
 };

@@ -32,6 +32,14 @@ export class Package {
     source: Source;
     manifest: Manifest;
     _entries: Map<string, FileEntry>;
+    /** The sizes that it draws, written as `768x512`; the first is drawn unless another is asked for. */
+    get sizes(): string[];
+    /**
+     * The package as if it were of this size alone; throws InputError that lists its sizes.
+     * @param {string} size
+     * @returns {Package}
+     */
+    at(size: string): Package;
     /**
      * What is in a file beside the graphs, as its digest says; throws CheckFailed.
      * @param {string} path
@@ -52,7 +60,8 @@ export class Package {
      */
     session(name: string, engine: Engine): Promise<Session>;
     /**
-     * What the loop needs. Files beside the graphs are checked now, graphs when they are opened.
+     * What the loop needs, for the first size; the player's `at` gives that of another. Files beside the
+     * graphs are checked now, graphs when they are opened.
      * @param {Engine} engine
      * @param {object} [options]
      * @param {boolean} [options.keep] graphs stay open for the next call of the loop, until the player is
@@ -73,15 +82,26 @@ export class PackagePlayer {
      * @param {Engine} engine
      * @param {ReadonlyMap<string, (prompt: string) => Int32Array>} tokenizers
      * @param {boolean} keep
+     * @param {Map<string, Promise<Session>>} [kept] what stays open, by the file that was opened
+     * @param {Package} [whole] of all sizes, where `from` is of one
      */
-    constructor(from: Package, engine: Engine, tokenizers: ReadonlyMap<string, (prompt: string) => Int32Array>, keep: boolean);
+    constructor(from: Package, engine: Engine, tokenizers: ReadonlyMap<string, (prompt: string) => Int32Array>, keep: boolean, kept?: Map<string, Promise<Session>>, whole?: Package);
     manifest: Manifest;
     engine: Engine;
     tokenizers: ReadonlyMap<string, (prompt: string) => Int32Array>;
     _package: Package;
     _keep: boolean;
-    /** @type {Map<string, Promise<Session>>} */
     _kept: Map<string, Promise<Session>>;
+    _whole: Package;
+    /** The sizes that `at` knows. */
+    get sizes(): string[];
+    /**
+     * A player of another size; graphs that serve every size stay open for all of them, and `close` of
+     * one closes them all. Throws InputError that lists the sizes.
+     * @param {string} size
+     * @returns {PackagePlayer}
+     */
+    at(size: string): PackagePlayer;
     /**
      * @param {string} graph
      * @returns {Promise<Session>}

@@ -32,6 +32,7 @@ ROOMS = (
     "quantize",
     "calibrate",
     "backends",
+    "layouts",
     "recipe",
     "predict",
     "runtime",

@@ -41,7 +41,7 @@ def test_shipped_recipes(file: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, GOOD))
-    assert (recipe.mode, recipe.layout) == ("euler", "native")
+    assert (recipe.mode, recipe.layouts) == ("euler", ("native",))
     assert recipe.backends == ("coreml", "onnx", "openvino")
     assert recipe.cut.t5 and recipe.cut.t5_tokens == 77 and recipe.cut.image_to_image
     assert all(c.schemes == ("int4",) for c in recipe.choices)
@@ -154,7 +154,10 @@ MISTAKES = {
     ),
     "group size": (GOOD + "group_size = 48", "unknown group size '48'; known: 128, 16, 32, 64"),
     "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
-    "unknown layout": (GOOD + '[build]\nlayout = "comfy"', "unknown value 'comfy'; known: native"),
+    "unknown layout": (
+        GOOD + '[build]\nlayout = "comfy"',
+        "unknown layout 'comfy'; known: native, diffusers",
+    ),
     "unknown mode": (
         GOOD.replace("[schedule]", '[schedule]\nmode = "heun"'),
         "mode: unknown value 'heun'; known: euler, renoise",

@@ -36,14 +36,32 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class PortForm:
+    """How an input is written where clients of others want it otherwise than the loop does.
+
+    Attributes:
+        is_wide: whole numbers of 64 bits, made 32 bits inside.
+        free_axes: of any size; the program has the largest and reads no more than it needs.
+    """
+
+    is_wide: bool = False
+    free_axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class EmitOptions:
     """What a recipe decides about one backend's files.
 
     Attributes:
         choices: a value for each key of the backend's ``options``.
+        ports: how inputs are written, by name.
+        is_foreign: the graph is for clients of others: what ours would tell a session stands in
+            the graph where its form has a place for it.
     """
 
     choices: Mapping[str, str]
+    ports: Mapping[str, PortForm] = field(default_factory=dict)
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,4 +274,16 @@ class Sizing(Protocol):
 
         Files of what was emitted for a further size are all that it needs, those that it shares
         among them. Each computes what ``emit`` of its program alone computes, to the last bit.
+        """
+
+
+@runtime_checkable
+class TokenizerWriting(Protocol):
+    """What a backend has besides whose clients want tokenizers as graphs."""
+
+    def write_tokenizer(self, text: str, entry: Tokenizer, folder: Path) -> tuple[Path, ...]:
+        """Write a tokenizer into a folder of its own, under the name that clients look for.
+
+        Args:
+            text: of its ``tokenizer.json``.
         """

@@ -13,6 +13,7 @@ from exporter.backends.contract import Backend, EmitOptions, Sizing
 from exporter.bom.licence import require_library
 from exporter.build import golden, resume, write
 from exporter.build.filter import PreparedFilter, prepared
+from exporter.build.layout import LayoutWork, refuse_unfit, verify_layout, write_layout
 from exporter.build.licence import warn_of_missing
 from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model, trace_sizes
 from exporter.calibrate.activations import ranges_of, rounded_by
@@ -20,7 +21,9 @@ from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
-from exporter.files.staging import refuse_place
+from exporter.files.staging import refuse_place, staging
+from exporter.layouts import NATIVE, load_layout
+from exporter.package.layout import check_layout
 from exporter.package.names import graph_of
 from exporter.package.sizes import PictureSize
 from exporter.predict.fit import limits_of, refuse_too_large
@@ -36,7 +39,8 @@ from exporter.runtime.package import open_package
 from exporter.runtime.verify import Report, check_files, lines_to_verify, verify
 
 STATISTICS = "statistics"  # the folder beside packages
-KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them or sizes share them
+KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them, or sizes or layouts share
+LINES_OF_LAYOUT = 2  # of progress
 SIZED_PICTURES = 1  # golden ones of each further size
 NODE_BYTES = 1000  # of a graph's files, for each operator; more than any backend takes
 Models = Mapping[PictureSize, Model]  # the first of pictures' sizes first
@@ -48,6 +52,7 @@ class Built:
 
     Attributes:
         licence_id: of the weights, in SPDX's words; empty where it is not known.
+        layout: that it is in.
     """
 
     path: Path
@@ -56,6 +61,7 @@ class Built:
     bytes: int
     report: Report
     licence_id: str = ""
+    layout: str = NATIVE
 
 
 @fixed_threads()
@@ -68,7 +74,9 @@ def build(
     statistics: Path | None = None,
     calibrated: Sequence[str] = (),
 ) -> list[Built]:
-    """Build one package per backend and scheme into ``out``/<backend>-<scheme>.
+    """Build one package per backend, scheme and layout into ``out``/<backend>-<scheme>.
+
+    A layout's name follows in the folder's, except ``native``.
 
     Args:
         scheme_names: schemes, or files of plans; without any, those of the recipe.
@@ -92,12 +100,15 @@ def build(
     loaded = {name: backends.load_to_build(name) for name in wanted}
     for backend in loaded.values() if recipe.further_sizes else ():
         _refuse_unsized(backend)
+    for layout in recipe.layouts:
+        refuse_unfit(recipe, layout, tuple(wanted))
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
     pairs = [
-        _Asked(given, *found, loaded[name], out)
+        _Asked(given, *found, loaded[name], layout, out)
         for given, found in chosen.items()
         for name, names in wanted.items()
-        if given in names
+        for layout in recipe.layouts
+        if given in names and load_layout(layout).takes(name)
     ]
     refuse_place(out, 0)
     with locked(out, progress):
@@ -113,7 +124,8 @@ def _build(
     calibrated: Sequence[str],
 ) -> list[Built]:
     """``build`` in a folder that nobody else writes to."""
-    keep_bytes = KEEP_BYTES if recipe.prompts or recipe.further_sizes else 0
+    several = recipe.further_sizes or len(recipe.layouts) > 1
+    keep_bytes = KEEP_BYTES if recipe.prompts or several else 0
     model = trace_model(recipe, keep_bytes, progress)
     warn_of_missing(model.licence, model.checkpoint)
     models = trace_sizes(model, progress)
@@ -154,7 +166,8 @@ def _build(
         together = list(same)
         work = _work(together[0], models, painters, drawn, calibration, progress)
         for job in together:
-            built[job] = _build_package(job, work, progress)
+            make = _build_package if job.layout == NATIVE else _build_layout
+            built[job] = make(job, work, progress)
     return [found for found in built.values() if found is not None]
 
 
@@ -165,6 +178,7 @@ class _Asked:
     Attributes:
         given: the scheme as it was asked for: its name, or the file of a plan.
         plan: what the scheme was read from, or None.
+        layout: in which it is written.
         out: the folder of the packages.
     """
 
@@ -172,12 +186,14 @@ class _Asked:
     scheme: Scheme
     plan: Plan | None
     backend: Backend
+    layout: str
     out: Path
 
     @property
     def target(self) -> Path:
         """The package's folder."""
-        return self.out / f"{self.backend.name}-{self.scheme.name}"
+        name = f"{self.backend.name}-{self.scheme.name}"
+        return self.out / load_layout(self.layout).folder(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +219,7 @@ class _Job(_Asked):
 
     def basis(self, model: Model, calibration: Calibration | None) -> str:
         origin = self.origin(calibration)
-        return resume.basis_of(model.recipe, model.checkpoint, self.backend, origin)
+        return resume.basis_of(model.recipe, model.checkpoint, self.backend, origin, self.layout)
 
     def unmarked_basis(self, model: Model, calibration: Calibration | None) -> str:
         origin = self.origin(calibration)
@@ -218,6 +234,8 @@ class _Job(_Asked):
 
     def lines(self, recipe: Recipe) -> int:
         """Of progress: each part, and what ``verify`` shows after its name."""
+        if self.layout != NATIVE:
+            return LINES_OF_LAYOUT
         graphs = len(self.programs) + (self.filter is not None)
         pictures = len(recipe.prompts)
         checks = lines_to_verify(graphs, pictures) if pictures else 1
@@ -409,6 +427,31 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
     return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name)
 
 
+def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
+    """Write a folder for clients of others, of the same programs, and verify it."""
+    model, size = work.model, work.model.recipe.sizes[0]
+    programs = {name: work.rounded[size](name) for name in job.programs}
+    made = LayoutWork(
+        model, job.backend, job.layout, programs, work.weights, work.pictures[size],
+        work.allowed[size],
+    )  # fmt: skip
+    basis, origin = job.basis(model, work.calibration), job.origin(work.calibration)
+    with staging(job.target) as folder:
+        progress(f"write {job.target.name}")
+        written = write_layout(made, folder, origin)
+        progress(f"verify {job.target.name}")
+        report = verify_layout(made, folder, written)
+        report = replace(report, package=job.target.name)
+        if not report.ok:
+            raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
+        manifest = check_layout(folder)
+        write.write_layout_log(job.target, folder, basis, report.to_json())
+    return Built(
+        job.target, job.backend.name, job.scheme.name, manifest.bytes, report,
+        manifest.origin.licence_id, job.layout,
+    )  # fmt: skip
+
+
 def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> write.WholeGraph:
     """Write a part, at every size if it has more than one."""
     recipe, graph = work.model.recipe, graph_of(part.name)
@@ -431,6 +474,15 @@ def _rounded_part(program: QuantizedProgram, name: str, recipe: Recipe) -> Quant
 
 
 def _kept_package(job: _Job, basis: str) -> Built | None:
+    if job.layout != NATIVE:
+        kept = resume.whole_layout(job.target, basis)
+        if kept is None:
+            return None
+        manifest, report = kept
+        return Built(
+            job.target, job.backend.name, job.scheme.name, manifest.bytes, report,
+            manifest.origin.licence_id, job.layout,
+        )  # fmt: skip
     found = resume.whole_package(job.target, basis)
     if found is None:
         return None

@@ -35,8 +35,10 @@ from exporter.files.staging import (
     staging,
     write_whole,
 )
+from exporter.layouts import NATIVE
 from exporter.package.check import check_file
 from exporter.package.decode import parse
+from exporter.package.layout import LAYOUT_FILE, LayoutManifest, check_layout
 from exporter.package.manifest import GraphEntry, Manifest
 from exporter.package.names import DECODERS, FILTER, graph_of
 from exporter.package.read import read_manifest
@@ -46,11 +48,17 @@ from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files
 
 
-def basis_of(recipe: Recipe, checkpoint: Checkpoint, backend: Backend, origin: Origin) -> str:
+def basis_of(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    backend: Backend,
+    origin: Origin,
+    layout: str = NATIVE,
+) -> str:
     """SHA-256 of everything that decides a package's bytes."""
     licence = licence_of(recipe, checkpoint)
     facts = {
-        "recipe": recipe.digest(backend.name),
+        "recipe": recipe.digest(backend.name, layout),
         "backend": backend.name,
         "scheme": asdict(origin.scheme),
         "checkpoint": checkpoint.digest,
@@ -202,6 +210,18 @@ def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
         journal_of(target).unlink()
         remove(partial_of(target))
     return found
+
+
+def whole_layout(target: Path, basis: str) -> tuple[LayoutManifest, Report] | None:
+    """The same of a folder in a layout for clients of others."""
+    settle(target)
+    try:
+        log = read_json(log_of(target))
+        if (log["basis"], log["manifest_sha256"]) != (basis, file_digest(target / LAYOUT_FILE)):
+            return None
+        return check_layout(target), _report(log["verify"])
+    except (OSError, ValueError, KeyError, TypeError, FourstepError):
+        return None
 
 
 def _clear(target: Path) -> None:

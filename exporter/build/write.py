@@ -26,7 +26,9 @@ from exporter.calibrate.store import Calibration
 from exporter.checkpoint.tokenizers import TokenizerFile
 from exporter.files.read import file_digest, parse_json, read_text
 from exporter.files.staging import write_whole
+from exporter.layouts import NATIVE
 from exporter.network.wiring import filter_stage, picture_of, stages
+from exporter.package.layout import LAYOUT_FILE
 from exporter.package.manifest import (
     FIRST_VERSION,
     DeviceEntry,
@@ -187,7 +189,7 @@ def _entry(
         entry=emitted.entry.relative_to(folder).as_posix(),
         inputs=program.inputs,
         outputs=program.outputs,
-        files=_describe(folder, emitted.files),
+        files=describe(folder, emitted.files),
         formats=program.values_by_format(),
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
@@ -224,18 +226,18 @@ def fill(
     further, more = golden.write_sized(folder, pictures, sized or {}, shown)
     files += [*more, *_write_tokenizers(folder, tokenizers)]
     files += backend.write_beside(folder, described)
-    files += _write_plan(folder, origin)
+    files += write_plan(folder, origin)
     files += _write_recipe(model, backend, folder)
-    licences = _copy_licences(model.licence, folder)
-    notice = _write_notice(model, backend, origin, folder)
+    licences = copy_licences(model.licence, folder)
+    notice = write_notice(model, backend, origin, folder)
     filters = write_filter(folder, origin.filter, graphs)
     manifest = Manifest(
         format_version=FIRST_VERSION,
         name=recipe.name,
         backend=backend.name,
         scheme=origin.scheme.name,
-        layout=recipe.layout,
-        origin=_origin_entry(model, backend, origin, licences, notice),
+        layout=NATIVE,
+        origin=origin_entry(model, backend, origin, licences, notice),
         schedule=model.schedule,
         picture=picture,
         noise=NoiseEntry(),
@@ -243,7 +245,7 @@ def fill(
         stages=(*stages(graphs, model.schedule.guidance), *(turn for _, turn in filters)),
         graphs=(*graphs, *(graph for graph, _ in filters)),
         golden=entry,
-        files=_with(_describe(folder, list(dict.fromkeys([*files, *licences, *notice]))), whole),
+        files=_with(describe(folder, list(dict.fromkeys([*files, *licences, *notice]))), whole),
         device=DeviceEntry(
             _peak_bytes({g.name: g.run_bytes for g in graphs}, picture.preview_graph, backend.costs)
         ),
@@ -286,17 +288,22 @@ def write_filter(
         return []
     least_db = min(graph.tolerance.image_psnr_db for graph in graphs)
     graph, copied = prepared.write(folder, least_db)
-    graph = replace(graph, files=_describe(folder, copied))
+    graph = replace(graph, files=describe(folder, copied))
     return [(graph, filter_stage(graph, prepared.output.name))]
 
 
-def _origin_entry(
+def origin_entry(
     model: Model,
     backend: Backend,
     origin: Origin,
     licences: Sequence[Path],
     notice: Sequence[Path],
 ) -> OriginEntry:
+    """What a package was built from.
+
+    Args:
+        licences, notice: files of it, as written.
+    """
     return OriginEntry(
         recipe_sha256=model.recipe.digest(backend.name),
         checkpoint_sha256=model.checkpoint.digest,
@@ -370,7 +377,19 @@ def write_log(
     write_whole(log_of(target), json.dumps(log, indent=1) + "\n")
 
 
-def _describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
+def write_layout_log(target: Path, folder: Path, basis: str, report: str) -> None:
+    """The same of a folder in a layout for clients of others."""
+    log = {
+        "package": target.name,
+        "basis": basis,
+        "manifest_sha256": file_digest(folder / LAYOUT_FILE),
+        "verify": parse_json(report, "what was verified"),
+    }
+    write_whole(log_of(target), json.dumps(log, indent=1) + "\n")
+
+
+def describe(folder: Path, files: Sequence[Path]) -> tuple[FileEntry, ...]:
+    """Files of a folder as manifests list them."""
     entries = [
         FileEntry(f.relative_to(folder).as_posix(), f.stat().st_size, file_digest(f)) for f in files
     ]
@@ -384,7 +403,7 @@ def _write_tokenizers(folder: Path, tokenizers: Mapping[str, TokenizerFile]) -> 
     return [folder / file.entry.path for file in tokenizers.values()]
 
 
-def _write_plan(folder: Path, origin: Origin) -> list[Path]:
+def write_plan(folder: Path, origin: Origin) -> list[Path]:
     """The plan as it was given, and its sensitivities with the formats that weights really got."""
     if origin.plan is None:
         return []
@@ -401,11 +420,12 @@ def _write_plan(folder: Path, origin: Origin) -> list[Path]:
     return [folder / "plan.toml", folder / "plan.json"]
 
 
-def _copy_licences(licence: Licence, folder: Path) -> list[Path]:
+def copy_licences(licence: Licence, folder: Path) -> list[Path]:
+    """The licence's files, copied into a folder."""
     return [Path(shutil.copyfile(file, folder / name)) for name, file in licence.files.items()]
 
 
-def _write_notice(model: Model, backend: Backend, origin: Origin, folder: Path) -> list[Path]:
+def write_notice(model: Model, backend: Backend, origin: Origin, folder: Path) -> list[Path]:
     """What the licence wants handed on, after the checkpoint's own notice; nothing for none."""
     if not model.licence.owed:
         return []
@@ -433,7 +453,7 @@ def _with_bill(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest with a bill of materials of all that it lists, which is written."""
     text = bill_of(manifest, evidence_in(folder, manifest))
     (folder / SBOM).write_text(text, encoding="utf-8", newline="\n")
-    files = (*manifest.files, *_describe(folder, [folder / SBOM]))
+    files = (*manifest.files, *describe(folder, [folder / SBOM]))
     listed = tuple(sorted(files, key=lambda entry: entry.path))
     manifest = replace(manifest, files=listed, bom=SBOM)
     return replace(manifest, format_version=version_of(manifest))

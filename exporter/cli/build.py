@@ -12,6 +12,7 @@ from exporter import backends
 from exporter.cli.options import PLACE, json_option, statistics_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
+from exporter.layouts import LAYOUTS
 from exporter.package.manifest import licence_words, mark_words
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -22,6 +23,9 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @click.option("--backend", "backend_names", multiple=True, help="Only this backend (repeatable).")
 @click.option("--scheme", "scheme_names", multiple=True, help="Only this scheme (repeatable).")
 @click.option(
+    "--layout", "layout_names", multiple=True, help="In this layout in place of the recipe's."
+)
+@click.option(
     "--no-golden", is_flag=True, help="Draw no golden pictures: faster, and nothing to verify with."
 )
 @statistics_option
@@ -31,13 +35,16 @@ def command(
     out: Path | None,
     backend_names: Sequence[str],
     scheme_names: Sequence[str],
+    layout_names: Sequence[str],
     no_golden: bool,
     statistics: Path | None,
     as_json: bool,
 ) -> None:
-    """Build one package per backend and scheme of RECIPE into artifacts/<recipe>/.
+    """Build one package per backend, scheme and layout of RECIPE into artifacts/<recipe>/.
 
-    A scheme is a name, or the file of a plan.
+    A scheme is a name, or the file of a plan. For OpenVINO GenAI and the optimums:
+
+      fourstep build RECIPE.toml --layout diffusers
     """
     require_build()
     from exporter.build.pipeline import build as build_packages
@@ -48,6 +55,7 @@ def command(
     for flag, names, options in (
         ("--backend", backend_names, backends.names()),
         ("--scheme", scheme_names, all_schemes()),
+        ("--layout", layout_names, tuple(LAYOUTS)),
     ):
         for name in names:
             if name not in options and not (flag == "--scheme" and is_plan(name)):
@@ -55,6 +63,7 @@ def command(
     scheme_names = [str(PLACE.convert(n, None, None)) if is_plan(n) else n for n in scheme_names]
     plan = read_recipe(recipe)
     plan = replace(plan, prompts=()) if no_golden else plan
+    plan = replace(plan, layouts=tuple(dict.fromkeys(layout_names))) if layout_names else plan
     progress = Progress(bar_on_terminal)
     place = out or Path("artifacts") / plan.name
     built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
@@ -65,7 +74,14 @@ def command(
         "licence": built[0].licence_id if built else "",
     }
     rows = [
-        {"path": str(b.path), "backend": b.backend, "scheme": b.scheme, "bytes": b.bytes, **told}
+        {
+            "path": str(b.path),
+            "backend": b.backend,
+            "scheme": b.scheme,
+            "layout": b.layout,
+            "bytes": b.bytes,
+            **told,
+        }
         for b in built
     ]
     if as_json:

@@ -16,7 +16,7 @@ from exporter.cli.options import (
     trusted_option,
 )
 from exporter.cli.output import show, show_json
-from exporter.errors import CheckFailed
+from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 
@@ -33,10 +33,14 @@ def command(
 
     With --trusted who signed it, before all else: fourstep verify PACKAGE --trusted maker.pem
     """
+    from exporter.package.layout import is_layout
     from exporter.runtime.package import open_package
     from exporter.runtime.verify import Report, lines_of
     from exporter.runtime.verify import verify as check
 
+    if is_layout(package):
+        _verify_layout(package, trusted, as_json)
+        return
     opened = open_package(package, trusted)
     progress = Progress(bar_on_terminal, lines_of(opened.manifest))
     report: Report = check(opened, progress, SessionOptions(device=device, cache=cache))
@@ -47,6 +51,27 @@ def command(
         show(_verify_table(report))
     if not report.ok:
         raise CheckFailed(f"{package}: {'; '.join(report.failures)}")
+
+
+def _verify_layout(folder: Path, trusted: Path | None, as_json: bool) -> None:
+    """Check the files of a folder for clients of others, which alone can draw with it."""
+    if trusted is not None:
+        raise InputError(f"{folder}: folders in other layouts are not signed; leave --trusted out")
+    from exporter.package.layout import check_layout
+
+    found = check_layout(folder)
+    told = {
+        "package": folder.name,
+        "layout": found.layout,
+        "clients": found.clients,
+        "files": len(found.files),
+        "bytes": found.bytes,
+        "ok": True,
+    }
+    if as_json:
+        show_json(told)
+        return
+    show(f"{folder.name}: {len(found.files)} files whole, for {', '.join(found.clients)}\nok")
 
 
 def _verify_table(report: Any) -> str:

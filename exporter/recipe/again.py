@@ -19,6 +19,7 @@ from exporter.recipe.filter import FilterChoice
 from exporter.recipe.recipe import MarkChoice, Recipe
 
 PLACES = (*PARTS, "tokenizers", "config", "tiny_decoder", "tiny_encoder")  # keys of [model]
+UNPLACED = ("loras", "mark", "filter", "layout")
 NEWER = "update fourstep, or build with the version that the manifest names"
 
 
@@ -105,7 +106,8 @@ def _placed(raw: Mapping[str, Any], manifest: Manifest, given: Givens) -> dict[s
     own = {key: places.pop(key, None) for key in ("tokenizers", "config")}
     return {
         "denoiser_parts": 1,
-        **{key: value for key, value in raw.items() if key not in ("loras", "mark", "filter")},
+        **{key: value for key, value in raw.items() if key not in UNPLACED},
+        "layouts": [raw.get("layout")],
         "cut": {**cut, "fixed_negative": fixed} if isinstance(cut, dict) else cut,
         "checkpoint": given.checkpoint,
         "revision": None,

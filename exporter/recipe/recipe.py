@@ -24,6 +24,7 @@ from exporter.drawing.text import check_prompt
 from exporter.errors import InputError, Remark, known
 from exporter.files.prompts import read_prompts
 from exporter.files.read import is_text, parse_toml, read_text
+from exporter.layouts import LAYOUTS, NATIVE
 from exporter.marking.key import MarkKey, key_of_environment, read_key
 from exporter.marking.pattern import SCHEME, parse_payload, payload_text, refuse_small, tile
 from exporter.network.cut import Cut, End, Ends, Previews
@@ -49,7 +50,6 @@ S = TypeVar("S", bound=str)
 MODES: tuple[Mode, ...] = get_args(Mode)
 ENDS: tuple[End, ...] = get_args(End)
 PREVIEWS: tuple[Previews, ...] = get_args(Previews)
-LAYOUTS = ("native",)
 # Of a recipe that names none: the same wherever other distributions bring more.
 DEFAULT_BACKENDS = ("coreml", "onnx", "openvino")
 FEWEST_T5_TOKENS, MOST_T5_TOKENS = 2, 512  # one word, and the closing token
@@ -167,7 +167,7 @@ class Recipe:
         overrides: further rules, which win over the scheme's.
         backends: names, in order.
         choices: of every backend that works here, its schemes and options.
-        layout: ``native``.
+        layouts: in which packages are built, each of the same codes (``exporter.layouts``).
         device_memory_bytes: a build whose graphs are predicted to take more is refused; None: any.
         most_file_bytes: the same of the files of a graph, for stores and formats with a limit.
         t5_parts, denoiser_parts: into how many consecutive graphs T5 and the denoiser are cut, for
@@ -198,7 +198,7 @@ class Recipe:
     overrides: tuple[Rule, ...]
     backends: tuple[str, ...]
     choices: tuple[BackendChoice, ...]
-    layout: str
+    layouts: tuple[str, ...]
     device_memory_bytes: int | None
     most_file_bytes: int | None
     t5_parts: int
@@ -252,16 +252,18 @@ class Recipe:
         """Into how many consecutive graphs a graph is cut, by its name."""
         return {"t5": self.t5_parts, "denoiser": self.denoiser_parts}
 
-    def digest(self, backend: str) -> str:
+    def digest(self, backend: str, layout: str = NATIVE) -> str:
         """SHA-256 of everything that decides a package's bytes; not of where the weights lie."""
-        return hashlib.sha256(self.normal_form(backend).encode()).hexdigest()
+        return hashlib.sha256(self.normal_form(backend, layout).encode()).hexdigest()
 
-    def normal_form(self, backend: str) -> str:
+    def normal_form(self, backend: str, layout: str = NATIVE) -> str:
         """The JSON text that ``digest`` is of, as packages hold it; ``recipe.again`` reads it."""
         decisive = asdict(replace(self, checkpoint="", backends=(), choices=(), mark=None))
         for key in ("revision", "variant", "parts", "tokenizers", "config", "tiny"):
             del decisive[key]
         del decisive["most_file_bytes"], decisive["cut"]["fixed_negative"]  # guidance says it
+        del decisive["layouts"]
+        decisive["layout"] = layout  # others that are built beside it decide nothing
         if self.denoiser_parts == 1:  # recipes from before the key keep their digest
             del decisive["denoiser_parts"]
         if self.cut.ends == Ends():
@@ -355,7 +357,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
         overrides=tuple(_override(o) for o in get.value("weights", "override", list, [])),
         backends=get.names("build", "backends", backends.names(), default=DEFAULT_BACKENDS),
         choices=tuple(_choice(get, name) for name in able),
-        layout=get.choice("build", "layout", LAYOUTS, "native"),
+        layouts=get.names("build", "layout", tuple(LAYOUTS), default=(NATIVE,)),
         device_memory_bytes=get.optional_integer("build", "device_memory_bytes", 1, 1 << 50),
         most_file_bytes=get.optional_integer("build", "most_file_bytes", 1, 1 << 50),
         t5_parts=t5_parts,

@@ -22,6 +22,7 @@ from exporter.package.check import (
     identity_of,
     read_file,
 )
+from exporter.package.layout import refuse_layout
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest, Stage
 from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
@@ -215,6 +216,7 @@ def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Packa
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
     if not (folder / MANIFEST).is_file():
+        refuse_layout(folder)
         nested = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; packages in it: {', '.join(nested)}" if nested else ""
         raise InputError(f"{folder}: not a package (no {MANIFEST}){hint}")

@@ -112,7 +112,7 @@ class Onnx:
         from exporter.backends.onnx.writer import write_graphs
 
         for_web = options.choices.get("target") == "web"
-        written = write_graphs(programs, read, folder, for_web)
+        written = write_graphs(programs, read, folder, for_web, options.ports)
         return {name: _emitted(program, written[name]) for name, program in programs.items()}
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:

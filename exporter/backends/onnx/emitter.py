@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedWriter
 
 import numpy as np
@@ -11,8 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx
 
+from exporter.backends.contract import PortForm
 from exporter.backends.onnx.operators import OPERATORS
 from exporter.backends.shared import Shared
+from exporter.package.manifest import Port
 from exporter.program.program import Stored
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import Part, QuantizedProgram
@@ -91,17 +93,31 @@ class Emitter:
         read: Callable[[object], Tensor],
         values: Values,
         for_web: bool = False,
+        forms: Mapping[str, PortForm] | None = None,
     ) -> None:
         self.program, self.read, self.for_web = program, read, for_web
-        self._values = values
+        self._values, self._forms = values, forms or {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: dict[fx.Node, str] = {}
         self._made: dict[tuple[object, ...], str] = {}
         for node, port in zip(program.feeds(), program.inputs, strict=True):
             self._names[node] = port.name
+            if self._form(port.name).is_wide:
+                narrow = f"{port.name}_narrow"
+                self._names[node] = self.add("Cast", [port.name], narrow, to=TensorProto.INT32)
         for node, port in zip(program.results(), program.outputs, strict=True):
             self._names[node] = port.name
+
+    def _form(self, port: str) -> PortForm:
+        return self._forms.get(port, PortForm())
+
+    def _described(self, port: Port) -> onnx.ValueInfoProto:
+        """An input or output as the model declares it; a free axis has a name for its size."""
+        form, kinds = self._form(port.name), {"float32": TensorProto.FLOAT}
+        kind = kinds.get(port.dtype, TensorProto.INT64 if form.is_wide else TensorProto.INT32)
+        shape = [f"{port.name}_{i}" if i in form.free_axes else n for i, n in enumerate(port.shape)]
+        return helper.make_tensor_value_info(port.name, kind, shape)
 
     def name(self, node: fx.Node) -> str:
         """The ONNX name of a node's value, writing it out first if it is a tensor."""
@@ -202,9 +218,8 @@ class Emitter:
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        kinds = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
         inputs, outputs = (
-            [helper.make_tensor_value_info(p.name, kinds[p.dtype], p.shape) for p in ports]
+            [self._described(port) for port in ports]
             for ports in (self.program.inputs, self.program.outputs)
         )
         graph = helper.make_graph(

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 from torch import Tensor
 
+from exporter.backends.contract import PortForm
 from exporter.backends.onnx import ops
 from exporter.backends.onnx.emitter import Emitter, Values
 from exporter.program import aten
@@ -37,17 +38,21 @@ def write_graphs(
     read: Callable[[object], Tensor],
     folder: Path,
     for_web: bool = False,
+    forms: Mapping[str, PortForm] | None = None,
 ) -> dict[str, tuple[Path, Path]]:
     """Write programs with the same weights: each as ``<key>.onnx``, all with one file of data.
 
     The first has the bytes that it would have alone; what the others add lies behind its values.
+
+    Args:
+        forms: of inputs that are not as the program has them, by name.
     """
     data_file = folder / f"{next(iter(programs))}.onnx.data"
     models: dict[str, onnx.ModelProto] = {}
     with data_file.open("wb") as stream:
         values = Values(stream, data_file.name, len(programs))
         for name, program in programs.items():
-            emitter = Emitter(program, read, values, for_web)
+            emitter = Emitter(program, read, values, for_web, forms)
             for node in program.nodes():
                 aten.translation(ops.TABLE, node, program.name, "ONNX")(emitter, node)
             model = emitter.model()

@@ -110,7 +110,11 @@ class OpenVino:
         """Write each as ``<key>.xml``, all with one ``.bin``, which the others name."""
         from exporter.backends.openvino.writer import write_graphs
 
-        written = write_graphs(programs, read, folder)
+        told: dict[str, str] = {}
+        if options.is_foreign:  # a group of activations, for products as fast as ours
+            settings = _products(next(iter(programs.values())))
+            told = {key: value for key, value in settings.items() if key == GROUP_PROPERTY}
+        written = write_graphs(programs, read, folder, options.ports, told)
         return {name: _emitted(program, *written[name]) for name, program in programs.items()}
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
@@ -119,6 +123,12 @@ class OpenVino:
 
         files = (write_tokenizer(folder, name, entry) for name, entry in sorted(tokenizers.items()))
         return tuple(file for pair in files for file in pair)
+
+    def write_tokenizer(self, text: str, entry: Tokenizer, folder: Path) -> tuple[Path, ...]:
+        """Write ``openvino_tokenizer.xml`` and ``.bin``, as OpenVINO GenAI reads them."""
+        from exporter.backends.openvino.tokenizers import write_client_tokenizer
+
+        return write_client_tokenizer(text, entry, folder)
 
     def read_classifier(self, entry: Path) -> Classifier:
         """A graph of the user's that looks at pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from openvino import opset15 as op
 from torch import Tensor, fx
 
+from exporter.backends.contract import PortForm
 from exporter.backends.shared import Shared
 from exporter.program import aten
 from exporter.quantize.formats import Format
@@ -78,6 +79,7 @@ class Emitter:
 
     Args:
         constants: where they go.
+        forms: of inputs that are not as the program has them, by name.
     """
 
     def __init__(
@@ -85,19 +87,23 @@ class Emitter:
         program: QuantizedProgram,
         read: Callable[[object], Tensor],
         constants: Constants,
+        forms: Mapping[str, PortForm],
     ) -> None:
-        self.program, self.read = program, read
+        self.program, self.read, self.constants = program, read, constants
         self._constant = constants.make
         self._rounded: dict[tuple[fx.Node, float], Any] = {}
         self._weights: dict[fx.Node, tuple[Any, np.ndarray]] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters = []
         for node, port in zip(program.feeds(), program.inputs, strict=True):
+            form = forms.get(port.name, PortForm())
             kind = {"float32": ov.Type.f32, "int32": ov.Type.i32}[port.dtype]
-            parameter = op.parameter(list(port.shape), kind, name=port.name)
+            shape = [-1 if i in form.free_axes else size for i, size in enumerate(port.shape)]
+            parameter = op.parameter(shape, ov.Type.i64 if form.is_wide else kind, name=port.name)
             parameter.output(0).set_names({port.name})
             self._parameters.append(parameter)
-            self._values[node] = parameter.output(0)
+            taken = op.convert(parameter, "i32") if form.is_wide else parameter
+            self._values[node] = taken.output(0)
 
     def settle(self, node: fx.Node, value: Any) -> None:
         """Say what a node's value is: an output, a list of them, or None for a weight, which is

@@ -9,9 +9,10 @@ from typing import Any
 from unittest import mock
 
 from tokenizers import Regex, normalizers
+from tokenizers import Tokenizer as Tokens
 
 from exporter.backends.openvino.writer import save
-from exporter.files.tokens import read_tokenizer
+from exporter.files.tokens import parse_tokenizer, read_tokenizer
 from exporter.package.manifest import Tokenizer
 
 
@@ -21,21 +22,34 @@ def write_tokenizer(folder: Path, name: str, entry: Tokenizer) -> tuple[Path, Pa
     The model takes one string, ``prompt``, and gives ``input_ids`` (1, tokens) int64, padded, cut
     and with special tokens as the runtime does it. It needs the openvino-tokenizers extension.
     """
-    model = _convert(folder / entry.path, entry)
+    file = folder / entry.path
+    return _save(_convert(read_tokenizer(file), entry), folder / "tokenizer" / f"{name}.xml")
+
+
+def write_client_tokenizer(text: str, entry: Tokenizer, folder: Path) -> tuple[Path, Path]:
+    """Write ``openvino_tokenizer.xml`` and ``.bin`` of a ``tokenizer.json``'s text, as GenAI asks.
+
+    GenAI finds the padding's id in the model's notes.
+    """
+    model = _convert(parse_tokenizer(text, folder), entry)
+    model.set_rt_info(str(entry.pad_id), "pad_token_id")
+    return _save(model, folder / "openvino_tokenizer.xml")
+
+
+def _save(model: Any, file: Path) -> tuple[Path, Path]:
     for i, operator in enumerate(model.get_ordered_ops()):
         operator.set_friendly_name(f"{operator.get_type_name().lower()}_{i}")
     model.input(0).get_tensor().set_names({"prompt"})  # the converter's holds a running number
-    return save(model, folder / "tokenizer" / f"{name}.xml")
+    return save(model, file)
 
 
-def _convert(file: Path, entry: Tokenizer) -> Any:
+def _convert(tokens: Tokens, entry: Tokenizer) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from openvino_tokenizers import convert_tokenizer
         from openvino_tokenizers.tokenizer_pipeline import BPETokenizationStep
         from transformers import PreTrainedTokenizerFast
 
-        tokens = read_tokenizer(file)
         if "WhitespaceSplit" in str(tokens.pre_tokenizer):
             # The converter splits at spaces only: make every white space one, and none at the ends.
             spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

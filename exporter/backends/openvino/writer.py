@@ -20,6 +20,7 @@ from pathlib import Path
 import openvino as ov
 from torch import Tensor
 
+from exporter.backends.contract import PortForm
 from exporter.backends.openvino import ops
 from exporter.backends.openvino.emitter import Constants, Emitter
 from exporter.backends.openvino.operators import OPERATORS
@@ -38,11 +39,19 @@ def write_graph(
 
 
 def write_graphs(
-    programs: Mapping[str, QuantizedProgram], read: Callable[[object], Tensor], folder: Path
+    programs: Mapping[str, QuantizedProgram],
+    read: Callable[[object], Tensor],
+    folder: Path,
+    forms: Mapping[str, PortForm] | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[Path, Path]]:
     """Write programs with the same weights: each as ``<key>.xml``, all with one ``.bin``.
 
     The first has the bytes that it would have alone; what the others add lies behind its values.
+
+    Args:
+        forms: of inputs, by name.
+        told: what plugins are to find in the graph, where nobody tells them when it is opened.
     """
     values = folder / f"{next(iter(programs))}.bin"
     shared: Shared[int] = Shared(len(programs))
@@ -50,21 +59,16 @@ def write_graphs(
     with values.open("wb") as stream:
         for name, program in programs.items():
             file = folder / f"{name}.xml"
-            _write(program, read, file, Constants(stream, shared), compact=bool(written))
+            emitter = Emitter(program, read, Constants(stream, shared), forms or {})
+            _write(emitter, file, told or {}, compact=bool(written))
             shared.next_size()
             written[name] = (file, values)
     return written
 
 
-def _write(
-    program: QuantizedProgram,
-    read: Callable[[object], Tensor],
-    file: Path,
-    constants: Constants,
-    compact: bool,
-) -> None:
+def _write(emitter: Emitter, file: Path, told: Mapping[str, str], compact: bool) -> None:
     """Write an ``.xml``, its constants where they go; ``compact``: as short as it can be."""
-    emitter = Emitter(program, read, constants)
+    program = emitter.program
     for node in program.nodes():
         translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
         emitter.settle(node, translate(emitter, node))
@@ -72,7 +76,9 @@ def _write(
     if graph_of(program.name) == "t5":
         # Read by the plugins that compute in fp16; the CPU's ignores it.
         model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
-    places = constants.places(model)
+    for key, value in told.items():
+        model.set_rt_info(value, ["runtime_options", key])
+    places = emitter.constants.places(model)
     with writing(file):
         ov.serialize(model, file, os.devnull)
     written = ET.parse(file)

@@ -1,0 +1,340 @@
+"""Builds a folder in the diffusers layout: the native programs with clients' ports around them.
+
+What is emitted is checked as a native package is: every graph against torch on the golden calls,
+and the whole picture, drawn in a client's order of calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.backends.contract import (
+    Backend,
+    EmitOptions,
+    Emitted,
+    Session,
+    SessionOptions,
+    Sizing,
+    TokenizerWriting,
+)
+from exporter.build import write
+from exporter.build.golden import USUAL, Allowance, Drawing, Pictures
+from exporter.build.model import Model
+from exporter.build.reference import torch_session
+from exporter.calibrate.weights import Weights
+from exporter.errors import CheckFailed, InputError
+from exporter.files.staging import write_whole
+from exporter.layouts import NATIVE, load_layout, loop
+from exporter.layouts.beside import TOKENIZERS, ClientFacts, configurations, tokenizer_files
+from exporter.layouts.diffusers import FOLDERS, ClientGraph, client_graphs
+from exporter.layouts.schedule import ClientSchedule, client_schedule
+from exporter.package.layout import LAYOUT_FILE, LAYOUT_VERSION, LayoutGraph, LayoutManifest
+from exporter.package.measures import psnr_db, relative_error, snr_db
+from exporter.package.pixels import to_pixels
+from exporter.quantize.program import QuantizedProgram
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.verify import GraphParity, ImageParity, Report
+
+STEMS = {"openvino": "openvino_model", "onnx": "model"}  # of a graph's files, as clients ask for
+EXACT = SessionOptions(precision="float32")
+SAME = 1e-5  # relative; what a graph made of others may differ by from them, in torch
+Ports = Mapping[str, np.ndarray]
+Call = tuple[str, Ports, Ports]  # a graph's folder, what it got, what it gave
+
+
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A graph of the layout on the disk."""
+
+    graph: ClientGraph
+    emitted: Emitted
+
+
+@dataclass(frozen=True)
+class LayoutWork:
+    """What a folder is made of.
+
+    Attributes:
+        programs: the native ones of a scheme, by graph, their inputs rounded.
+        weights: read their tensors.
+        pictures: golden ones, by the quantized and by the unquantized programs; may be none.
+        allowed: what graphs may differ by besides what the backend says.
+    """
+
+    model: Model
+    backend: Backend
+    layout: str
+    programs: Mapping[str, QuantizedProgram]
+    weights: Weights
+    pictures: Pictures
+    allowed: Mapping[str, Allowance]
+
+    @functools.cached_property
+    def schedule(self) -> ClientSchedule:
+        return client_schedule(self.model.schedule.sigmas)
+
+    @functools.cached_property
+    def graphs(self) -> tuple[ClientGraph, ...]:
+        entries = {name: file.entry for name, file in self.model.tokenizers.items()}
+        return client_graphs(self.programs, entries, self.schedule, self.backend.name)
+
+
+def refuse_unfit(recipe: Recipe, layout: str, backends: Sequence[str]) -> None:
+    """Raise InputError for what a recipe asks for and no client of a layout can do."""
+    if layout == NATIVE:
+        return
+    able = tuple(load_layout(layout).clients)
+    if not any(name in able for name in backends):
+        raise InputError(
+            f"[build] layout = {layout!r}: is made of graphs of {' or '.join(able)}, not of "
+            f"{', '.join(backends)}; build one of those"
+        )
+    reasons = {
+        "[schedule] mode": recipe.mode != "euler" and "clients of it know no other than 'euler'",
+        "[schedule] guidance": recipe.guidance is not None
+        and "its graphs take one picture at a time, and guidance draws two",
+        "[image] sizes": recipe.further_sizes and "it has one size; build a recipe for each",
+        "[text] t5_parts": recipe.t5_parts > 1 and "clients open T5 as one graph",
+        "[build] denoiser_parts": recipe.denoiser_parts > 1 and "clients open one MMDiT",
+        "[filter]": recipe.filter is not None
+        and "no client of it looks at pictures before it hands them on",
+    }
+    for key, reason in reasons.items():
+        if reason:
+            raise InputError(
+                f"{key} does not go with [build] layout = {layout!r}: {reason}; leave one out"
+            )
+
+
+def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[WrittenGraph, ...]:
+    """Write all graphs and what stands beside them into a folder; its manifest last."""
+    written = tuple(_emit(work, graph, folder) for graph in work.graphs)
+    files = [file for one in written for file in one.emitted.files]
+    files += _write_configurations(work, folder)
+    files += _write_tokenizers(work, folder)
+    files += write.write_plan(folder, origin)
+    licences = write.copy_licences(work.model.licence, folder)
+    notice = write.write_notice(work.model, work.backend, origin, folder)
+    recipe = folder / write.RECIPE
+    text = work.model.recipe.normal_form(work.backend.name, work.layout)
+    recipe.write_text(text, encoding="utf-8", newline="\n")
+    entry = write.origin_entry(work.model, work.backend, origin, licences, notice)
+    digest = work.model.recipe.digest(work.backend.name, work.layout)
+    listed = dict.fromkeys((*files, *licences, *notice, recipe))
+    manifest = LayoutManifest(
+        layout_version=LAYOUT_VERSION,
+        layout=work.layout,
+        name=work.model.recipe.name,
+        backend=work.backend.name,
+        scheme=origin.scheme.name,
+        clients=load_layout(work.layout).clients_of(work.backend.name),
+        origin=replace(entry, recipe_sha256=digest),
+        schedule=work.model.schedule,
+        timesteps=work.schedule.timesteps,
+        gains=work.schedule.gains,
+        starts_from_pictures=any(one.graph.folder == "vae_encoder" for one in written),
+        graphs=tuple(_entry(one) for one in written),
+        files=write.describe(folder, list(listed)),
+    )
+    write_whole(folder / LAYOUT_FILE, json.dumps(asdict(manifest), indent=1) + "\n")
+    return written
+
+
+def _emit(work: LayoutWork, graph: ClientGraph, folder: Path) -> WrittenGraph:
+    """Let the backend write a graph under the names that clients look for."""
+    place = folder / graph.folder
+    place.mkdir()
+    choices = work.model.recipe.backend(work.backend.name).choices
+    options = EmitOptions(choices, graph.ports, is_foreign=True)
+    stem = STEMS[work.backend.name]
+    assert isinstance(work.backend, Sizing)
+    emitted = work.backend.emit_sizes({stem: graph.program}, work.weights.read, place, options)[
+        stem
+    ]
+    allowances = [work.allowed.get(name, USUAL) for name in graph.made_of]
+    tolerance = emitted.tolerance
+    for allowed in allowances:
+        tolerance = allowed.widened(tolerance)
+    return WrittenGraph(graph, replace(emitted, tolerance=tolerance))
+
+
+def _entry(written: WrittenGraph) -> LayoutGraph:
+    graph = written.graph
+    return LayoutGraph(
+        graph.folder,
+        graph.program.inputs,
+        graph.program.outputs,
+        graph.program.values_by_format(),
+        graph.made_of,
+        {name: form.free_axes for name, form in graph.ports.items() if form.free_axes},
+        sum(file.stat().st_size for file in written.emitted.files),
+    )
+
+
+def _write_configurations(work: LayoutWork, folder: Path) -> list[Path]:
+    checkpoint, cut = work.model.checkpoint, work.model.recipe.cut
+    folders = {graph.folder for graph in work.graphs}
+    names = {"transformer", "vae"} | {n for n in folders if n.startswith("text_encoder")}
+    parts = {n: checkpoint.components[n].config for n in names if n in checkpoint.components}
+    parts.setdefault("vae", _tiny_vae(work))
+    told = ClientFacts(
+        parts,
+        work.schedule,
+        cut.width_px,
+        cut.height_px,
+        "text_encoder_3" in folders,
+        "vae_encoder" in folders,
+    )
+    return [_write(folder / path, text) for path, text in configurations(told).items()]
+
+
+def _tiny_vae(work: LayoutWork) -> dict[str, Any]:
+    """What clients have to know of a decoder that is no VAE: how much larger its pictures are."""
+    latent = next(g.program.inputs[0].shape for g in work.graphs if g.folder == "vae_decoder")
+    return {"block_out_channels": [1, 1, 1, 1], "latent_channels": latent[1]}
+
+
+def _write_tokenizers(work: LayoutWork, folder: Path) -> list[Path]:
+    """Each tokenizer as transformers reads it, and as a graph if the backend's clients want it."""
+    written: list[Path] = []
+    for encoder, file in work.model.tokenizers.items():
+        place = folder / TOKENIZERS[encoder]
+        place.mkdir()
+        entry = file.entry
+        found = tokenizer_files(encoder, file.text, entry.tokens, entry.pad_id)
+        written += [_write(place / name, text) for name, text in found.items()]
+        if isinstance(work.backend, TokenizerWriting):
+            written += work.backend.write_tokenizer(file.text, entry, place)
+    return written
+
+
+def _write(file: Path, text: str) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text, encoding="utf-8", newline="\n")
+    return file
+
+
+def verify_layout(work: LayoutWork, folder: Path, written: Sequence[WrittenGraph]) -> Report:
+    """Every graph against torch, and the pictures that a client draws against the golden ones.
+
+    Returns a report in the words of a native package's; without golden pictures nothing is opened.
+    """
+    files = sum(1 for file in folder.rglob("*") if file.is_file()) - 1  # but the manifest
+    drawings = work.pictures.quantized
+    if not drawings:
+        return Report(folder.name, files, (), (), ())
+    calls = [call for drawing in drawings for call in _calls(work, drawing)]
+    graphs = tuple(_parity(work, one, calls) for one in written)
+    images = tuple(
+        _image(work, written, drawing, plain)
+        for drawing, plain in zip(drawings, work.pictures.plain, strict=True)
+    )
+    return Report(folder.name, files, graphs, images, tuple(_failures(written, graphs, images)))
+
+
+def _failures(
+    written: Sequence[WrittenGraph], graphs: Sequence[GraphParity], images: Sequence[ImageParity]
+) -> Iterator[str]:
+    for parity, one in zip(graphs, written, strict=True):
+        limit = one.emitted.tolerance.graph_relative
+        if not parity.exact <= limit:
+            yield f"{parity.graph}: relative error {parity.exact:.1e}, allowed {limit:.1e}"
+    least_db = min(one.emitted.tolerance.image_psnr_db for one in written)
+    for image in images:
+        if not image.exact_db >= least_db:
+            yield f"image {image.prompt!r}: PSNR {image.exact_db:.1f} dB, at least {least_db:.1f}"
+
+
+def _calls(work: LayoutWork, drawing: Drawing) -> list[Call]:
+    """Every call that a client makes for a golden picture, computed in torch.
+
+    Raises CheckFailed when its latents are not the golden ones: then the graphs were put together
+    in a wrong way.
+    """
+    programs = {graph.folder: graph.program for graph in work.graphs}
+    calls: list[Call] = []
+
+    def call(folder: str, inputs: Ports) -> Ports:
+        outputs = torch_session(programs[folder], work.weights)(inputs)
+        calls.append((folder, inputs, outputs))
+        return outputs
+
+    latents, decoded = _drawn(work, call, drawing)
+    if "vae_encoder" in programs:
+        call("vae_encoder", {"sample": decoded})
+    worst = max(map(relative_error, latents, drawing.latents))
+    if not worst <= SAME:
+        raise CheckFailed(f"{work.layout}: latents differ from the golden ones by {worst:.1e}")
+    return calls
+
+
+def _drawn(
+    work: LayoutWork, call: loop.Call, drawing: Drawing
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The latents after each step, and the decoder's output, of a golden picture's request."""
+    ids = {
+        FOLDERS[name]: inputs["ids"].astype(np.int32)
+        for name, inputs, _ in drawing.calls
+        if name in FOLDERS
+    }
+    transformer = next(g.program for g in work.graphs if g.folder == "transformer")
+    width = transformer.inputs[1].shape[2]
+    text = loop.encode(call, ids, width)
+    latents = list(loop.steps(call, text, drawing.noise[0], work.schedule))
+    return latents, loop.decode(call, latents[-1])
+
+
+def _parity(work: LayoutWork, written: WrittenGraph, calls: Sequence[Call]) -> GraphParity:
+    """A graph's error on the calls that are its own, exact and as clients open it."""
+    own = [call for call in calls if call[0] == written.graph.folder]
+    worst = []
+    for options in (EXACT, SessionOptions()):
+        session, errors = _open(work, written, options), [0.0]
+        for _, given, expected in own:
+            found = session(given)
+            errors += [relative_error(found[name], value) for name, value in expected.items()]
+        worst.append(max(errors))
+    return GraphParity(written.graph.folder, len(own), worst[0], worst[1])
+
+
+def _open(work: LayoutWork, written: WrittenGraph, options: SessionOptions) -> Session:
+    """A graph opened as ours are; ids go in as the graph wants them."""
+    emitted, forms = written.emitted, written.graph.ports
+    session = work.backend.open_graph(emitted.entry, emitted.session, options)
+    wide = {name for name, form in forms.items() if form.is_wide}
+
+    def call(inputs: Ports) -> dict[str, np.ndarray]:
+        return session({k: v.astype(np.int64) if k in wide else v for k, v in inputs.items()})
+
+    return call
+
+
+def _image(
+    work: LayoutWork, written: Sequence[WrittenGraph], drawing: Drawing, plain: Drawing
+) -> ImageParity:
+    """A golden picture as a client draws it: exact, and as clients open the graphs."""
+    pixels, latent = [], drawing.image.latent
+    for options in (EXACT, SessionOptions()):
+
+        def call(folder: str, inputs: Ports, options: SessionOptions = options) -> Ports:
+            one = next(one for one in written if one.graph.folder == folder)
+            return _open(work, one, options)(inputs)
+
+        latents, decoded = _drawn(work, call, drawing)
+        pixels.append(to_pixels(decoded, what=f"the picture of {drawing.image.request.prompt!r}"))
+        latent = latents[-1]
+    return ImageParity(
+        drawing.image.request.prompt,
+        drawing.image.request.seed,
+        psnr_db(pixels[0], drawing.image.pixels),
+        psnr_db(pixels[1], drawing.image.pixels),
+        psnr_db(pixels[1], plain.image.pixels),
+        snr_db(latent, plain.image.latent),
+    )

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from exporter.build.pipeline import Built
+from exporter.build.pipeline import Built, build
 from exporter.bundle.cpp import unicode_header
 from exporter.bundle.target import load_target
 from exporter.bundle.unicode import FILE
 from exporter.bundle.write import write_bundle
 from exporter.drawing.loop import Image, Request, generate
 from exporter.files.read import file_digest
+from exporter.package.read import MANIFEST
+from exporter.package.sizes import PictureSize
+from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
 from tests.conftest import seal
 from tests.test_cpp_onnx import DRAW
@@ -79,6 +83,55 @@ def test_a_picture_to_start_from(
                    if isinstance(e, Image)]  # fmt: skip
     with Pictures.open(tmp_path / "a.png") as found:
         assert np.array_equal(np.asarray(found), expected)
+
+
+@pytest.fixture(scope="module")
+def sized(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of 64 x 48 and 80 x 48 px."""
+    recipe = replace(tiny_recipe, further_sizes=(PictureSize(80, 48),))
+    (built,) = build(recipe, tmp_path_factory.mktemp("sized"), ["openvino"], ["int4"])
+    return built.path
+
+
+def test_vectors_of_every_size_hold(cpp_project: Path, sized: Path) -> None:
+    done = run(cpp_project, "fourstep-vectors", sized)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^\d+x\d+$", done.stdout, re.MULTILINE) == ["64x48", "80x48"]
+    for name in open_package(sized).manifest.names:
+        row = rf"^graph {name} +[1-9]\d* +0 "
+        assert len(re.findall(row, done.stdout, re.MULTILINE)) == 2, done.stdout
+
+
+def test_another_size_is_drawn_as_by_python(cpp_project: Path, sized: Path, tmp_path: Path) -> None:
+    drawn = [sized, PROMPT, 7, tmp_path / "a.png"]
+    done = run(cpp_project, "fourstep-draw", "--size", "80x48", *drawn)
+    assert done.returncode == 0, done.stderr
+    requests = [Request(PROMPT, 7, size="80x48")]
+    (expected,) = [e.pixels for e in generate(open_package(sized).player(), requests)
+                   if isinstance(e, Image)]  # fmt: skip
+    with Pictures.open(tmp_path / "a.png") as found:
+        assert np.array_equal(np.asarray(found), expected)
+    done = run(cpp_project, "fourstep-draw", "--size", "99x99", *drawn)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "this package does not draw 99x99; its sizes: 64x48, 80x48" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": ["none.xml"]}, "'none.xml' is not among files"),
+        ({"name": "unet"}, "'unet' stands in for none"),
+        ({"inputs": []}, "sizes[0]: graphs[4].inputs: none, or two of a name"),
+    ],
+)
+def test_sizes_that_contradict_the_rest_are_refused(
+    cpp_project: Path, sized: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    manifest = json.loads((sized / MANIFEST).read_text())
+    manifest["sizes"][0]["graphs"][0] |= changes
+    seal(tmp_path, manifest)
+    done = run(cpp_project, "fourstep-draw", tmp_path, PROMPT)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 def test_what_is_no_number_is_refused(cpp_project: Path, shapes_packages: dict[str, Built]) -> None:

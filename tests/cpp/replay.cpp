@@ -22,6 +22,7 @@ class Recorded final : public fourstep::Engine {
   [[nodiscard]] std::string backend() const override { return manifest_.backend; }
 
   std::unique_ptr<fourstep::Session> open(const std::filesystem::path& entry,
+                                          const std::filesystem::path&,
                                           const std::map<std::string, std::string>&) override {
     for (const fourstep::Graph& graph : manifest_.graphs)
       if (entry.string().find(graph.entry) != std::string::npos)

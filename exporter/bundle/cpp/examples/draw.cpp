@@ -1,4 +1,5 @@
-// Draws one picture: fourstep-draw PACKAGE "prompt" [SEED] [OUT.png] [START.ppm STRENGTH]
+// Draws one picture:
+// fourstep-draw [--size WxH] PACKAGE "prompt" [SEED] [OUT.png] [START.ppm STRENGTH]
 #include <cstdlib>
 #include <exception>
 #include <fourstep/fourstep.hpp>
@@ -33,13 +34,19 @@ fourstep::Request request_of(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int count, char** given) {
-  const std::vector<std::string> words(given + 1, given + count);
+  std::vector<std::string> words(given + 1, given + count);
+  std::string size;
+  if (words.size() > 1 && words[0] == "--size") {
+    size = words[1];
+    words.erase(words.begin(), words.begin() + 2);
+  }
   if (words.size() < 2 || words.size() == 5 || words.size() > 6) {
-    std::cerr << "fourstep-draw PACKAGE \"prompt\" [SEED] [OUT.png] [START.ppm STRENGTH]\n";
+    std::cerr << "fourstep-draw [--size WxH] PACKAGE \"prompt\" [SEED] [OUT.png] "
+                 "[START.ppm STRENGTH]\n";
     return 2;
   }
   try {
-    fourstep::Package package(words[0]);
+    fourstep::Package package(words[0], size);
     const auto engine = fourstep::make_engine(package.manifest().backend);
     fourstep::Player player(std::move(package), engine);
     fourstep::Stop stop;  // stop.request() from any thread ends the drawing

@@ -52,6 +52,7 @@ typedef struct fourstep_info {
   int32_t steps;
   int32_t takes_image;    /**< whether requests can start from a picture */
   int32_t takes_negative; /**< whether requests can name a negative prompt */
+  const char *sizes; /**< all that the package has, such as "512x512 768x512", the first first */
 } fourstep_info;
 
 /** One picture to draw. Zeroes are the defaults. */
@@ -92,6 +93,12 @@ typedef int (*fourstep_handler)(const fourstep_event *event, void *user);
  * @return NULL when it cannot, and why in `error`. */
 FOURSTEP_API fourstep_player *fourstep_open(const char *folder, const char *device, int32_t exact,
                                             int32_t keeps_open, char *error, size_t error_bytes);
+
+/** Opens a package as fourstep_open does, to draw pictures of one of its sizes.
+ * @param size such as 768x512; NULL: the package's first. */
+FOURSTEP_API fourstep_player *fourstep_open_at(const char *folder, const char *size,
+                                               const char *device, int32_t exact,
+                                               int32_t keeps_open, char *error, size_t error_bytes);
 
 /** Says what a package draws. */
 FOURSTEP_API void fourstep_describe(const fourstep_player *player, fourstep_info *info);

@@ -13,6 +13,7 @@
 
 struct fourstep_player {
   fourstep::Player player;
+  std::string sizes;
   fourstep::Stop stop;
   std::mutex drawing;
 };
@@ -155,13 +156,25 @@ fourstep::TensorPtr tensor_of(const fourstep_tensor& tensor) {
 
 fourstep_player* fourstep_open(const char* folder, const char* device, std::int32_t exact,
                                std::int32_t keeps_open, char* error, std::size_t error_bytes) {
+  return fourstep_open_at(folder, nullptr, device, exact, keeps_open, error, error_bytes);
+}
+
+fourstep_player* fourstep_open_at(const char* folder, const char* size, const char* device,
+                                  std::int32_t exact, std::int32_t keeps_open, char* error,
+                                  std::size_t error_bytes) {
   std::unique_ptr<fourstep_player> found;
   guarded(error, error_bytes, [&] {
-    fourstep::Package package(std::filesystem::u8path(given(folder, "folder")));
+    fourstep::Package package(std::filesystem::u8path(given(folder, "folder")),
+                              size == nullptr ? "" : size);
+    std::string sizes;
+    for (const std::string& each : package.sizes()) sizes += (sizes.empty() ? "" : " ") + each;
     const fourstep::EngineOptions options{device == nullptr ? "" : device, exact != 0};
     auto engine = fourstep::make_engine(package.manifest().backend, options);
     found.reset(new fourstep_player{
-        fourstep::Player(std::move(package), std::move(engine), keeps_open != 0), {}, {}});
+        fourstep::Player(std::move(package), std::move(engine), keeps_open != 0),
+        std::move(sizes),
+        {},
+        {}});
   });
   return found.release();
 }
@@ -176,7 +189,8 @@ void fourstep_describe(const fourstep_player* player, fourstep_info* info) {
            static_cast<std::int32_t>(manifest.picture.height_px),
            manifest.schedule.steps(),
            manifest.giving("start") != nullptr ? 1 : 0,
-           guidance && !guidance->negative_prompt ? 1 : 0};
+           guidance && !guidance->negative_prompt ? 1 : 0,
+           player->sizes.c_str()};
 }
 
 std::int32_t fourstep_draw(fourstep_player* player, const fourstep_request* requests,
@@ -255,7 +269,8 @@ fourstep_graph* fourstep_graph_open(const char* backend, const char* entry,
     for (std::size_t i = 0; i < settings; ++i) session[names[i]] = values[i];
     auto graph = std::make_unique<fourstep_graph>();
     graph->engine = fourstep::make_engine(given(backend, "backend"));
-    graph->session = graph->engine->open(std::filesystem::u8path(given(entry, "entry")), session);
+    graph->session =
+        graph->engine->open(std::filesystem::u8path(given(entry, "entry")), {}, session);
     found = std::move(graph);
   });
   return found.release();

@@ -43,8 +43,11 @@ class Engine {
 
   /// Opens a graph; throws Error when it cannot.
   /// @param entry the file or folder of the graph.
+  /// @param weights the file of its weights, which several graphs may share; empty where the engine
+  ///   has to find it beside `entry`, or there is none.
   /// @param settings what the manifest's `session` says of it.
   virtual std::unique_ptr<Session> open(const std::filesystem::path& entry,
+                                        const std::filesystem::path& weights,
                                         const std::map<std::string, std::string>& settings) = 0;
 };
 

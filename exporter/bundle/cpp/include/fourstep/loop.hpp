@@ -213,12 +213,15 @@ class Player {
     if (const auto kept = open_.find(name); kept != open_.end()) return kept->second;
     const Graph& graph = *manifest().graph(name);
     std::vector<detail::FileState> states;
+    std::filesystem::path weights;
     for (const File& file : graph.files) {
       states.emplace_back(package_.place_of(file.path));
-      if (detail::is_weights(file.path))
-        Package::check_size(package_.place_of(file.path), file);
-      else
+      if (detail::is_weights(file.path)) {
+        weights = package_.place_of(file.path);
+        Package::check_size(weights, file);
+      } else {
         package_.check(file);
+      }
     }
     std::future<void> digests = std::async(std::launch::async, [&] {
       for (const File& file : graph.files)
@@ -226,7 +229,7 @@ class Player {
     });
     std::unique_ptr<Session> session;
     try {
-      session = engine_->open(package_.place_of(graph.entry), graph.session);
+      session = engine_->open(package_.place_of(graph.entry), weights, graph.session);
     } catch (...) {
       digests.get();  // damage explains it: thrown first
       throw;

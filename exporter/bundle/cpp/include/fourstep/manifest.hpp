@@ -156,7 +156,23 @@ struct Golden {
   std::string image;
   std::string unquantized;
   std::string tensors;
+  std::string like;  ///< the first size's tensors: what is not in `tensors` is as it is there
+  std::map<std::string, std::string> same;  ///< tensors that are another one of `tensors`
 };
+
+/// A further size of pictures, by what differs from the first.
+struct SizeEntry {
+  std::int64_t width_px = 0;
+  std::int64_t height_px = 0;
+  std::vector<Graph> graphs;  ///< that stand in for those of their names
+  std::vector<Golden> golden;
+};
+
+/// A size as 768x512.
+template <class Sized>
+std::string size_text(const Sized& sized) {
+  return std::to_string(sized.width_px) + "x" + std::to_string(sized.height_px);
+}
 
 /// `manifest.json`.
 struct Manifest {
@@ -173,7 +189,8 @@ struct Manifest {
   std::vector<Golden> golden;
   std::string golden_tokens;
   std::string golden_noise;
-  std::vector<File> files;  ///< all but the graphs' and the manifest's own
+  std::vector<File> files;       ///< all but the graphs' and the manifest's own
+  std::vector<SizeEntry> sizes;  ///< further ones; everything else is of the first
 
   /// A graph or a part by name, or nullptr.
   [[nodiscard]] const Graph* graph(std::string_view wanted) const {
@@ -335,6 +352,7 @@ class Node {
 };
 
 inline constexpr std::int64_t most_size = std::numeric_limits<std::int32_t>::max();
+inline constexpr std::int64_t most_px = 1 << 14;
 
 inline File file_from(const Node& node) {
   return {node["path"].path(), static_cast<std::uint64_t>(node["bytes"].whole(0, (1LL << 53) - 1)),
@@ -356,19 +374,24 @@ inline Port port_from(const Node& node) {
   return found;
 }
 
-inline Graph graph_from(const Node& node) {
+inline Graph graph_without_files(const Node& node) {
   Graph found;
   found.name = node["name"].name();
   found.entry = node["entry"].path();
   found.inputs = list_from<Port>(node["inputs"], port_from);
   found.outputs = list_from<Port>(node["outputs"], port_from);
-  found.files = list_from<File>(node["files"], file_from);
   const Node tolerance = node["tolerance"];
   found.tolerance = {tolerance["graph_relative"].number(), tolerance["image_psnr_db"].number()};
   if (!(found.tolerance.graph_relative > 0) || !(found.tolerance.image_psnr_db > 0))
     tolerance.fail("expected floats > 0.0");
   if (const auto session = node.find("session"))
     for (const auto& [key, value] : session->members()) found.session[key] = value.text();
+  return found;
+}
+
+inline Graph graph_from(const Node& node) {
+  Graph found = graph_without_files(node);
+  found.files = list_from<File>(node["files"], file_from);
   return found;
 }
 
@@ -429,8 +452,8 @@ inline std::array<double, 3> colours_from(const Node& node) {
 
 inline Drawn picture_from(const Node& node) {
   Drawn found;
-  found.width_px = node["width_px"].whole(1, 1 << 14);
-  found.height_px = node["height_px"].whole(1, 1 << 14);
+  found.width_px = node["width_px"].whole(1, most_px);
+  found.height_px = node["height_px"].whole(1, most_px);
   found.latent_channels = node["latent_channels"].whole(1, 4096);
   found.latent_scale_px = node["latent_scale_px"].whole(1, 256);
   if (const auto pixels = node.find("pixels")) {
@@ -479,6 +502,47 @@ inline void check_noise(const Node& node) {
   if (const auto given = node.find("block")) static_cast<void>(given->whole(16, 16));
 }
 
+inline Golden golden_from(const Node& node) {
+  constexpr auto most = std::numeric_limits<std::int64_t>::max();
+  Golden found;
+  found.prompt = node["prompt"].text();
+  found.seed = static_cast<std::uint64_t>(node["seed"].whole(0, most));
+  found.image = node["image"].path();
+  found.unquantized = node["unquantized"].path();
+  found.tensors = node["tensors"].path();
+  if (const auto like = node.find("like"); like && !like->text().empty()) found.like = like->path();
+  if (const auto same = node.find("same"))
+    for (const auto& [name, other] : same->members()) found.same[name] = other.text();
+  return found;
+}
+
+/// A further size of a manifest whose graphs and files are read.
+inline SizeEntry size_from(const Node& node, const Manifest& manifest) {
+  std::map<std::string, const File*> known;
+  std::set<std::string> names;
+  for (const File& file : manifest.files) known[file.path] = &file;
+  for (const Graph& graph : manifest.graphs) {
+    names.insert(graph.name);
+    for (const File& file : graph.files) known[file.path] = &file;
+  }
+  SizeEntry found;
+  found.width_px = node["width_px"].whole(1, most_px);
+  found.height_px = node["height_px"].whole(1, most_px);
+  for (const Node& each : node["graphs"].items()) {
+    Graph graph = graph_without_files(each);
+    if (names.erase(graph.name) == 0) each["name"].fail("'" + graph.name + "' stands in for none");
+    for (const Node& path : each["files"].items()) {
+      const auto file = known.find(path.path());
+      if (file == known.end()) path.fail("'" + path.path() + "' is not among files");
+      graph.files.push_back(*file->second);
+    }
+    found.graphs.push_back(std::move(graph));
+  }
+  if (const auto pictures = node.find("pictures"))
+    found.golden = list_from<Golden>(*pictures, golden_from);
+  return found;
+}
+
 inline Manifest manifest_from(const Node& node) {
   Manifest found;
   found.format_version = node["format_version"].text();
@@ -496,14 +560,33 @@ inline Manifest manifest_from(const Node& node) {
   found.files = list_from<File>(node["files"], file_from);
   const Node golden = node["golden"];
   if (const auto pictures = golden.find("pictures"))
-    found.golden = list_from<Golden>(*pictures, [](const Node& picture) {
-      constexpr auto most = std::numeric_limits<std::int64_t>::max();
-      return Golden{
-          picture["prompt"].text(), static_cast<std::uint64_t>(picture["seed"].whole(0, most)),
-          picture["image"].path(), picture["unquantized"].path(), picture["tensors"].path()};
-    });
+    found.golden = list_from<Golden>(*pictures, golden_from);
   if (const auto tokens = golden.find("tokens")) found.golden_tokens = tokens->text();
   if (const auto noise = golden.find("noise")) found.golden_noise = noise->text();
+  if (const auto sizes = node.find("sizes"))
+    for (const Node& size : sizes->items()) found.sizes.push_back(size_from(size, found));
+  return found;
+}
+
+/// A manifest as that of one of its sizes alone: of the first for 0.
+inline Manifest alone(const Manifest& manifest, std::size_t place) {
+  std::set<std::string> left;
+  for (const SizeEntry& size : manifest.sizes)
+    for (const Graph& graph : size.graphs)
+      for (const File& file : graph.files) left.insert(file.path);
+  Manifest found = manifest;
+  found.sizes.clear();
+  found.files.clear();
+  for (const File& file : manifest.files)
+    if (left.count(file.path) == 0) found.files.push_back(file);
+  if (place == 0) return found;
+  const SizeEntry& size = manifest.sizes[place - 1];
+  found.picture.width_px = size.width_px;
+  found.picture.height_px = size.height_px;
+  found.golden = size.golden;
+  for (Graph& graph : found.graphs)
+    for (const Graph& own : size.graphs)
+      if (own.name == graph.name) graph = own;
   return found;
 }
 
@@ -583,8 +666,9 @@ class Consistency {
     for (const auto& [name, entry] : manifest_.tokenizers)
       listed("text.tokenizers." + name + ".path", entry.path);
     for (const Golden& golden : manifest_.golden)
-      for (const std::string* path : {&golden.image, &golden.unquantized, &golden.tensors})
-        listed("golden.pictures", *path);
+      for (const std::string* path :
+           {&golden.image, &golden.unquantized, &golden.tensors, &golden.like})
+        if (!path->empty()) listed("golden.pictures", *path);
     if (!manifest_.golden_tokens.empty()) listed("golden.tokens", manifest_.golden_tokens);
     if (!manifest_.golden_noise.empty()) listed("golden.noise", manifest_.golden_noise);
     if (!manifest_.licence.empty()) listed("origin.licence", manifest_.licence);
@@ -750,6 +834,23 @@ class Consistency {
   const Manifest& manifest_;
 };
 
+/// A manifest's fields against each other, those of every size; throws std::invalid_argument.
+inline void check(const Manifest& manifest) {
+  Consistency(manifest).check();
+  std::set<std::string> sizes = {size_text(manifest.picture)};
+  for (std::size_t i = 0; i < manifest.sizes.size(); ++i) {
+    const std::string where = "sizes[" + std::to_string(i) + "]: ";
+    const std::string size = size_text(manifest.sizes[i]);
+    if (!sizes.insert(size).second) throw std::invalid_argument(where + size + " is there twice");
+    const Manifest own = alone(manifest, i + 1);
+    try {
+      Consistency(own).check();
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(where + error.what());
+    }
+  }
+}
+
 /// Whether a version is 4.x.
 inline bool is_read(std::string_view version) {
   return version.size() > 2 && version.size() <= 6 && version.substr(0, 2) == "4." &&
@@ -777,14 +878,14 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
                        "; this runtime reads 4.x; build the package again: fourstep build RECIPE");
   try {
     Manifest found = detail::manifest_from(detail::Node(value, ""));
-    detail::Consistency(found).check();
+    detail::check(found);
     return found;
   } catch (const detail::NotKnown& error) {
     throw check_failed(where + ": " + error.what() +
                        " is not known to this runtime; take a newer one");
   } catch (const std::invalid_argument& error) {
-    const bool newer = version->string != "4.0" && version->string != "4.1" &&
-                       version->string != "4.2";
+    const bool newer =
+        version->string != "4.0" && version->string != "4.1" && version->string != "4.2";
     throw check_failed(where + ": damaged: " + error.what() +
                        (newer ? "; format " + version->string + ": take a newer runtime"
                               : "; build it again: fourstep build RECIPE"));

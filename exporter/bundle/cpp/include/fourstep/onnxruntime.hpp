@@ -39,6 +39,7 @@ class OnnxRuntime final : public Engine {
   [[nodiscard]] std::string backend() const override { return "onnx"; }
 
   std::unique_ptr<Session> open(const std::filesystem::path& entry,
+                                const std::filesystem::path& /*weights*/,
                                 const std::map<std::string, std::string>& settings) override {
     const std::string failed = entry.string() + ": onnxruntime cannot open it";
     const Returning returning;

@@ -37,10 +37,11 @@ class OpenVino final : public Engine {
   [[nodiscard]] std::string backend() const override { return "openvino"; }
 
   std::unique_ptr<Session> open(const std::filesystem::path& entry,
+                                const std::filesystem::path& weights,
                                 const std::map<std::string, std::string>& settings) override {
     try {
-      const ov::CompiledModel compiled =
-          core_.compile_model(core_.read_model(entry.string()), device_, configured(settings));
+      const auto model = core_.read_model(entry.string(), weights.string());
+      const ov::CompiledModel compiled = core_.compile_model(model, device_, configured(settings));
       return std::make_unique<OpenGraph>(compiled, entry.string());
     } catch (const std::exception& error) {
       throw check_failed(entry.string() + ": OpenVINO cannot open it: " + last_line(error.what()));

@@ -12,6 +12,7 @@
 #include "error.hpp"
 #include "manifest.hpp"
 #include "sha256.hpp"
+#include "sizes.hpp"
 
 namespace fourstep {
 
@@ -19,7 +20,9 @@ namespace fourstep {
 class Package {
  public:
   /// Opens a folder and checks its manifest; throws Error.
-  explicit Package(std::filesystem::path folder) : folder_(std::move(folder)) {
+  /// @param size of the pictures that it draws, such as 768x512; empty: its first.
+  explicit Package(std::filesystem::path folder, const std::string& size = "")
+      : folder_(std::move(folder)) {
     namespace fs = std::filesystem;
     std::error_code failed;
     if (!fs::is_directory(folder_, failed))
@@ -36,14 +39,19 @@ class Package {
       throw check_failed(file.string() +
                          ": damaged: it is not what manifest.sha256 says; copy the "
                          "package again");
-    manifest_ = parse_manifest(text, file.string());
+    const Manifest whole = parse_manifest(text, file.string());
+    sizes_ = sizes_of(whole);
+    manifest_ = manifest_at(whole, size);
     if (!has_digest) throw check_failed(digest.string() + ": is missing; copy the package again");
     for (const File& entry : manifest_.files) static_cast<void>(place_of(entry.path));
     for (const Graph& graph : manifest_.graphs)
       for (const File& entry : graph.files) static_cast<void>(place_of(entry.path));
   }
 
+  /// That of the size that is drawn.
   [[nodiscard]] const Manifest& manifest() const { return manifest_; }
+  /// Every size that the package has, the first one first.
+  [[nodiscard]] const std::vector<std::string>& sizes() const { return sizes_; }
   [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
 
   /// The file behind a path of the manifest; throws Error for a link that leaves the package.
@@ -147,6 +155,7 @@ class Package {
 
   std::filesystem::path folder_;
   Manifest manifest_;
+  std::vector<std::string> sizes_;
 };
 
 }  // namespace fourstep

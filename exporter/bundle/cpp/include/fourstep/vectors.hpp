@@ -53,7 +53,7 @@ class Vectors {
     if (!manifest_.golden_tokens.empty()) tokens();
     if (!manifest_.golden_noise.empty()) noise_streams();
     for (const Golden& golden : manifest_.golden) {
-      const Tensors tensors = read(golden.tensors);
+      const Tensors tensors = read(golden);
       try {
         ids(golden, tensors);
         noise_of(golden, tensors);
@@ -78,6 +78,20 @@ class Vectors {
 
   [[nodiscard]] Tensors read(const std::string& path) const {
     return parse_tensors(player_.package().read(path), path);
+  }
+
+  /// Of a golden picture, with what a further size has as the first one.
+  [[nodiscard]] Tensors read(const Golden& golden) const {
+    Tensors found = read(golden.tensors);
+    if (golden.like.empty()) return found;
+    for (const auto& [name, other] : golden.same) {
+      const auto own = found.find(other);
+      if (own == found.end())
+        throw check_failed(golden.tensors + ": a tensor is missing; build the package again");
+      found[name] = own->second;
+    }
+    found.merge(read(golden.like));
+    return found;
   }
 
   Comparison& row(const std::string& what) {

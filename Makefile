@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 PROCESSES ?= 2
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-full bench lint clean
+.PHONY: demo test test-full bench interop lint clean
 
 demo: .venv/ready
 	$(BIN)/fourstep build recipes/shapes-flash.toml
@@ -40,6 +40,22 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --schemes int4 --only "fourstep openvino-int4, kept open" --px 512 768 1024
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --schemes int4 --only "fourstep openvino-int4, kept open" --steps 2 8
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize-half --preset sd3.5-flash-half --schemes int4 --only "fourstep openvino-int4, kept open"
+
+# Clients of others, each in an environment of its own, as locked in tests/interop.
+PEERS := optimum-intel optimum-onnx comfy
+
+interop: .venv/ready $(PEERS:%=.venv-%/ready)
+	$(BIN)/python -m pytest tests/test_interop.py
+
+.venv-%/ready: tests/interop/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	if [ $* = comfy ]; then \
+	  .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	else \
+	  .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps exporter/plugins/optimum; \
+	fi
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -43,6 +43,7 @@ ROOMS = (
     "bundle",
     "report",
     "cli",
+    "plugins",
     "__main__",
 )
 TORCHLESS = (
@@ -62,7 +63,8 @@ HEAVY = ("torch", "diffusers", "transformers", "onnx", "coremltools", "nncf")
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
-    files = sorted((ROOT / "exporter").rglob("*.py"))
+    own = ROOT / "exporter" / "plugins" / "optimum"  # a distribution of its own
+    files = sorted(f for f in (ROOT / "exporter").rglob("*.py") if own not in f.parents)
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
     return {name.removesuffix(".__init__"): file for name, file in zip(names, files, strict=True)}
 

@@ -1,0 +1,1 @@
+"""fourstep inside the tools that people work in: nodes for ComfyUI, a command of optimum-cli."""

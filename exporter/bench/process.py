@@ -297,7 +297,7 @@ def draw(
 
     def first() -> Player:
         sized = {"size": size} if (size := asked[0].size) else {}
-        player = clock.watch(open_package(package).player(options, keep, **sized))
+        player = clock.watch(open_package(package, checks="always").player(options, keep, **sized))
         _draw(player, asked[:1], 0, place)
         return player
 

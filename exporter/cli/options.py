@@ -121,4 +121,9 @@ trusted_option = click.option(
     metavar="KEY|CERT",
     help="PEM file of public keys or certificates: the package has to be signed by one of them.",
 )
+check_always_option = click.option(
+    "--check-always",
+    is_flag=True,
+    help="Read every file for its digest, also those that had it before and were not changed.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

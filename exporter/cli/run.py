@@ -24,6 +24,7 @@ from exporter.cli.options import (
     as_typed,
     at_once_option,
     cache_option,
+    check_always_option,
     device_option,
     half_option,
     json_option,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from exporter.drawing.loop import Image, Player, Rejected, Request, Step
     from exporter.files.pictures import Seal
     from exporter.package.manifest import Manifest, PictureEntry
-    from exporter.runtime.package import Package
+    from exporter.runtime.package import Checks, Package
 
 GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
 STDIN = Path("-")
@@ -49,10 +50,17 @@ STDIN = Path("-")
 
 @dataclass(frozen=True)
 class Chosen:
-    """The package's folder, and a file of whom it has to be signed by, if it matters."""
+    """The package's folder, a file of whom it has to be signed by, if it matters, and checks."""
 
     folder: Path
     trusted: Path | None
+    checks: Checks = "once"
+
+    def opened(self) -> Package:
+        """Opened so; raises InputError, CheckFailed."""
+        from exporter.runtime import open_package
+
+        return open_package(self.folder, self.trusted, self.checks)
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,7 @@ class Wanted:
 @at_once_option
 @cache_option
 @trusted_option
+@check_always_option
 @json_option
 def command(
     package: Path,
@@ -185,6 +194,7 @@ def command(
     at_once: bool,
     cache: Path | None,
     trusted: Path | None,
+    check_always: bool,
     as_json: bool,
 ) -> None:
     """Draw PROMPTS with PACKAGE, one picture per prompt and seed."""
@@ -192,7 +202,7 @@ def command(
         raise InputError("--half and --exact ask for opposites; leave one out")
     precision: Precision = "half" if half else "float32" if exact else "packaged"
     options = SessionOptions(precision, device, cache)
-    chosen = Chosen(package, trusted)
+    chosen = Chosen(package, trusted, "always" if check_always else "once")
     start = Start(image, strength, fit, background, size)
     output = Output(out, previews, not no_metadata, _credentials(credentials))
     try:
@@ -279,7 +289,6 @@ def _run(
     options: SessionOptions,
     at_once: bool,
 ) -> list[dict[str, Any]]:
-    from exporter import runtime
     from exporter.files.pictures import check_picture
 
     if start.image is None:
@@ -288,7 +297,7 @@ def _run(
                 raise InputError(f"--{field} applies to --image only")
     places = _places(output, len(prompts) * len(seeds))
     with _signer(output.credentials) as signer:
-        package = runtime.open_package(chosen.folder, chosen.trusted)
+        package = chosen.opened()
         size = package.sizes[0] if start.size is None else start.size
         picture = package.at(size).manifest.picture
         requests = _requests(picture, prompts, seeds, negative, start)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,7 @@ from exporter.errors import CheckFailed
 from exporter.files.read import open_regular
 from exporter.package.manifest import FileEntry
 from exporter.package.paths import confined
+from exporter.package.remembered import Remembered, State
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,27 @@ def check_size(folder: Path, entry: FileEntry) -> None:
     _compare_size(file, entry, size)
 
 
-def check_file(folder: Path, entry: FileEntry) -> Identity:
+def check_file(folder: Path, entry: FileEntry, known: Remembered | None = None) -> Identity:
     """Compare a file with its size and digest; raises CheckFailed naming it.
+
+    Args:
+        known: what was checked before; a file that is in it as it is now is not read.
 
     Returns the identity of the file that was read.
     """
     file = confined(folder, entry.path)
     try:
         with open_regular(file) as stream:
-            identity = _opened(file, stream, entry)
+            identity, handle = _opened(file, stream, entry), stream.fileno()
+            if known is not None and known.knows(entry.path, handle):
+                return identity
+            before, began_ns = State.of(handle), time.time_ns()
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            _compare_digest(file, entry, digest)
+            if known is not None:
+                known.note(entry.path, before, handle, began_ns)
     except OSError as error:
         raise _unreadable(file, error) from None
-    _compare_digest(file, entry, digest)
     return identity
 
 

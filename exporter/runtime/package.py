@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing import text
 from exporter.drawing.loop import Player, Session, nothing
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed, InputError, known
 from exporter.package.check import (
     Identity,
     changed,
@@ -26,6 +27,7 @@ from exporter.package.layout import refuse_layout
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest, Stage
 from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
+from exporter.package.remembered import Remembered, remembered
 from exporter.package.sizes import (
     PictureSize,
     Sized,
@@ -41,6 +43,7 @@ from exporter.runtime.watch import Watched
 from exporter.trust.check import Trust, check_trust
 
 DEFAULT = SessionOptions()
+Checks = Literal["once", "always"]
 MOST_TOKENIZER_BYTES = 24 << 20  # those of T5 have 2.4 MB
 
 
@@ -50,11 +53,13 @@ class Package:
 
     Attributes:
         inode: of the folder whose manifest was read: another one may take its place.
+        known: what was checked of it before, or None: every file is read for its digest.
     """
 
     folder: Path
     manifest: Manifest
     inode: tuple[int, int]
+    known: Remembered | None = None
 
     @property
     def sha256(self) -> str:
@@ -83,7 +88,8 @@ class Package:
         """Open a graph and check its files' digests; raises CheckFailed.
 
         Files of weights, which hold nothing but numbers, are read for their digests while the
-        graph is opened; all else, and the size of every file, before.
+        graph is opened; all else, and the size of every file, before. What is known to have had
+        its digest, and to be as it was then, is not read.
 
         Raises InputError for options that the package's backend does not take.
         """
@@ -93,15 +99,16 @@ class Package:
         weights = [f for f in graph.files if is_weights(f)]
         with unreplaced(self.folder, self.inode), ThreadPoolExecutor(1) as beside:
             entry = confined(self.folder, graph.entry)
-            read = [(f, check_file(self.folder, f)) for f in graph.files if not is_weights(f)]
+            read = [(f, self._known_or_checked(f)) for f in graph.files if not is_weights(f)]
             for file in weights:
                 check_size(self.folder, file)
-            checks = [beside.submit(check_file, self.folder, file) for file in weights]
+            checks = [beside.submit(self._known_or_checked, file) for file in weights]
             try:
                 session = backend.open_graph(entry, graph.session, options)
             finally:
                 for file, check in zip(weights, checks, strict=True):
                     read.append((file, check.result()))  # damage explains it: raised first
+        self._remember()
         return Watched(session, [(self.folder / f.path, identity) for f, identity in read])
 
     def read(self, path: str) -> bytes:
@@ -119,9 +126,21 @@ class Package:
         return self.read(path)
 
     def check(self, entry: FileEntry) -> Identity:
-        """Compare a file with its size and digest; raises CheckFailed naming it."""
+        """Compare a file with its size and digest, whatever is known; raises CheckFailed."""
         with unreplaced(self.folder, self.inode):
             return check_file(self.folder, entry)
+
+    def forgetful(self) -> Package:
+        """The package as if nothing were known of it."""
+        return replace(self, known=None)
+
+    def _known_or_checked(self, entry: FileEntry) -> Identity:
+        with unreplaced(self.folder, self.inode):
+            return check_file(self.folder, entry, self.known)
+
+    def _remember(self) -> None:
+        if self.known is not None:
+            self.known.save()
 
     def player(
         self, options: SessionOptions = DEFAULT, keep: bool = False, size: Sized | None = None
@@ -157,7 +176,8 @@ class Package:
         left = sized_files(entry) | {*own}
         for file in entry.files:
             if file.path not in left:
-                self.check(file)
+                self._known_or_checked(file)
+        self._remember()
         return {
             name: text.load_tokenizer(self.folder / t.path, own[t.path], t, name)
             for name, t in entry.text.tokenizers.items()
@@ -206,13 +226,19 @@ def _player_of(
     )
 
 
-def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Package:
+def open_package(
+    folder: Path, trust: Trust | Path | str | None = None, checks: Checks = "once"
+) -> Package:
     """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged.
 
     Args:
         trust: whose signature it has to have: a PEM file of public keys or certificates. Until it
             is known to hold for every file, nothing but the signature is parsed.
+        checks: ``once``: a file that had its digest, and is as it was then by what the kernel says,
+            is not read for it again. ``always``: it is; so it is with ``trust``.
     """
+    if checks not in get_args(Checks):
+        raise InputError(known("choice", checks, get_args(Checks)), field="checks")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
     if not (folder / MANIFEST).is_file():
@@ -223,14 +249,22 @@ def open_package(folder: Path, trust: Trust | Path | str | None = None) -> Packa
     inode = _inode(folder)
     with unreplaced(folder, inode):
         if trust is None:
-            manifest = read_manifest(folder)
+            manifest, before = _read_remembered(folder, checks)
         else:
-            known = check_trust(folder, trust if isinstance(trust, Trust) else Trust(Path(trust)))
-            manifest = _read_signed(folder, known.digests)
+            signed = check_trust(folder, trust if isinstance(trust, Trust) else Trust(Path(trust)))
+            manifest, before = _read_signed(folder, signed.digests), None
         for file in manifest.all_files:
             confined(folder, file.path)
         refuse_foreign(folder, manifest)
-    return Package(folder, manifest, inode)
+    return Package(folder, manifest, inode, before)
+
+
+def _read_remembered(folder: Path, checks: Checks) -> tuple[Manifest, Remembered | None]:
+    """The manifest, and what is known of the package that has it."""
+    if checks == "always":
+        return read_manifest(folder), None
+    sha256 = package_digest(folder)
+    return read_manifest(folder, sha256), remembered(folder, sha256)
 
 
 def _read_signed(folder: Path, digests: Mapping[str, str]) -> Manifest:

@@ -106,6 +106,7 @@ def verify(
     Raises CheckFailed when a file is damaged, InputError for options that the package's backend
     does not take; parity out of tolerance is in ``failures``.
     """
+    package = package.forgetful()
     manifest = package.manifest
     backends.check_session(manifest.backend, options)
     files = check_files(package, progress)

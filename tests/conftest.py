@@ -39,7 +39,7 @@ SHAPES = ROOT / "artifacts" / "shapes-flash"
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
 AGREEMENT = "STABILITY AI COMMUNITY LICENSE AGREEMENT\n\nLast Updated: July 5, 2024\n"  # its head
 KEY_OF_MARKS = MarkKey(bytes(range(32)))
-os.environ["FOURSTEP_CACHE"] = ""  # nothing is remembered from one run to the next
+os.environ.pop("FOURSTEP_CACHE", None)  # nothing is remembered from one run to the next
 SMALL = Cut(SIGMAS, 64, 48, t5=True, t5_tokens=24)
 
 

@@ -1,8 +1,8 @@
 """Which files of a package had the digests of its manifest, and in which state they were then.
 
 Digests of a full-size package are 2 to 3 GB to read. So a file whose digest was right is noted with
-its state, in a folder of the user's: what cannot be changed without a trace. Anything odd means
-that the digest is taken again: another state, a record that others can write, a file that was
+its state, in a folder that the user names: what cannot be changed without a trace. Anything odd
+means that the digest is taken again: another state, a record that others can write, a file that was
 changed shortly before it was read (its clock may have stood still in between), a file system
 whose times of change are not to be relied on. Where the kernel holds a file to a digest of its own
 (fs-verity), that stands for the state.
@@ -29,7 +29,7 @@ from exporter.errors import FourstepError
 from exporter.files.read import convert, open_regular, parse_json
 from exporter.files.staging import write_moved
 
-PLACE = "FOURSTEP_CACHE"  # an environment variable: a folder in place of the user's, or ""
+PLACE = "FOURSTEP_CACHE"  # an environment variable: the folder; without it nothing is noted
 SETTLED_NS = 3 * 10**9  # since the last change: a time of change is as coarse as 2 seconds
 KEPT = 256  # records; of packages that are gone, too
 MOST_RECORD_BYTES = 1 << 20
@@ -192,17 +192,9 @@ def is_local(folder: Path) -> bool:
 
 
 def _home() -> Path | None:
-    """The folder for what is remembered, or None."""
+    """The folder for what is remembered, or None: nothing is written that was not asked for."""
     given = os.environ.get(PLACE)
-    if given is not None:
-        return Path(given).absolute() if given else None
-    general = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if general.is_absolute():  # what is not is to be ignored, as the XDG specification says
-        return general / "fourstep"
-    try:
-        return Path.home() / ".cache" / "fourstep"
-    except RuntimeError:
-        return None
+    return Path(given).absolute() if given else None
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,17 @@ def test_a_package_is_timed(tiny_package: Path) -> None:
 
 
 def test_memory_is_read_where_there_is_no_proc(tmp_path: Path) -> None:
-    """By psutil, about as much; of a process that has ended nothing."""
-    usual, elsewhere = _status(os.getpid()), _status(os.getpid(), tmp_path)
+    """By psutil, about as much of a process at its peak; of one that has ended nothing."""
+    code = "held = b'1' * (100 << 20); print(len(held), flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        usual, elsewhere = _status(child.pid), _status(child.pid, tmp_path)
+        child.communicate(b"\n")
     assert set(usual) == set(elsewhere) == {*STATUS}
     assert elsewhere["VmHWM"] == pytest.approx(usual["VmHWM"], rel=0.5)
     assert elsewhere["RssAnon"] == pytest.approx(usual["RssAnon"], rel=0.5)
+    assert min(usual["RssAnon"], elsewhere["RssAnon"]) > 100 << 20
     assert _status(2**22 + 1, tmp_path) == {}
 
 

@@ -291,32 +291,55 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LEAST_DB = {"int8-w8a8": 45.0}  # against Python's exact picture; 80 where no input is rounded
 
 
-def in_chromium(packages: Sequence[Path], at: Path, whole: bool) -> None:
-    """The tests of ``browser.test.js``, on bundles that the command line writes."""
-    bundles = []
+def bundled(path: Path, folder: Path) -> str:
+    """The page's folder, as the command line writes it."""
     engine = HERE / "node_modules" / "onnxruntime-web" / "dist"
+    arguments = [path, "--for", "web", "-o", folder, "--engine", engine]
+    made = CliRunner().invoke(main, ["bundle", *map(str, arguments)])
+    assert made.exit_code == 0, made.output
+    return str(folder)
+
+
+def in_chromium(
+    packages: Sequence[Path], at: Path, whole: bool, several: Path | None = None
+) -> None:
+    """The tests of ``browser.test.js``, on bundles of packages, and of one of several sizes."""
+    bundles = []
     for path in packages:
-        folder = at / f"bundle-{path.name}"
-        arguments = [path, "--for", "web", "-o", folder, "--engine", engine]
-        made = CliRunner().invoke(main, ["bundle", *map(str, arguments)])
-        assert made.exit_code == 0, made.output
+        folder = bundled(path, at / f"bundle-{path.name}")
         expected = at / f"{path.name}.rgb"
         expected.write_bytes(drawn_by_python(path, [Request(PROMPT, 7)], True))
         least_db = LEAST_DB.get(path.name.removeprefix("onnx-"), 80.0)
-        bundles.append({"folder": str(folder), "expected": str(expected), "db": least_db})
+        bundles.append({"folder": folder, "expected": str(expected), "db": least_db})
     request = {"prompt": PROMPT, "seed": 7}
     job = {"bundles": bundles, "request": request, "chromium": CHROMIUM, "isWhole": whole}
-    (at / "browser.json").write_text(json.dumps(job | {"shots": str(at) if whole else None}))
+    job |= {
+        "shots": str(at) if whole else None,
+        "sized": every_size(several, at) if several else None,
+    }
+    (at / "browser.json").write_text(json.dumps(job))
     said = node("--test", "browser.test.js", FOURSTEP_JOB=str(at / "browser.json"))
     print(*(line for line in said.splitlines() if line.startswith("# first")), sep="\n")
+
+
+def every_size(path: Path, at: Path) -> dict[str, Any]:
+    """A bundle of a package of several sizes, and a file of what Python draws for each."""
+    files = {}
+    for size in map(str, open_package(path).sizes):
+        files[size] = str(at / f"{size}.rgb")
+        pixels = drawn_by_python(path, [Request(PROMPT, 7, size=size)], True)
+        Path(files[size]).write_bytes(pixels)
+    return {"folder": bundled(path, at / "bundle-sized"), "expected": files, "db": 80.0}
 
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium")
 
 
 @needs_chromium
-def test_the_page_in_a_browser(shapes_packages: dict[str, Built], tmp_path: Path) -> None:
-    in_chromium([shapes_packages["onnx-int4"].path], tmp_path, False)
+def test_the_page_in_a_browser(
+    shapes_packages: dict[str, Built], sized: Path, tmp_path: Path
+) -> None:
+    in_chromium([shapes_packages["onnx-int4"].path], tmp_path, False, sized)
 
 
 @pytest.mark.full

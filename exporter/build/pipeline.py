@@ -23,8 +23,9 @@ from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
 from exporter.files.staging import refuse_place, staging
 from exporter.layouts import NATIVE, load_layout
-from exporter.package.layout import check_layout
+from exporter.package.layout import LAYOUT_FILE, check_layout
 from exporter.package.names import graph_of
+from exporter.package.read import MANIFEST
 from exporter.package.sizes import PictureSize
 from exporter.predict.fit import limits_of, refuse_too_large
 from exporter.program.program import Program
@@ -422,7 +423,8 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
             report = Report(job.target.name, check_files(written, progress), (), (), ())
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
-        write.write_log(job.target, folder, manifest, bases, report.to_json())
+        sizes = {"bytes": manifest.bytes, "graphs": {g.name: g.bytes for g in manifest.graphs}}
+        write.write_log(job.target, folder / MANIFEST, {**bases, **sizes}, report.to_json())
     name = manifest.origin.licence_id
     return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name)
 
@@ -445,7 +447,7 @@ def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
         manifest = check_layout(folder)
-        write.write_layout_log(job.target, folder, basis, report.to_json())
+        write.write_log(job.target, folder / LAYOUT_FILE, {"basis": basis}, report.to_json())
     return Built(
         job.target, job.backend.name, job.scheme.name, manifest.bytes, report,
         manifest.origin.licence_id, job.layout,

@@ -28,7 +28,6 @@ from exporter.files.read import file_digest, parse_json, read_text
 from exporter.files.staging import write_whole
 from exporter.layouts import NATIVE
 from exporter.network.wiring import filter_stage, picture_of, stages
-from exporter.package.layout import LAYOUT_FILE
 from exporter.package.manifest import (
     FIRST_VERSION,
     DeviceEntry,
@@ -354,35 +353,17 @@ def log_of(target: Path) -> Path:
     return target.parent / f"{target.name}.log.json"
 
 
-def write_log(
-    target: Path,
-    folder: Path,
-    manifest: Manifest,
-    bases: Mapping[str, str],
-    report: str,
-) -> None:
-    """What decided the bytes of the package in ``folder``, and what ``verify`` measured.
+def write_log(target: Path, manifest_file: Path, facts: Mapping[str, object], report: str) -> None:
+    """What decided the bytes of a package, in any layout, and what ``verify`` measured.
 
     Args:
-        bases: ``basis`` of all bytes, ``unmarked_basis`` of those that no mark decides.
+        manifest_file: of the package before it takes its place.
+        facts: ``basis`` of all bytes and whatever else there is to say.
     """
     log = {
         "package": target.name,
-        **bases,
-        "manifest_sha256": file_digest(folder / "manifest.json"),
-        "bytes": manifest.bytes,
-        "graphs": {g.name: g.bytes for g in manifest.graphs},
-        "verify": parse_json(report, "what was verified"),
-    }
-    write_whole(log_of(target), json.dumps(log, indent=1) + "\n")
-
-
-def write_layout_log(target: Path, folder: Path, basis: str, report: str) -> None:
-    """The same of a folder in a layout for clients of others."""
-    log = {
-        "package": target.name,
-        "basis": basis,
-        "manifest_sha256": file_digest(folder / LAYOUT_FILE),
+        "manifest_sha256": file_digest(manifest_file),
+        **facts,
         "verify": parse_json(report, "what was verified"),
     }
     write_whole(log_of(target), json.dumps(log, indent=1) + "\n")

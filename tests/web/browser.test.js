@@ -1,7 +1,8 @@
 /**
  * The page of a bundle in Chromium, headless. FOURSTEP_JOB names a JSON file: `bundles`, each a
  * folder with the raw pixels that Python drew exact (`expected`) and how near they have to be (`db`),
- * the first being the one that all else is tried with; `request`: prompt and seed; `chromium`;
+ * the first being the one that all else is tried with; `sized`: one of several sizes, with a file of
+ * pixels for each, or null; `request`: prompt and seed; `chromium`;
  * `shots`: a folder for screenshots, or null; `isWhole`: also what takes long.
  */
 import assert from "node:assert/strict";
@@ -15,7 +16,7 @@ import { chromium } from "playwright-core";
 
 const MOST_PAGE_BYTES = 450e6;
 const MOST_MS = 300_000; // a graphics processor in software, on a machine that is shared
-const { bundles, request, chromium: executablePath, shots, isWhole } = JSON.parse(readFileSync(process.env.FOURSTEP_JOB, "utf8"));
+const { bundles, sized, request, chromium: executablePath, shots, isWhole } = JSON.parse(readFileSync(process.env.FOURSTEP_JOB, "utf8"));
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript", ".json": "application/json", ".svg": "image/svg+xml", ".wasm": "application/wasm" };
 
 const browser = await launched(), servers = new Set();
@@ -157,6 +158,25 @@ for (const { folder, expected, db } of bundles) {
     await close();
   });
 }
+
+test("every size is drawn, without a network too", { skip: !sized }, async () => {
+  const server = await serving(sized.folder);
+  const { page, context, close } = await visiting(server.address);
+  await state(page, "previewed");
+  await server.stop();
+  await page.close();
+  const again = await context.newPage();
+  await again.goto(server.address);
+  await state(again, "ready", "previewed");
+  assert.deepEqual(await again.getByLabel("Size").locator("option").evaluateAll((all) => all.map((each) => each.value)), Object.keys(sized.expected));
+  for (const [size, expected] of Object.entries(sized.expected)) {
+    await again.getByLabel("Size").selectOption(size);
+    await draw(again);
+    assert.ok(psnrDb(await drawn(again), readFileSync(expected)) >= sized.db, size);
+    await again.evaluate(() => { document.documentElement.dataset.state = "ready"; });
+  }
+  await close();
+});
 
 const main = bundles[0].folder;
 

@@ -87,8 +87,10 @@ async function open(call, signal) {
   });
   const from = await openPackage(source);
   const { manifest } = from;
-  const files = [...manifest.graphs.flatMap((graph) => graph.files)];
-  total = files.reduce((sum, { bytes }) => sum + bytes, 0);
+  const firsts = new Map(manifest.graphs.flatMap(({ files }) => files.map((file) => [file.path, file])));
+  const further = from.sizes.slice(1).flatMap((size) => from.at(size).manifest.graphs.flatMap(({ files }) => files));
+  const others = new Map(further.filter(({ path }) => !firsts.has(path)).map((file) => [file.path, file]));
+  total = [...firsts.values(), ...others.values()].reduce((sum, { bytes }) => sum + bytes, 0);
   const engines = [];
   if (call.engine !== "wasm") engines.push(await webGpuEngine(() => import(`${ENGINE}ort.webgpu.min.mjs`), { files: ENGINE, remark }));
   engines.push(wasmEngine(await import(`${ENGINE}ort.wasm.min.mjs`), { files: ENGINE, threads: call.threads }));
@@ -99,6 +101,7 @@ async function open(call, signal) {
     if (total <= KEPT_BYTES && !isLater) for (const part of parts) await player.open(part);
     else for (const { path, ...entry } of graphFiles(graph)) await source.read(path, { path, ...entry });
   }
+  if (store) for (const [path, entry] of others) await source.read(path, entry); // to be there without a network
   const { schedule, stages } = manifest;
   say({
     kind: "opened",

@@ -49,10 +49,12 @@ class FourstepExportCommand(BaseOptimumCLICommand):
         """Run fourstep; ends with its exit code."""
         program = _program()
         if program is None:
-            sys.exit(
+            print(
                 f"optimum-cli export fourstep: no program fourstep is on the PATH; pip install "
-                f"'fourstep[build]', or name its command in {VARIABLE}"
+                f"'fourstep[build]', or name its command in {VARIABLE}",
+                file=sys.stderr,
             )
+            sys.exit(2)
         given = [*program, "build", self.args.recipe]
         for name in REPEATED:
             values = getattr(self.args, name) or (["diffusers"] if name == "layout" else [])

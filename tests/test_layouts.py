@@ -27,8 +27,8 @@ from exporter.package.manifest import Guidance
 from exporter.package.measures import psnr_db, relative_error, snr_db
 from exporter.progress import Progress
 from exporter.quantize.program import quantize_all
-from exporter.recipe.recipe import Recipe
-from tests.conftest import SIGMAS
+from exporter.recipe.recipe import MarkChoice, Recipe
+from tests.conftest import KEY_OF_MARKS, SIGMAS
 
 PROMPT = "two red circles left of a blue square"
 LONG = "a red circle and a blue square " * 20
@@ -223,8 +223,36 @@ def test_a_folder_is_whole_and_says_so(folders: dict[str, Path], tmp_path: Path)
     values.write_bytes(content)
     result = CliRunner().invoke(main, ["verify", str(damaged)])
     assert result.exit_code == 1 and "openvino_model.bin" in result.output
-    result = CliRunner().invoke(main, ["run", str(folder), "a red circle"])
-    assert result.exit_code == 2 and "in diffusers layout, for OpenVINO GenAI" in result.output
+    shown = CliRunner().invoke(main, ["inspect", str(folder)])
+    assert shown.exit_code == 0 and "layout diffusers, for OpenVINO GenAI" in shown.output
+    assert "pictures are not marked" in shown.output and "conditioner and denoiser" in shown.output
+
+
+def test_what_is_for_native_packages_alone_says_so(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, out = str(folders["openvino-fp32-diffusers"]), str(tmp_path / "out")
+    commands = {
+        "run": ["a red circle"],
+        "bench": [],
+        "sign": ["--key", "a.pem"],
+        "bom": ["-o", out],
+        "bundle": ["--for", "web", "-o", out],
+        "pack": ["--for", "ota", "-o", out],
+    }
+    for command, rest in commands.items():
+        result = CliRunner().invoke(main, [command, folder, *rest])
+        assert result.exit_code == 2, command
+        assert "in diffusers layout, for OpenVINO GenAI" in result.output, command
+
+
+def test_a_marked_folder_says_so(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    mark = MarkChoice(0x1A2B3C4D, KEY_OF_MARKS)
+    recipe = replace(tiny_recipe, layouts=("diffusers",), prompts=(), mark=mark)
+    (built,) = build(recipe, tmp_path, ["onnx"], ["int8"])
+    assert check_layout(built.path).mark == mark.entry
+    shown = CliRunner().invoke(main, ["inspect", str(built.path)])
+    assert "pictures are marked: payload 1a2b3c4d" in shown.output
 
 
 def test_a_folder_is_kept_and_has_the_same_bytes(

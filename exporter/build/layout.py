@@ -142,6 +142,7 @@ def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[
         starts_from_pictures=any(one.graph.folder == "vae_encoder" for one in written),
         graphs=tuple(_entry(one) for one in written),
         files=write.describe(folder, list(listed)),
+        mark=work.model.recipe.mark.entry if work.model.recipe.mark else None,
     )
     write_whole(folder / LAYOUT_FILE, json.dumps(asdict(manifest), indent=1) + "\n")
     return written

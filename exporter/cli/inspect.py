@@ -14,6 +14,7 @@ from exporter.cli.credentials import show_credentials
 from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
+from exporter.package.layout import is_layout, read_layout
 from exporter.package.manifest import Filter, Manifest, Schedule, licence_words, mark_words
 from exporter.package.sizes import sized_files, sizes_of
 
@@ -50,6 +51,8 @@ def command(
     place = str(PLACE.convert(place, None, None)) if place.startswith("~") else place
     if (Path(place) / "manifest.json").is_file():
         _inspect_package(Path(place), as_json)
+    elif is_layout(Path(place)):
+        _inspect_layout(Path(place), as_json)
     elif Path(place).suffix.lower() in PICTURES and Path(place).is_file():
         if recipe or revision or variant:
             raise InputError(
@@ -58,6 +61,27 @@ def command(
         show_credentials(Path(place), as_json)
     else:
         _inspect_checkpoint(place, recipe, revision, variant, as_json)
+
+
+def _inspect_layout(folder: Path, as_json: bool) -> None:
+    """A folder for clients of others."""
+    from dataclasses import asdict
+
+    found = read_layout(folder)
+    if as_json:
+        show_json(asdict(found))
+        return
+    show(
+        f"{found.name}  {found.backend}-{found.scheme}  {megabytes(found.bytes)}  layout "
+        f"{found.layout}, for {', '.join(found.clients)}\n"
+        f"{found.schedule.steps} steps, {found.schedule.mode}, sigmas "
+        f"{list(found.schedule.sigmas)}; no other number of steps, guidance 1\n"
+        f"  {mark_words(found.mark)}\n"
+        f"  {licence_words(found.origin.licence_id)}"
+    )
+    for graph in found.graphs:
+        made_of = " and ".join(graph.made_of)
+        show(f"  {graph.folder:16} {megabytes(graph.bytes):>10}  {made_of}")
 
 
 def _inspect_package(folder: Path, as_json: bool) -> None:

@@ -35,11 +35,13 @@ def command(package: Path, key: str, certificate: Path | None, as_json: bool) ->
     The signature is the file model.sig in it: fourstep sign PACKAGE --key maker.key.pem
     """
     from exporter.credentials.token import SCHEME
+    from exporter.package.layout import refuse_layout
     from exporter.trust.sign import SigningKey, sign_package
 
     place = key if key.startswith(SCHEME) else PLACE.convert(key, None, None)
     with_key = SigningKey(place, certificate, os.environ.get(PASSPHRASE) or None)
     try:
+        refuse_layout(package)
         if not (package / "manifest.json").is_file():
             raise InputError(f"{package}: not a package (no manifest.json)")
         made = sign_package(package, with_key, Progress(bar_on_terminal, 1))

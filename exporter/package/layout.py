@@ -9,7 +9,7 @@ from exporter.errors import CheckFailed, InputError
 from exporter.files.read import read_bytes
 from exporter.package.check import check_file
 from exporter.package.decode import decode
-from exporter.package.manifest import FileEntry, OriginEntry, Port, Schedule
+from exporter.package.manifest import FileEntry, MarkEntry, OriginEntry, Port, Schedule
 from exporter.package.paths import confined
 
 LAYOUT_FILE = "fourstep.json"  # beside what clients read; they look past it
@@ -53,6 +53,7 @@ class LayoutManifest:
         starts_from_pictures: whether a client may start from one.
         graphs: in the order in which they run.
         files: all but this one.
+        mark: in every picture, whichever client draws it, or None.
     """
 
     layout_version: str
@@ -68,6 +69,7 @@ class LayoutManifest:
     starts_from_pictures: bool
     graphs: tuple[LayoutGraph, ...]
     files: tuple[FileEntry, ...]
+    mark: MarkEntry | None = None
 
     @property
     def bytes(self) -> int:

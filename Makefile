@@ -53,7 +53,8 @@ interop: .venv/ready $(PEERS:%=.venv-%/ready)
 	if [ $* = comfy ]; then \
 	  .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
 	else \
-	  .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps exporter/plugins/optimum; \
+	  cp -r exporter/plugins/optimum .venv-$*/plugin \
+	    && .venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps .venv-$*/plugin; \
 	fi
 	touch $@
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from email import message_from_bytes
+from fnmatch import fnmatch
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,14 +18,16 @@ from exporter.bundle.write import read_bundle, write_bundle
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT
 
+LEFT = ("__pycache__", "*.egg-info")  # by running and by installing a plugin from its folder
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     """Built from a copy, because setuptools leaves folders where it builds; asks no index."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
-    bytecode = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "exporter", source / "exporter", ignore=bytecode)
+    left = shutil.ignore_patterns(*LEFT)
+    shutil.copytree(ROOT / "exporter", source / "exporter", ignore=left)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
@@ -37,8 +40,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 def test_the_wheel_has_every_file_of_the_exporter(wheel: ZipFile) -> None:
     """Types, styles, prompts and schemas too."""
     folder = ROOT / "exporter"
-    files = [f for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
-    expected = {file.relative_to(ROOT).as_posix() for file in files}
+    files = [f.relative_to(ROOT) for f in folder.rglob("*") if f.is_file()]
+    own = [f for f in files if not any(fnmatch(part, left) for part in f.parts for left in LEFT)]
+    expected = {file.as_posix() for file in own}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == expected and "exporter/py.typed" in held
 

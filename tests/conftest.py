@@ -23,7 +23,7 @@ from exporter.build.pipeline import Built, build
 from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
-from exporter.drawing.loop import Step
+from exporter.drawing.loop import Session, Step
 from exporter.marking.key import MarkKey
 from exporter.network.cut import Cut
 from exporter.package.read import DIGEST, MANIFEST, digest_line
@@ -298,6 +298,19 @@ def needs(name: str) -> dict[str, str]:
     """What a backend needs to build and to run."""
     backend = backends.load(name)
     return {**backend.to_build.modules, **backend.to_run.modules}
+
+
+def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the graphs that packages open from now on, in order: a clock cannot tell."""
+    opened: list[str] = []
+    open_session = Package.session
+
+    def noted(package: Package, name: str, *rest: Any) -> Session:
+        opened.append(name)
+        return open_session(package, name, *rest)
+
+    monkeypatch.setattr(Package, "session", noted)
+    return opened
 
 
 def random_inputs(program: Program) -> dict[str, Tensor]:

@@ -34,8 +34,8 @@ def test_a_package_is_timed(tiny_package: Path) -> None:
     assert row["bytes"] == open_package(tiny_package).manifest.bytes
     graphs = {"clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder"}
     assert set(row["loads_s"]) == graphs
-    steps = 4 * row["step_s"] + row["decode_s"] + row["encode_s"]
-    assert row["next_s"] > 0 and sum(row["loads_s"].values()) + steps / 2 < row["first_s"]
+    assert all(row[key] > 0 for key in ("step_s", "decode_s", "encode_s", "next_s"))
+    assert 0 < sum(row["loads_s"].values()) < row["first_s"]  # each graph was opened for the first
     assert row["peak_rss_bytes"] > row["peak_anonymous_bytes"] > 10 << 20
 
 

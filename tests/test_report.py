@@ -247,9 +247,9 @@ def test_times_and_memory_are_the_packages_own(packages: Path, tmp_path: Path) -
     times = drawn.times
     graphs = {"clip_l", "clip_g", "t5", "conditioner", "denoiser", "vae_decoder"}
     assert set(times.loads_s) == graphs and all(s > 0 for s in times.loads_s.values())
-    parts_s = sum(times.loads_s.values()) + times.encode_s + times.decode_s + 3 * times.step_s
-    assert times.next_s is not None and times.step_s > 0
-    assert parts_s < times.first_s + times.decode_s + 3 * times.step_s
+    assert times.next_s is not None
+    assert min(times.next_s, times.step_s, times.encode_s, times.decode_s) > 0
+    assert sum(times.loads_s.values()) < times.first_s
     if Path("/proc/self/status").exists():
         assert drawn.memory is not None
         peak, anonymous = drawn.memory.peak_rss_bytes, drawn.memory.peak_anonymous_bytes

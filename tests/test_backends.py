@@ -18,6 +18,7 @@ from exporter import backends
 from exporter.backends.contract import Backend
 from exporter.build.write import emit_graph
 from exporter.calibrate.activations import choose
+from exporter.calibrate.ranges import choose_all
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, InputError
@@ -29,6 +30,7 @@ from exporter.package.measures import relative_error
 from exporter.program.program import Program
 from exporter.program.run import run
 from exporter.program.trace import trace
+from exporter.quantize.everywhere import round_everything, rounds_everything
 from exporter.quantize.formats import FORMATS, GROUP_SIZES, Format
 from exporter.quantize.nearest import encode
 from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
@@ -72,7 +74,10 @@ def worst_error(
     what the backend allows. Where inputs are rounded, stretch by stretch."""
     folder.mkdir()
     inputs = random_inputs(program)
-    if asked(program):
+    if rounds_everything(program):
+        given = {name: value.numpy() for name, value in inputs.items()}
+        program = round_everything(program, choose_all(program, read, [given]))
+    elif asked(program):
         given = {name: value.numpy() for name, value in inputs.items()}
         program = round_inputs(program, choose(program, read, [given]))
         program, inputs = layer_by_layer(program, read, inputs)

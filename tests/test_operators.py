@@ -24,7 +24,7 @@ from exporter.runtime import CheckFailed, open_package, refuse
 from tests.conftest import ROOT
 from tests.hostile import HARMLESS
 
-SOURCES = ("ops.py", "emitter.py", "rounded.py", "writer.py")
+SOURCES = ("ops.py", "emitter.py", "rounded.py", "integers.py", "writer.py")
 
 
 def constants_of(backend: str) -> set[str]:

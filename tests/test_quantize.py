@@ -354,7 +354,8 @@ def test_methods_are_for_codes(programs: dict[str, Program], name: str) -> None:
         assert all(s.format is not None and s.format.takes_methods for s in rows)
         grown = program.stored_bytes() - before[graph].stored_bytes()
         assert grown == sum(4 * (s.rows - 1) * s.of.shape[0] for s in rows)
-        adaln = graph == "conditioner" and name in ("int8", "int8-w8a8", "int4", "int4-a8")
+        eight_bits = ("int8", "int8-w8a8", "int4", "int4-a8", "w8a16", "w4a16")
+        adaln = graph == "conditioner" and name in eight_bits
         assert bool(rows) == (adaln or (graph == "conditioner" and name.startswith("pal")))
 
 

@@ -201,7 +201,8 @@ MISTAKES = {
     "no prompt": (GOOD + "[calibration]\nprompts = []", "at least one string"),
     "override format": (
         GOOD + '[[weights.override]]\nformat = "int3"',
-        "unknown format 'int3'; known: fp16, fp32, int2, int4, int8, pal4, pal6, w8a8",
+        "unknown format 'int3'; known: fp16, fp32, int2, int4, int8, pal4, pal6, w4a16, w8a16, "
+        "w8a8",
     ),
     "override graph": (
         GOOD + '[[weights.override]]\ngraph = "unet"\nformat = "int8"',
@@ -209,7 +210,7 @@ MISTAKES = {
     ),
     "override group": (
         GOOD + '[[weights.override]]\nformat = "int8"\ngroup_size = 64',
-        "group_size and symmetric apply to int4 and int2, not to int8",
+        "group_size and symmetric apply to int4 and w4a16 and int2, not to int8",
     ),
     "override rounds activations": (
         GOOD + '[[weights.override]]\nformat = "w8a8"',

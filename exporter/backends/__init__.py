@@ -125,8 +125,14 @@ def refuse_inexpressible(
     backend: Backend, choices: Mapping[str, str], scheme: str,
     programs: Mapping[str, QuantizedProgram],
 ) -> None:  # fmt: skip
-    """Raise InputError if a backend cannot express a format that a scheme gave a weight."""
+    """Raise InputError if a backend cannot express a format that a scheme gave a weight.
+
+    Or if no backend can: a weight that cannot be beside others of its graph.
+    """
+    from exporter.quantize.everywhere import refuse_mixture
+
     for program in programs.values():
+        refuse_mixture(program)
         for weight, form in program.formats.items():
             reason = backend.refuse(form, choices)
             if reason:

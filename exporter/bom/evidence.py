@@ -18,7 +18,8 @@ from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import psnr_db
 from exporter.package.sizes import sizes_of
 
-ROUNDED = "w8a8"  # a format whose layers' inputs are rounded, in ranges chosen on trajectories
+# Formats whose layers' inputs are rounded, in ranges chosen on trajectories.
+ROUNDED = ("w8a8", "w8a16", "w4a16")
 
 
 def evidence_in(folder: Path, manifest: Manifest) -> Evidence:
@@ -49,7 +50,7 @@ def _pixels(folder: Path, manifest: Manifest, path: str) -> np.ndarray:
 def _prompts(folder: Path, manifest: Manifest) -> Sequence[str]:
     """Those that decided bytes: of the statistics, or of ranges that inputs are rounded in."""
     origin = manifest.origin
-    rounded = any(ROUNDED in graph.formats for graph in manifest.graphs)
+    rounded = any(form.startswith(ROUNDED) for graph in manifest.graphs for form in graph.formats)
     if not origin.recipe or not (origin.statistics_sha256 or rounded):
         return ()
     where = folder / origin.recipe

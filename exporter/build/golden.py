@@ -35,8 +35,8 @@ from exporter.package.manifest import Golden, GoldenEntry, Guidance, Schedule, T
 from exporter.package.measures import relative_error
 from exporter.package.preview import Preview
 from exporter.package.sizes import PictureSize
+from exporter.quantize.everywhere import has_levels
 from exporter.quantize.program import QuantizedProgram
-from exporter.quantize.rounded import asked
 from exporter.recipe.recipe import Recipe
 
 MOVED = 1e-5  # relative; more than engines differ by in float32
@@ -177,7 +177,7 @@ def allowances(
             guidance_db(guidance) if calls[name] == 2 * steps else 0.0,
         )
         for name, program in programs.items()
-        if asked(program)
+        if has_levels(program)
     }
 
 
@@ -187,14 +187,18 @@ def _own_error(program: QuantizedProgram, weights: Weights, drawing: Drawing) ->
     session = torch_session(program, weights)
     for name, inputs, outputs in drawing.calls:
         if name == program.name:
-            moved = {k: v * (1 + MOVED * _normal(random, v)) for k, v in inputs.items()}
+            moved = {k: _moved(v, random) for k, v in inputs.items()}
             found = session(moved)
             worst = max(worst, *(relative_error(found[k], v) for k, v in outputs.items()))
     return worst
 
 
-def _normal(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
-    return random.standard_normal(like.shape, np.float32)
+def _moved(value: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """By as much as engines differ; ids stay what they are."""
+    if value.dtype.kind != "f":
+        return value
+    moved: np.ndarray = value * (1 + MOVED * random.standard_normal(value.shape, np.float32))
+    return moved
 
 
 def write(

@@ -40,6 +40,8 @@ from exporter.quantize.formats import FORMATS
 from exporter.quantize.program import Methods, QuantizedProgram, quantize, unquantized
 from exporter.recipe.recipe import Recipe
 
+DECODERS = ("vae_decoder", "tiny_decoder")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -103,9 +105,25 @@ class Model:
     def calls_as(
         self, programs: Mapping[str, QuantizedProgram], weights: Weights
     ) -> Callable[[str], Sequence[Inputs]]:
-        """Gives a graph's calls on ``trajectories_as``, which are drawn once, when first needed."""
+        """Gives a graph's calls on ``trajectories_as``, which are drawn once, when first needed.
+
+        Encoders of pictures meet those that the unquantized decoder makes of the latents.
+        """
         drawn = functools.cache(lambda: self.trajectories_as(programs, weights))
-        return lambda graph: drawn().calls[graph]
+
+        def calls(graph: str) -> Sequence[Inputs]:
+            return drawn().calls.get(graph) or self._at_the_ends(graph, drawn().latents)
+
+        return calls
+
+    def _at_the_ends(self, graph: str, latents: Sequence[np.ndarray]) -> list[Inputs]:
+        """Calls of a graph that decodes final latents, or encodes the pictures that they become."""
+        given: list[Inputs] = [{"latent": latent} for latent in latents]
+        if self.programs[graph].inputs[0].name == "latent":
+            return given
+        decoder = next(self.unrounded[name] for name in DECODERS if name in self.programs)
+        decode = reference.torch_session(decoder, self.weights)
+        return [{"image": decode(call)["image"]} for call in given]
 
     def adapted(self, methods: Mapping[str, Methods]) -> dict[str, QuantizedProgram]:
         """The programs with every weight in float32, as some methods (by graph) leave them."""

@@ -24,11 +24,14 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from exporter.calibrate.ranges import choose_all
 from exporter.errors import InputError
 from exporter.program import aten
 from exporter.program.run import run_all
 from exporter.program.sizes import activation_bytes
+from exporter.quantize.everywhere import round_everything, rounds_everything
 from exporter.quantize.nearest import decode
+from exporter.quantize.primitives import expanded
 from exporter.quantize.program import Part, QuantizedProgram, Unrounded
 from exporter.quantize.rounded import CHANNELS, RoundedInput, asked, ranging, round_inputs
 
@@ -106,7 +109,10 @@ def ranges_of(
 
     @functools.cache
     def chosen(name: str) -> Mapping[str, RoundedInput]:
-        return choose(programs[name], read, calls(name))
+        program, given = programs[name], calls(name)
+        if rounds_everything(program):
+            return choose_all(program, read, _some(given, _side_by_side(expanded(program))))
+        return choose(program, read, given)
 
     return chosen
 
@@ -123,6 +129,8 @@ def rounded_by(
     @functools.cache
     def rounded(name: str) -> QuantizedProgram:
         program = programs[name]
+        if rounds_everything(program):
+            return round_everything(program, ranges(name))
         return round_inputs(program, ranges(name)) if asked(program) else program
 
     return rounded
@@ -138,16 +146,18 @@ def rounder(
 
 
 def bytes_to_choose(program: QuantizedProgram, calls: int) -> int:
-    """Most bytes of tensors that ``choose`` holds at once: 0 without layers of w8a8.
+    """Most bytes of tensors that choosing ranges holds at once: 0 where nothing is rounded.
 
     The calls themselves, the activations of those that run side by side, and the largest weight in
     float32 with what is made of it while it is tried.
     """
     names = asked(program)
-    if not names:
+    if rounds_everything(program):
+        program, names = expanded(program), set[str]()  # no weight is tried
+    elif not names:
         return 0
     one, inputs = activation_bytes(program), sum(4 * math.prod(p.shape) for p in program.inputs)
-    weight = max(4 * math.prod(program.stored()[name].shape) for name in names)
+    weight = max((4 * math.prod(program.stored()[name].shape) for name in names), default=0)
     alive = RUNNING * one * min(calls, _side_by_side(program))
     return int(calls * inputs + alive + WEIGHT_COPIES * weight)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from exporter.calibrate.layer_inputs import LayerInputs
 from exporter.quantize.formats import Format
-from exporter.quantize.nearest import HALF_NORMALS, in_half
+from exporter.quantize.nearest import HALF_NORMALS, in_half, whole_multiples
 
 CONSTANT = 1e-12  # mean variance, below which inputs do not change
 DAMPING = 0.01  # of the mean variance, as in GPTQ
@@ -121,7 +121,10 @@ def searched_grid(groups: Tensor, form: Format, importance: Tensor) -> Grid:
 
 
 def grids(groups: Tensor, form: Format, shrink: Tensor) -> list[Grid]:
-    """The grids worth trying: the extreme values times each factor of ``shrink``."""
+    """The grids worth trying: the extreme values times each factor of ``shrink``.
+
+    One where scales are multiples of their row's: that is the largest one's, which has to stay.
+    """
     steps = 2**form.bits - 1
     low, high = torch.aminmax(groups, dim=2)
     if not form.symmetric:
@@ -133,6 +136,9 @@ def grids(groups: Tensor, form: Format, shrink: Tensor) -> list[Grid]:
         return found
     zero = torch.zeros_like(low)
     half = 2 ** (form.bits - 1)
+    if form.storage.multiples:
+        largest = torch.maximum(high / (half - 1), -low / half)
+        return [Grid(whole_multiples(largest, form), zero, -half, half - 1)]
     if not form.is_grouped:
         scales = stored(torch.maximum(high, -low) / (half - 1), shrink, form)
         return [Grid(scale, zero, 1 - half, half - 1) for scale in scales]

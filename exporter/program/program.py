@@ -68,6 +68,14 @@ class Program:
         placeholders = (n for n in self.graph.nodes if n.op == "placeholder")
         return tuple(n for n in placeholders if n.name not in self.tensors)
 
+    def varying(self) -> set[fx.Node]:
+        """The nodes whose values depend on the inputs, and the inputs."""
+        found = set(self.feeds())
+        for node in self.nodes():
+            if any(argument in found for argument in node.all_input_nodes):
+                found.add(node)
+        return found
+
     def fold(self, values: Mapping[str, Callable[[], np.ndarray]]) -> Program:
         """The same with inputs of these names known: what gives them is asked when it is read."""
         folded = {

@@ -33,6 +33,7 @@ def run_all(
     read: Callable[[object], Tensor],
     samples: Sequence[Mapping[str, Tensor]],
     observe: Observe = lambda node, arguments: None,
+    found: Callable[[fx.Node, Any], None] = lambda node, value: None,
 ) -> list[dict[str, Tensor]]:
     """Run a program on several samples side by side, operator by operator.
 
@@ -42,6 +43,7 @@ def run_all(
     Args:
         samples: inputs by port name.
         observe: called before each operator of each sample with its node and its arguments.
+        found: called behind it with its node and its value.
 
     Returns:
         The outputs of each sample by port name.
@@ -58,6 +60,7 @@ def run_all(
                     shared[argument] = read(program.tensors[argument.name])
             for env in alive:
                 env[node] = apply(node, env, shared, observe)
+                found(node, env[node])
             for argument in node.all_input_nodes:
                 if order[argument] is node:
                     for env in (shared, *alive):
@@ -86,3 +89,12 @@ def apply(
 def last_uses(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """For every node that is used, the last node that uses it."""
     return {argument: node for node in graph.nodes for argument in node.all_input_nodes}
+
+
+def constant_value(program: Program, read: Callable[[object], Tensor], node: fx.Node) -> Tensor:
+    """The value of a node that depends on no input."""
+    if node.op == "placeholder":
+        return read(program.tensors[node.name])
+    values = {n: constant_value(program, read, n) for n in node.all_input_nodes}
+    value: Tensor = apply(node, values, {})
+    return value

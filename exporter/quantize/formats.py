@@ -31,13 +31,16 @@ class Storage:
         granularity: what shares a scale or a table, unless a group size says otherwise: ``value``
             (nothing is shared), ``channel`` (an output channel), ``group`` (of values along the
             input axis), ``weight`` (all of it).
-        inputs: bits that the layer's input is rounded to, in a fixed range; None: it is not.
+        inputs: bits that the layer's input is rounded to, in a fixed range; None: it is not. 16:
+            so is every value of the graph (``exporter.quantize.everywhere``).
+        multiples: scales of groups are whole multiples of their channel's, of 1 to so many.
     """
 
     kind: Kind
     bits: int
     granularity: Granularity
     inputs: int | None = None
+    multiples: int | None = None
 
 
 STORAGE: dict[str, Storage] = {
@@ -45,8 +48,10 @@ STORAGE: dict[str, Storage] = {
     "fp16": Storage("float", 16, "value"),
     "int8": Storage("integer", 8, "channel"),
     "w8a8": Storage("integer", 8, "channel", inputs=8),
+    "w8a16": Storage("integer", 8, "channel", inputs=16),
     "pal6": Storage("palette", 6, "weight"),
     "int4": Storage("integer", 4, "group"),
+    "w4a16": Storage("integer", 4, "group", inputs=16, multiples=15),
     "pal4": Storage("palette", 4, "weight"),
     "int2": Storage("integer", 2, "group"),
 }
@@ -100,8 +105,13 @@ class Format:
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether the layer's input is rounded too, in a fixed range."""
-        return self.storage.inputs is not None
+        """Whether the layer's input is rounded too, to 8 bits in a fixed range of its own."""
+        return self.storage.inputs == 8
+
+    @property
+    def rounds_all(self) -> bool:
+        """Whether every value of the graph is rounded to 16 bits, each in a fixed range."""
+        return self.storage.inputs == 16
 
     @property
     def is_palette(self) -> bool:
@@ -124,6 +134,8 @@ class Format:
             return code_bytes
         blocks = shape[0] * (shape[1] // self.group_size if self.group_size else 1)
         scale_bytes = blocks * (2 if self.is_grouped else 4)
+        if self.storage.multiples:
+            scale_bytes = blocks + 4 * shape[0]
         return code_bytes + scale_bytes + (0 if self.symmetric else -(-blocks * self.bits // 8))
 
 
@@ -185,6 +197,7 @@ class Scheme:
                 return rule
             size = rule.format.group_size if group_size is None else group_size
             sign = rule.format.symmetric if symmetric is None else symmetric
+            sign = sign or rule.format.storage.multiples is not None
             return replace(rule, format=replace(rule.format, group_size=size, symmetric=sign))
 
         return replace(self, rules=tuple(adapt(r) for r in self.rules))
@@ -205,6 +218,8 @@ def parse_format(text: str) -> Format:
     if name not in FORMATS or rest or len(sizes) > 1:
         raise InputError(known("format", text, FORMATS))
     form = FORMATS[name]
+    if form.storage.multiples and "asym" in details:
+        raise InputError(f"format {text!r}: {name} has no zero points")
     if details and not (form.is_grouped or (form.is_palette and "asym" not in details)):
         raise InputError(f"format {text!r}: {name} has neither groups nor zero points")
     size = int(sizes[0]) if sizes else form.group_size
@@ -221,7 +236,7 @@ def roles_for(form: Format) -> tuple[str, ...]:
     """
     if form.is_grouped or form.is_palette:
         return ("linear",)
-    if form.rounds_inputs:
+    if form.rounds_inputs or form.name == "w8a16":
         return ("linear", "conv")
     weights = tuple(role for role in ROLES if role != "vector")
     return tuple(role for role in weights if role != "table") if form.is_integer else weights
@@ -241,4 +256,4 @@ def fitting_format(asked: Format, shape: Sequence[int]) -> Format:
         if shape[0 if asked.is_palette else 1] % size == 0:
             return replace(asked, group_size=size)
         size //= 2
-    return FORMATS["int8"]
+    return FORMATS["w8a16" if asked.rounds_all else "int8"]

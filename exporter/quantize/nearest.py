@@ -52,7 +52,8 @@ def encode(weight: Tensor, form: Format) -> Encoded:
     range. Codes round half away from zero (onnxruntime's block quantizers). int2 alike: w* maps
     to -2, the range has 3 steps. Before codes are computed the scales are rounded to fp16, in
     which they are stored; those of a weight with one outside fp16's normal numbers stay float32.
-    Palettes: ``exporter.quantize.palettes``. fp32 is left as it is.
+    w4a16: the smallest of the row's 15 multiples at which codes of -8 to 7 hold a group. Palettes:
+    ``exporter.quantize.palettes``. fp32 is left as it is.
 
     Raises ValueError when a value is not finite, or too large for fp16.
     """
@@ -127,7 +128,11 @@ def _encode_groups(weight: Tensor, form: Format) -> Encoded:
     for rows, slab in _slabs(groups):
         low[rows], high[rows] = _extremes(slab)
     steps = 2**form.bits - 1
-    if form.symmetric:
+    if form.storage.multiples:
+        least, half = -(2 ** (form.bits - 1)), 2 ** (form.bits - 1)
+        scale = whole_multiples(torch.maximum(high / (half - 1), -low / half), form)
+        zero_point = None
+    elif form.symmetric:
         least, extreme = -(2 ** (form.bits - 1)), torch.where(high.abs() > low.abs(), high, low)
         scale = stored_scale(extreme / least, form)
         zero_point = None
@@ -152,12 +157,29 @@ def stored_scale(scale: Tensor, form: Format) -> Tensor:
     return scale.half().float() if in_half(scale, form) else scale
 
 
+def whole_multiples(scale: Tensor, form: Format) -> Tensor:
+    """Scales (N, G) above 0 as whole multiples of one for each row, the largest as the most.
+
+    The row's is a bfloat16, so that its multiples are exact in float32 and give it away.
+    """
+    most = form.storage.multiples
+    assert most is not None
+    unit = row_unit(scale.amax(1, keepdim=True), most)
+    count = torch.where(unit > 0, scale / unit, torch.zeros_like(scale)).ceil().clamp(1, most)
+    return count * unit
+
+
+def row_unit(largest: Tensor, most: int) -> Tensor:
+    """What the largest scale of a row is ``most`` times."""
+    return (largest / most).bfloat16().to(largest.dtype)
+
+
 def in_half(scale: Tensor, form: Format) -> bool:
     """Whether a weight's scales are rounded to fp16: those of groups.
 
     Unless one of them is outside its normal numbers: many devices take smaller ones for 0.
     """
-    if not form.is_grouped:
+    if not form.is_grouped or form.storage.multiples:
         return False
     sizes, (least, most) = scale[scale != 0].abs(), HALF_NORMALS
     return not sizes.numel() or bool(sizes.min() >= least and sizes.max() <= most)

@@ -43,7 +43,7 @@ def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]
     """
     if count == 1:
         return (program,)
-    varying = _varying(program)
+    varying = program.varying()
     steps = [n for n in program.nodes() if n in varying and not _is_piece(n)]
     waists = _waists(program, steps, varying)
     sizes = _sizes(program, steps, varying)
@@ -65,15 +65,6 @@ def split(program: QuantizedProgram, count: int) -> tuple[QuantizedProgram, ...]
 def _goes_on(program: QuantizedProgram) -> str:
     most = MOST_ALIVE.get(program.name, 1)
     return "a single value goes on" if most == 1 else f"at most {most} values go on"
-
-
-def _varying(program: QuantizedProgram) -> set[fx.Node]:
-    """The nodes whose values depend on the inputs, and the inputs."""
-    found = set(program.feeds())
-    for node in program.nodes():
-        if any(argument in found for argument in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _is_piece(node: fx.Node) -> bool:

@@ -69,6 +69,8 @@ class CoreMl:
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """Of weights Core ML takes every format, depending on the target."""
+        if form.rounds_all:
+            return "values of 16 bits, each in a range of its own, are not written for Core ML"
         if form.rounds_inputs:
             return "8-bit activations need Core ML itself to calibrate, on a Mac"
         if choices["target"] == "iOS17" and needs_ios18(form):

@@ -89,6 +89,8 @@ class Onnx:
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """ONNX has integers alone."""
+        if form.rounds_all and choices["target"] == "web":
+            return 'onnxruntime-web lacks its operators; say target = "native" in [onnx]'
         return "ONNX has no palettes" if form.is_palette else None
 
     def emit(
@@ -139,11 +141,13 @@ class Onnx:
 
 
 def _emitted(program: QuantizedProgram, files: tuple[Path, ...]) -> Emitted:
-    from exporter.quantize.rounded import asked, spared
+    from exporter.quantize.everywhere import has_levels, rounds_everything
+    from exporter.quantize.rounded import spared
 
     low_bits = any(form.is_integer for form in program.formats.values())
+    low_bits = low_bits and not rounds_everything(program)  # what it computes is said to the bit
     return Emitted(
-        files[0], files, ROUNDED_TOLERANCE if asked(program) else TOLERANCE,
+        files[0], files, ROUNDED_TOLERANCE if has_levels(program) else TOLERANCE,
         {"accuracy_level": "4"} if low_bits else {}, remarks=spared(program),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from exporter.backends.onnx.operators import OPERATORS
 from exporter.backends.shared import Shared
 from exporter.package.manifest import Port
 from exporter.program.program import Stored
+from exporter.quantize.everywhere import rounds_everything
 from exporter.quantize.packing import narrowed, pack
 from exporter.quantize.program import Part, QuantizedProgram
 
@@ -25,6 +26,7 @@ OURS = torch.ops.fourstep
 
 OPSET, IR_VERSION = 21, 10
 OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS = 25, 13
+OPSET_OF_INTEGERS, IR_VERSION_OF_INTEGERS = 23, 11  # RMSNormalization
 INLINE_BYTES = 1024  # small vectors stay in the graph; shapes always do: inference reads them
 MOST_OUTPUTS = 7  # of a node in WebGPU, whose shaders take 10 buffers
 ALIGN_BYTES = 4096  # a page, so that every weight can be mapped by itself
@@ -36,6 +38,7 @@ TYPES = {
     torch.int64: TensorProto.INT64,
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
+    torch.int16: TensorProto.INT16,
     torch.uint16: TensorProto.UINT16,
     torch.bool: TensorProto.BOOL,
 }
@@ -96,6 +99,7 @@ class Emitter:
         forms: Mapping[str, PortForm] | None = None,
     ) -> None:
         self.program, self.read, self.for_web = program, read, for_web
+        self.varying = program.varying()
         self._values, self._forms = values, forms or {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -228,6 +232,8 @@ class Emitter:
         opset, ir_version = OPSET, IR_VERSION
         if any(form.bits == 2 for form in self.program.formats.values()):
             opset, ir_version = OPSET_OF_2_BITS, IR_VERSION_OF_2_BITS
+        elif rounds_everything(self.program):
+            opset, ir_version = OPSET_OF_INTEGERS, IR_VERSION_OF_INTEGERS
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(
             graph, ir_version=ir_version, opset_imports=opsets, producer_name="fourstep"

@@ -8,11 +8,12 @@ from __future__ import annotations
 OPERATORS = frozenset(
     {
         "Add", "ArgMax", "Cast", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div",
-        "Equal", "Gather", "Gelu", "InstanceNormalization", "LayerNormalization", "MatMul", "Mul",
-        "Pad", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMean", "Relu", "Reshape", "Sigmoid",
-        "Slice", "Split", "Sqrt", "Sub", "Tanh", "Transpose",
-        "com.microsoft:MatMulIntegerToFloat", "com.microsoft:MultiHeadAttention",
+        "Equal", "Gather", "Gelu", "Gemm", "InstanceNormalization", "LayerNormalization", "MatMul",
+        "Mul", "Pad", "Pow", "QuantizeLinear", "RMSNormalization", "Reciprocal", "ReduceMean",
+        "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
+        "Transpose", "com.microsoft:MatMulIntegerToFloat", "com.microsoft:MultiHeadAttention",
     }
 )  # fmt: skip
-OPSETS = {"": (21, 25), "com.microsoft": (1,)}  # 25: of graphs with 2-bit weights
-IR_VERSIONS = (10, 13)
+# 23: of graphs that round every value; 25: of those with 2-bit weights
+OPSETS = {"": (21, 23, 25), "com.microsoft": (1,)}
+IR_VERSIONS = (10, 11, 13)

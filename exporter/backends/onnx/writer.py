@@ -13,10 +13,13 @@ import onnx
 from torch import Tensor
 
 from exporter.backends.contract import PortForm
-from exporter.backends.onnx import ops
+from exporter.backends.onnx import integers, ops
 from exporter.backends.onnx.emitter import Emitter, Values
 from exporter.program import aten
+from exporter.quantize.everywhere import rounds_everything
 from exporter.quantize.program import QuantizedProgram
+
+INTEGERS = integers.table(ops.TABLE)
 
 
 def write_graph(
@@ -53,8 +56,9 @@ def write_graphs(
         values = Values(stream, data_file.name, len(programs))
         for name, program in programs.items():
             emitter = Emitter(program, read, values, for_web, forms)
+            table = INTEGERS if rounds_everything(program) else ops.TABLE
             for node in program.nodes():
-                aten.translation(ops.TABLE, node, program.name, "ONNX")(emitter, node)
+                aten.translation(table, node, program.name, "ONNX")(emitter, node)
             model = emitter.model()
             models[name] = _shortened(model) if models else model
             values.next_graph()

@@ -86,6 +86,8 @@ class OpenVino:
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """OpenVINO has integers alone."""
+        if form.rounds_all:
+            return "values of 16 bits are for NPUs, and OpenVINO compiles for Intel's with a driver"
         if form.is_palette:
             return "OpenVINO IR has no palettes that its plugins keep compressed"
         return None

@@ -20,6 +20,7 @@ ROOMS = (
     "progress",
     "files",
     "package",
+    "cache",
     "bom",
     "credentials",
     "trust",
@@ -48,6 +49,7 @@ ROOMS = (
 )
 TORCHLESS = (
     "exporter.package",
+    "exporter.cache",
     "exporter.bom",
     "exporter.credentials",
     "exporter.trust",

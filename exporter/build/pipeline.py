@@ -11,14 +11,24 @@ from pathlib import Path
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions, Sizing
 from exporter.bom.licence import require_library
-from exporter.build import golden, resume, write
+from exporter.build import golden, resume, reuse, write
 from exporter.build.filter import PreparedFilter, prepared
+from exporter.build.keys import Sources, graph_key
 from exporter.build.layout import LayoutWork, refuse_unfit, verify_layout, write_layout
-from exporter.build.licence import warn_of_missing
-from exporter.build.model import Model, calibrate, lines_to_calibrate, trace_model, trace_sizes
+from exporter.build.licence import licence_of, warn_of_missing
+from exporter.build.model import (
+    Model,
+    calibrate,
+    lines_to_calibrate,
+    open_asked,
+    trace_model,
+    trace_sizes,
+)
+from exporter.cache.shared import Cache
 from exporter.calibrate.activations import ranges_of, rounded_by
 from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, InputError
 from exporter.files.lock import locked
 from exporter.files.staging import refuse_place, staging
@@ -36,7 +46,7 @@ from exporter.quantize.program import QuantizedProgram, quantize_all
 from exporter.quantize.split import emitted, split
 from exporter.recipe.plan import Plan, is_plan, read_plan
 from exporter.recipe.recipe import Recipe
-from exporter.runtime.package import open_package
+from exporter.runtime.package import Package, open_package
 from exporter.runtime.verify import Report, check_files, lines_to_verify, verify
 
 STATISTICS = "statistics"  # the folder beside packages
@@ -74,6 +84,7 @@ def build(
     progress: Progress | None = None,
     statistics: Path | None = None,
     calibrated: Sequence[str] = (),
+    cache: Cache | None = None,
 ) -> list[Built]:
     """Build one package per backend, scheme and layout into ``out``/<backend>-<scheme>.
 
@@ -83,6 +94,7 @@ def build(
         scheme_names: schemes, or files of plans; without any, those of the recipe.
         statistics: folder of calibration statistics, used again if they fit; ``out``/statistics.
         calibrated: graphs to measure besides those that a scheme asks for.
+        cache: where machines share graphs, statistics and whole packages (``build.reuse``).
 
     Packages that are there and whole, of the same recipe, checkpoint and tools, are kept. A build
     that was interrupted goes on with the graphs that it has finished.
@@ -112,19 +124,96 @@ def build(
         if given in names and load_layout(layout).takes(name)
     ]
     refuse_place(out, 0)
+    places = Places(out, statistics or out / STATISTICS, tuple(calibrated), cache)
     with locked(out, progress):
-        return _build(recipe, pairs, out, statistics or out / STATISTICS, progress, calibrated)
+        found = _requested(recipe, pairs, places, progress)
+        return found or _build(recipe, pairs, places, progress)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a build reads and writes besides its checkpoint.
+
+    Attributes:
+        out: the folder of the packages.
+        statistics: that of calibration statistics.
+        calibrated: graphs to measure besides those that a scheme asks for.
+        cache: shared with other machines, or None.
+    """
+
+    out: Path
+    statistics: Path
+    calibrated: tuple[str, ...]
+    cache: Cache | None
+
+
+def _requests(
+    recipe: Recipe, asked: Sequence[_Asked], checkpoint: Checkpoint, places: Places
+) -> dict[_Asked, str]:
+    """What each package is asked for by, before anything is traced; none where more is needed.
+
+    A classifier has to be tried first, and layouts are not shared.
+    """
+    if recipe.filter is not None or any(one.layout != NATIVE for one in asked):
+        return {}
+    beside = list({one.given: one.scheme for one in asked}.values())
+    return {
+        one: reuse.request_of(
+            recipe, checkpoint, one.backend, write.Origin(one.scheme, one.plan, {}, None),
+            beside, places.calibrated, places.statistics,
+        )
+        for one in asked
+    }  # fmt: skip
+
+
+def _requested(
+    recipe: Recipe, asked: Sequence[_Asked], places: Places, progress: Progress
+) -> list[Built]:
+    """All packages from the cache, or as they lie there, without tracing; else none."""
+    if places.cache is None:
+        return []
+    checkpoint = open_asked(recipe)
+    found = []
+    for one, key in _requests(recipe, asked, checkpoint, places).items():
+        record = places.cache.find("request", key)
+        basis = record.value.get("basis") if record else None
+        if not isinstance(basis, str):
+            return []
+        wanted = _wanted(one, recipe, checkpoint, basis)
+        taken = resume.whole_package(one.target, basis) or reuse.take_package(places.cache, wanted)
+        if taken is None:
+            return []
+        progress(f"{one.target.name} is whole already")
+        found.append(_as_built(one, taken))
+    if found:
+        warn_of_missing(licence_of(recipe, checkpoint), checkpoint)
+    return found
+
+
+def _wanted(one: _Asked, recipe: Recipe, checkpoint: Checkpoint, basis: str) -> reuse.Awaited:
+    return reuse.Awaited(
+        one.target, basis, one.backend.name, one.scheme.name,
+        recipe.digest(one.backend.name, one.layout), checkpoint.digest,
+    )  # fmt: skip
+
+
+def _as_built(one: _Asked, taken: tuple[Package, Report]) -> Built:
+    package, report = taken
+    manifest = package.manifest
+    return Built(
+        one.target, one.backend.name, one.scheme.name, manifest.bytes, report,
+        manifest.origin.licence_id,
+    )  # fmt: skip
 
 
 def _build(
     recipe: Recipe,
     asked: Sequence[_Asked],
-    out: Path,
-    statistics: Path,
+    places: Places,
     progress: Progress,
-    calibrated: Sequence[str],
 ) -> list[Built]:
     """``build`` in a folder that nobody else writes to."""
+    statistics, cache = places.statistics, places.cache
     several = recipe.further_sizes or len(recipe.layouts) > 1
     keep_bytes = KEEP_BYTES if recipe.prompts or several else 0
     model = trace_model(recipe, keep_bytes, progress)
@@ -139,9 +228,19 @@ def _build(
 
     # Resume: packages that are whole, and just what this build would make, are kept.
     used = {g for job in jobs for g in model.programs if job.programs[g].methods}
-    graphs = [g for g in model.programs if g in used or g in calibrated]
+    graphs = [g for g in model.programs if g in used or g in places.calibrated]
+    requests = _requests(recipe, asked, model.checkpoint, places) if cache else {}
     calibration = kept(statistics, measured.provenance(graphs)) if graphs else None
+    if calibration is None and cache and any(job.scheme.used_methods for job in jobs):
+        calibration = reuse.take_statistics(
+            cache, measured.provenance(graphs), statistics, progress
+        )
     built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
+    if cache:
+        for job in (job for job in jobs if built[job] is None and job.layout == NATIVE):
+            wanted = _wanted(job, recipe, model.checkpoint, job.basis(model, calibration))
+            taken = reuse.take_package(cache, wanted)
+            built[job] = _as_built(job, taken) if taken else None
     left = [job for job in jobs if built[job] is None]
     measures = calibration is None and any(job.scheme.used_methods for job in left)
     progress.expect(_lines(jobs, left, recipe))
@@ -149,11 +248,13 @@ def _build(
     for job in jobs:
         if job not in left:
             progress(f"{job.target.name} is whole already")
-    refuse_place(out, sum(job.missing_bytes() for job in left))
+    refuse_place(places.out, sum(job.missing_bytes() for job in left))
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
     if measures:
         calibration = calibrate(measured, graphs, statistics, progress)
+        if cache:
+            reuse.keep_statistics(cache, calibration)
     weights = Weights(model.checkpoint, keep_bytes=keep_bytes, calibration=calibration)
 
     # Golden pictures: the unquantized program in torch once, then each scheme's.
@@ -167,8 +268,12 @@ def _build(
         together = list(same)
         work = _work(together[0], models, painters, drawn, calibration, progress)
         for job in together:
-            make = _build_package if job.layout == NATIVE else _build_layout
-            built[job] = make(job, work, progress)
+            if job.layout == NATIVE:
+                built[job] = _build_shared(job, work, progress, cache)
+            else:
+                built[job] = _build_layout(job, work, progress)
+    if cache:
+        _keep(jobs, left, model, calibration, requests, places)
     return [found for found in built.values() if found is not None]
 
 
@@ -392,8 +497,48 @@ def _work(
     return _Work(model, weights, calibration, rounded, pictures, allowed)
 
 
-def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
-    """Emit what is not whole yet, write what stands beside it, verify."""
+def _keep(
+    jobs: Sequence[_Job],
+    left: Sequence[_Job],
+    model: Model,
+    calibration: Calibration | None,
+    requests: Mapping[_Asked, str],
+    places: Places,
+) -> None:
+    """Put packages that were built into the cache, and what they are asked for by.
+
+    That is another request where the statistics lie there that this build has measured.
+    """
+    assert places.cache is not None
+    for job in (job for job in left if job.layout == NATIVE):
+        reuse.keep_package(places.cache, job.basis(model, calibration), job.target)
+    asked = dict(zip(requests, jobs, strict=False))
+    again = _requests(model.recipe, list(requests), model.checkpoint, places)
+    for one, job in asked.items():
+        for key in {requests[one], again[one]}:
+            places.cache.keep("request", key, {"basis": job.basis(model, calibration)})
+
+
+def _build_shared(job: _Job, work: _Work, progress: Progress, cache: Cache | None) -> Built:
+    """A package with graphs of a cache, or with none of them where those do not verify."""
+    taken: list[str] = []
+    try:
+        return _build_package(job, work, progress, cache, taken)
+    except CheckFailed as error:
+        if cache is None or not taken:
+            raise
+        progress(f"{job.target.name}: {len(taken)} graphs of the cache are made anew: {error}")
+        return _build_package(job, work, progress, replace(cache, reads=False), [])
+
+
+def _build_package(
+    job: _Job, work: _Work, progress: Progress, cache: Cache | None, taken: list[str]
+) -> Built:
+    """Emit what is not whole yet, write what stands beside it, verify.
+
+    Args:
+        taken: gets the names of the graphs that come from the cache.
+    """
     model, basis = work.model, job.basis(work.model, work.calibration)
     with resume.resuming(job.target, basis, progress) as (folder, whole):
         bases = {"basis": basis, "unmarked_basis": job.unmarked_basis(model, work.calibration)}
@@ -403,8 +548,7 @@ def _build_package(job: _Job, work: _Work, progress: Progress) -> Built:
             if part.name in whole:
                 progress(f"{part.name} is whole already")
                 continue
-            progress(f"emit {part.name}")
-            whole[part.name] = _emit(job, part, work, folder)
+            whole[part.name] = _emit(job, part, work, folder, progress, cache, taken)
             resume.write_journal(job.target, basis, whole.values())
         graphs = [whole[part.name] for part in job.parts]
         origin = job.origin(work.calibration)
@@ -454,19 +598,38 @@ def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
     )  # fmt: skip
 
 
-def _emit(job: _Job, part: QuantizedProgram, work: _Work, folder: Path) -> write.WholeGraph:
-    """Write a part, at every size if it has more than one."""
+def _emit(
+    job: _Job,
+    part: QuantizedProgram,
+    work: _Work,
+    folder: Path,
+    progress: Progress,
+    cache: Cache | None,
+    taken: list[str],
+) -> write.WholeGraph:
+    """Write a part, at every size if it has more than one, or take it from the cache."""
     recipe, graph = work.model.recipe, graph_of(part.name)
     sizes = (recipe.sizes[0], *job.further.get(part.name, ()))
     programs = {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
     allowed = {size: work.allowed[size].get(graph, golden.USUAL) for size in sizes}
-    options = EmitOptions(recipe.backend(job.backend.name).choices)
-    read = work.weights.read
+    choices = recipe.backend(job.backend.name).choices
+    sources = Sources(work.model.checkpoint, work.calibration)
+    key = graph_key(job.backend, choices, programs, sources) if cache else ""
+    whole = reuse.take_graph(cache, key, programs, folder) if cache else None
+    if whole is not None:
+        progress(f"{part.name} is taken from the cache")
+        taken.append(part.name)
+        return whole.widened(allowed)
+    progress(f"emit {part.name}")
+    options, read = EmitOptions(choices), work.weights.read
     if len(sizes) > 1:
-        return write.emit_sizes(job.backend, programs, read, folder, options, allowed)
-    ((size, program),) = programs.items()
-    emitted = write.emit_graph(job.backend, program, read, folder, options, allowed[size])
-    return write.WholeGraph(emitted)
+        whole = write.emit_sizes(job.backend, programs, read, folder, options)
+    else:
+        (program,) = programs.values()
+        whole = write.WholeGraph(write.emit_graph(job.backend, program, read, folder, options))
+    if cache:
+        reuse.keep_graph(cache, key, whole, folder)
+    return whole.widened(allowed)
 
 
 def _rounded_part(program: QuantizedProgram, name: str, recipe: Recipe) -> QuantizedProgram:

@@ -56,8 +56,20 @@ def basis_of(
     layout: str = NATIVE,
 ) -> str:
     """SHA-256 of everything that decides a package's bytes."""
+    facts = basis_facts(recipe, checkpoint, backend, origin, layout)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def basis_facts(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    backend: Backend,
+    origin: Origin,
+    layout: str = NATIVE,
+) -> dict[str, Any]:
+    """Everything that decides a package's bytes, as JSON data."""
     licence = licence_of(recipe, checkpoint)
-    facts = {
+    return {
         "recipe": recipe.digest(backend.name, layout),
         "backend": backend.name,
         "scheme": asdict(origin.scheme),
@@ -70,9 +82,18 @@ def basis_of(
         "licences": {n: file_digest(f) for n, f in licence.files.items()},
         "filter": origin.filter.sha256 if origin.filter else None,
         "tools": tools_of(backend),
-        "code": [_code_digest(name) for name in (__name__, type(backend).__module__)],
+        "code": code_of(backend),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def code_of(backend: Backend) -> list[str]:
+    """Digests of this project's own code, and of the distribution that a backend is from."""
+    return [code_of_own(), _code_digest(type(backend).__module__)]
+
+
+def code_of_own() -> str:
+    """A digest of this project's own code."""
+    return _code_digest(__name__)
 
 
 @functools.cache

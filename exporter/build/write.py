@@ -19,7 +19,7 @@ from exporter.bom.licence import LIBRARY, notice_text
 from exporter.bom.write import bill_of
 from exporter.build import golden
 from exporter.build.filter import PreparedFilter
-from exporter.build.golden import USUAL, Allowance, Drawing, Pictures
+from exporter.build.golden import Allowance, Drawing, Pictures
 from exporter.build.licence import NOTICE, Licence
 from exporter.build.model import Model
 from exporter.calibrate.store import Calibration
@@ -115,6 +115,17 @@ class WholeGraph:
     def files(self) -> tuple[FileEntry, ...]:
         return (*self.graph.files, *self.beside)
 
+    def widened(self, allowed: Mapping[PictureSize, Allowance]) -> WholeGraph:
+        """The same with what each size may differ by besides what the backend says."""
+        first, *others = allowed
+        graph = replace(self.graph, tolerance=allowed[first].widened(self.graph.tolerance))
+        sized = {
+            str(size): replace(own, tolerance=allowed[size].widened(own.tolerance))
+            for size in others
+            for own in [self.sized[str(size)]]
+        }
+        return replace(self, graph=graph, sized=sized)
+
 
 def emit_sizes(
     backend: Backend,
@@ -122,13 +133,11 @@ def emit_sizes(
     read: Callable[[object], Tensor],
     folder: Path,
     options: EmitOptions,
-    allowed: Mapping[PictureSize, Allowance],
 ) -> WholeGraph:
     """Let a backend write one graph for several sizes, each weight once, as ``emit_graph``.
 
     Args:
         programs: by size, the first one first.
-        allowed: what each may differ by besides what the backend says.
     """
     assert isinstance(backend, Sizing)
     first, *others = programs
@@ -140,8 +149,7 @@ def emit_sizes(
     by_name = {names[size]: programs[size] for size in programs}
     emitted = backend.emit_sizes(by_name, read, place, options)
     entries = {
-        size: _entry(folder, programs[size], emitted[names[size]], backend, allowed[size])
-        for size in programs
+        size: _entry(folder, programs[size], emitted[names[size]], backend) for size in programs
     }
     own = {file.path: file for size in others for file in entries[size].files}
     known = {file.path for file in entries[first].files}
@@ -163,17 +171,12 @@ def emit_graph(
     read: Callable[[object], Tensor],
     folder: Path,
     options: EmitOptions,
-    allowed: Allowance = USUAL,
 ) -> GraphEntry:
-    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry.
-
-    Args:
-        allowed: what the graph may differ by besides what the backend says.
-    """
+    """Let a backend write one graph into ``folder``/graphs/<graph>; returns its manifest entry."""
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
     emitted = backend.emit(program, read, place, options)
-    return _entry(folder, program, emitted, backend, allowed)
+    return _entry(folder, program, emitted, backend)
 
 
 def _entry(
@@ -181,7 +184,6 @@ def _entry(
     program: QuantizedProgram,
     emitted: Emitted,
     backend: Backend,
-    allowed: Allowance,
 ) -> GraphEntry:
     return GraphEntry(
         name=program.name,
@@ -193,7 +195,7 @@ def _entry(
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
         run_bytes=run_bytes(program, backend.costs) if backend.costs else None,
-        tolerance=allowed.widened(emitted.tolerance),
+        tolerance=emitted.tolerance,
         session=emitted.session,
         remarks=emitted.remarks,
     )

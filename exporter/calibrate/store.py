@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -80,6 +80,7 @@ class Calibration:
         files: by component and weight, the file that holds its layer's inputs.
         scalings: by component and tensor (``exporter.calibrate.equalize``).
         sha256: digest of the index, which names every file's digest.
+        digests: of the files, by name.
     """
 
     folder: Path
@@ -87,6 +88,11 @@ class Calibration:
     files: Mapping[Place, str]
     scalings: Mapping[Place, Scaling]
     sha256: str
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def layer_sha256(self, source: Stored) -> str | None:
+        """The digest of what ``layer`` reads, or None when it was not measured."""
+        return self.digests.get(self.files.get((source.component, source.name), ""))
 
     def layer(self, source: Stored) -> LayerInputs | None:
         """The inputs of a linear layer by its weight, or None when they were not measured."""
@@ -213,6 +219,7 @@ def open_statistics(folder: Path) -> Calibration:
         {(component, weight): name for component, weight, name in index.layers},
         load_scalings(folder / SCALINGS),
         hashlib.sha256(text.encode()).hexdigest(),
+        index.sha256,
     )
 
 

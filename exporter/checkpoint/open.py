@@ -91,6 +91,14 @@ class Checkpoint:
             total.update(f"{name}\0{found.result()}\n".encode())
         return total.hexdigest()
 
+    def tensor_sha256(self, component: str, name: str) -> str:
+        """SHA-256 of what a tensor's values are made of; computed with those of ``digest``."""
+        return self._by_name[f"{component}/{name}"].result()
+
+    @cached_property
+    def _by_name(self) -> dict[str, Future[str]]:
+        return dict(self._digests)
+
     def begin_digest(self) -> None:
         """Start to read the tensors for ``digest`` in threads, beside what else is to be done."""
         _ = self._digests

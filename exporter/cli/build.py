@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from exporter import backends
+from exporter.cache.url import VARIABLE
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.cli.output import complain, megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.layouts import LAYOUTS
 from exporter.package.manifest import licence_words, mark_words
@@ -29,6 +30,14 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
     "--no-golden", is_flag=True, help="Draw no golden pictures: faster, and nothing to verify with."
 )
 @statistics_option
+@click.option(
+    "--cache",
+    "shared_cache",
+    envvar=VARIABLE,
+    show_envvar=True,
+    metavar="FOLDER|URL",
+    help="Where machines share what is built, such as s3://bucket/place; without credentials.",
+)
 @json_option
 def command(
     recipe: Path,
@@ -38,6 +47,7 @@ def command(
     layout_names: Sequence[str],
     no_golden: bool,
     statistics: Path | None,
+    shared_cache: str | None,
     as_json: bool,
 ) -> None:
     """Build one package per backend, scheme and layout of RECIPE into artifacts/<recipe>/.
@@ -48,6 +58,8 @@ def command(
     """
     require_build()
     from exporter.build.pipeline import build as build_packages
+    from exporter.cache.shared import open_cache
+    from exporter.cache.url import parse_url
     from exporter.quantize.schemes import scheme_names as all_schemes
     from exporter.recipe.plan import is_plan
     from exporter.recipe.recipe import read_recipe
@@ -66,7 +78,10 @@ def command(
     plan = replace(plan, layouts=tuple(dict.fromkeys(layout_names))) if layout_names else plan
     progress = Progress(bar_on_terminal)
     place = out or Path("artifacts") / plan.name
-    built = build_packages(plan, place, backend_names, scheme_names, progress, statistics)
+    cache = open_cache(parse_url(shared_cache), complain) if shared_cache else None
+    built = build_packages(
+        plan, place, backend_names, scheme_names, progress, statistics, cache=cache
+    )
     end_of_bar()
     mark = plan.mark.entry if plan.mark else None
     told = {

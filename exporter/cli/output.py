@@ -40,6 +40,7 @@ FLAGS = {
     "passphrase": "FOURSTEP_PASSPHRASE",
     "places": "--part",
     "previews": "--previews",
+    "shared_cache": "--cache",
     "size": "--size",
     "prompts": "--prompts",
     "recipe": "--recipe",

@@ -20,7 +20,9 @@ from exporter.build.reference import torch_session
 from exporter.calibrate.weights import Weights
 from exporter.cli import main
 from exporter.errors import InputError
-from exporter.layouts.diffusers import ClientGraph, client_graphs
+from exporter.layouts import DIFFUSERS
+from exporter.layouts.contract import ClientGraph
+from exporter.layouts.diffusers import client_graphs
 from exporter.layouts.schedule import client_schedule, client_sigmas
 from exporter.package.layout import check_layout
 from exporter.package.manifest import Guidance
@@ -86,7 +88,7 @@ def graphs_of(recipe: Recipe, backend: str = "openvino") -> Cutting:
     programs = quantize_all(model.programs, recipe.scheme("fp32"))
     entries = {name: file.entry for name, file in model.tokenizers.items()}
     schedule = client_schedule(recipe.cut.sigmas)
-    found = client_graphs(programs, entries, schedule, backend)
+    found = client_graphs(programs, entries, schedule, DIFFUSERS.forms[backend].velocity)
     return model, {graph.folder: graph for graph in found}
 
 

@@ -1,4 +1,4 @@
-"""Builds a folder in the diffusers layout: the native programs with clients' ports around them.
+"""Builds a folder in a layout of its own graphs: native programs with clients' ports around them.
 
 What is emitted is checked as a native package is: every graph against torch on the golden calls,
 and the whole picture, drawn in a client's order of calls.
@@ -7,6 +7,7 @@ and the whole picture, drawn in a client's order of calls.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,10 +32,9 @@ from exporter.build.reference import torch_session
 from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
 from exporter.files.staging import write_whole
-from exporter.layouts import NATIVE, load_layout, loop
-from exporter.layouts.beside import TOKENIZERS, ClientFacts, configurations, tokenizer_files
-from exporter.layouts.diffusers import FOLDERS, ClientGraph, client_graphs
-from exporter.layouts.schedule import ClientSchedule, client_schedule
+from exporter.layouts import NATIVE, Form, Layout, load_layout
+from exporter.layouts.contract import Call, ClientFacts, ClientGraph, Drawn, Maker, TokenizerText
+from exporter.layouts.schedule import ClientSchedule
 from exporter.package.layout import LAYOUT_FILE, LAYOUT_VERSION, LayoutGraph, LayoutManifest
 from exporter.package.measures import psnr_db, relative_error, snr_db
 from exporter.package.pixels import to_pixels
@@ -42,11 +42,10 @@ from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.verify import GraphParity, ImageParity, Report
 
-STEMS = {"openvino": "openvino_model", "onnx": "model"}  # of a graph's files, as clients ask for
 EXACT = SessionOptions(precision="float32")
 SAME = 1e-5  # relative; what a graph made of others may differ by from them, in torch
 Ports = Mapping[str, np.ndarray]
-Call = tuple[str, Ports, Ports]  # a graph's folder, what it got, what it gave
+Made = tuple[str, Ports, Ports]  # a graph's folder, what it got, what it gave
 
 
 @dataclass(frozen=True)
@@ -70,46 +69,54 @@ class LayoutWork:
 
     model: Model
     backend: Backend
-    layout: str
+    layout: Layout
     programs: Mapping[str, QuantizedProgram]
     weights: Weights
     pictures: Pictures
     allowed: Mapping[str, Allowance]
 
+    @property
+    def form(self) -> Form:
+        """What is particular to the backend's graphs."""
+        return self.layout.forms[self.backend.name]
+
+    @functools.cached_property
+    def maker(self) -> Maker:
+        maker: Maker = importlib.import_module(self.layout.maker).MAKER
+        return maker
+
     @functools.cached_property
     def schedule(self) -> ClientSchedule:
-        return client_schedule(self.model.schedule.sigmas)
+        return self.maker.schedule(self.model.schedule.sigmas)
 
     @functools.cached_property
     def graphs(self) -> tuple[ClientGraph, ...]:
         entries = {name: file.entry for name, file in self.model.tokenizers.items()}
-        return client_graphs(self.programs, entries, self.schedule, self.backend.name)
+        return self.maker.graphs(self.programs, entries, self.schedule, self.form)
 
 
-def refuse_unfit(recipe: Recipe, layout: str, backends: Sequence[str]) -> None:
+def refuse_unfit(recipe: Recipe, name: str, backends: Sequence[str]) -> None:
     """Raise InputError for what a recipe asks for and no client of a layout can do."""
-    if layout == NATIVE:
+    if name == NATIVE:
         return
-    able = tuple(load_layout(layout).clients)
-    if not any(name in able for name in backends):
+    layout = load_layout(name)
+    if not any(layout.takes(backend) for backend in backends):
         raise InputError(
-            f"[build] layout = {layout!r}: is made of graphs of {' or '.join(able)}, not of "
+            f"[build] layout = {name!r}: is made of graphs of {' or '.join(layout.forms)}, not of "
             f"{', '.join(backends)}; build one of those"
         )
-    reasons = {
-        "[schedule] mode": recipe.mode != "euler" and "clients of it know no other than 'euler'",
-        "[schedule] guidance": recipe.guidance is not None
-        and "its graphs take one picture at a time, and guidance draws two",
-        "[image] sizes": recipe.further_sizes and "it has one size; build a recipe for each",
-        "[text] t5_parts": recipe.t5_parts > 1 and "clients open T5 as one graph",
-        "[build] denoiser_parts": recipe.denoiser_parts > 1 and "clients open one MMDiT",
-        "[filter]": recipe.filter is not None
-        and "no client of it looks at pictures before it hands them on",
+    asked = {
+        "[schedule] mode": recipe.mode != "euler",
+        "[schedule] guidance": recipe.guidance is not None,
+        "[image] sizes": bool(recipe.further_sizes),
+        "[text] t5_parts": recipe.t5_parts > 1,
+        "[build] denoiser_parts": recipe.denoiser_parts > 1,
+        "[filter]": recipe.filter is not None,
     }
-    for key, reason in reasons.items():
-        if reason:
+    for key, reason in layout.lacks.items():
+        if asked[key]:
             raise InputError(
-                f"{key} does not go with [build] layout = {layout!r}: {reason}; leave one out"
+                f"{key} does not go with [build] layout = {name!r}: {reason}; leave one out"
             )
 
 
@@ -117,24 +124,24 @@ def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[
     """Write all graphs and what stands beside them into a folder; its manifest last."""
     written = tuple(_emit(work, graph, folder) for graph in work.graphs)
     files = [file for one in written for file in one.emitted.files]
-    files += _write_configurations(work, folder)
-    files += _write_tokenizers(work, folder)
+    files += [_write(folder / path, text) for path, text in _texts(work).items()]
+    files += _write_tokenizer_graphs(work, folder)
     files += write.write_plan(folder, origin)
     licences = write.copy_licences(work.model.licence, folder)
     notice = write.write_notice(work.model, work.backend, origin, folder)
     recipe = folder / write.RECIPE
-    text = work.model.recipe.normal_form(work.backend.name, work.layout)
+    text = work.model.recipe.normal_form(work.backend.name, work.layout.name)
     recipe.write_text(text, encoding="utf-8", newline="\n")
     entry = write.origin_entry(work.model, work.backend, origin, licences, notice)
-    digest = work.model.recipe.digest(work.backend.name, work.layout)
+    digest = work.model.recipe.digest(work.backend.name, work.layout.name)
     listed = dict.fromkeys((*files, *licences, *notice, recipe))
     manifest = LayoutManifest(
         layout_version=LAYOUT_VERSION,
-        layout=work.layout,
+        layout=work.layout.name,
         name=work.model.recipe.name,
         backend=work.backend.name,
         scheme=origin.scheme.name,
-        clients=load_layout(work.layout).clients_of(work.backend.name),
+        clients=work.form.clients,
         origin=replace(entry, recipe_sha256=digest),
         schedule=work.model.schedule,
         timesteps=work.schedule.timesteps,
@@ -154,11 +161,10 @@ def _emit(work: LayoutWork, graph: ClientGraph, folder: Path) -> WrittenGraph:
     place.mkdir()
     choices = work.model.recipe.backend(work.backend.name).choices
     options = EmitOptions(choices, graph.ports, is_foreign=True)
-    stem = STEMS[work.backend.name]
     assert isinstance(work.backend, Sizing)
-    emitted = work.backend.emit_sizes({stem: graph.program}, work.weights.read, place, options)[
-        stem
-    ]
+    stem = work.form.stem
+    found = work.backend.emit_sizes({stem: graph.program}, work.weights.read, place, options)
+    emitted = found[stem]
     allowances = [work.allowed.get(name, USUAL) for name in graph.made_of]
     tolerance = emitted.tolerance
     for allowed in allowances:
@@ -179,21 +185,19 @@ def _entry(written: WrittenGraph) -> LayoutGraph:
     )
 
 
-def _write_configurations(work: LayoutWork, folder: Path) -> list[Path]:
+def _texts(work: LayoutWork) -> dict[str, str]:
+    """What stands beside the graphs: configurations and tokenizers, by path."""
     checkpoint, cut = work.model.checkpoint, work.model.recipe.cut
     folders = {graph.folder for graph in work.graphs}
-    names = {"transformer", "vae"} | {n for n in folders if n.startswith("text_encoder")}
+    names = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
     parts = {n: checkpoint.components[n].config for n in names if n in checkpoint.components}
-    parts.setdefault("vae", _tiny_vae(work))
+    if "vae" not in parts:
+        parts["vae"] = _tiny_vae(work)
+    tokenizers = {n: TokenizerText(f.text, f.entry) for n, f in work.model.tokenizers.items()}
     told = ClientFacts(
-        parts,
-        work.schedule,
-        cut.width_px,
-        cut.height_px,
-        "text_encoder_3" in folders,
-        "vae_encoder" in folders,
+        parts, tokenizers, work.schedule, cut.width_px, cut.height_px, "vae_encoder" in folders
     )
-    return [_write(folder / path, text) for path, text in configurations(told).items()]
+    return work.maker.texts(told)
 
 
 def _tiny_vae(work: LayoutWork) -> dict[str, Any]:
@@ -202,22 +206,18 @@ def _tiny_vae(work: LayoutWork) -> dict[str, Any]:
     return {"block_out_channels": [1, 1, 1, 1], "latent_channels": latent[1]}
 
 
-def _write_tokenizers(work: LayoutWork, folder: Path) -> list[Path]:
-    """Each tokenizer as transformers reads it, and as a graph if the backend's clients want it."""
+def _write_tokenizer_graphs(work: LayoutWork, folder: Path) -> list[Path]:
+    """Each tokenizer as a graph, if the backend's clients want it."""
     written: list[Path] = []
-    for encoder, file in work.model.tokenizers.items():
-        place = folder / TOKENIZERS[encoder]
-        place.mkdir()
-        entry = file.entry
-        found = tokenizer_files(encoder, file.text, entry.tokens, entry.pad_id)
-        written += [_write(place / name, text) for name, text in found.items()]
-        if isinstance(work.backend, TokenizerWriting):
-            written += work.backend.write_tokenizer(file.text, entry, place)
+    if isinstance(work.backend, TokenizerWriting):
+        for encoder, file in work.model.tokenizers.items():
+            place = folder / work.maker.tokenizer_folders[encoder]
+            written += work.backend.write_tokenizer(file.text, file.entry, place)
     return written
 
 
 def _write(file: Path, text: str) -> Path:
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8", newline="\n")
     return file
 
@@ -253,46 +253,41 @@ def _failures(
             yield f"image {image.prompt!r}: PSNR {image.exact_db:.1f} dB, at least {least_db:.1f}"
 
 
-def _calls(work: LayoutWork, drawing: Drawing) -> list[Call]:
+def _calls(work: LayoutWork, drawing: Drawing) -> list[Made]:
     """Every call that a client makes for a golden picture, computed in torch.
 
     Raises CheckFailed when its latents are not the golden ones: then the graphs were put together
     in a wrong way.
     """
     programs = {graph.folder: graph.program for graph in work.graphs}
-    calls: list[Call] = []
+    calls: list[Made] = []
 
     def call(folder: str, inputs: Ports) -> Ports:
         outputs = torch_session(programs[folder], work.weights)(inputs)
         calls.append((folder, inputs, outputs))
         return outputs
 
-    latents, decoded = _drawn(work, call, drawing)
+    drawn = _drawn(work, call, drawing)
     if "vae_encoder" in programs:
-        call("vae_encoder", {"sample": decoded})
-    worst = max(map(relative_error, latents, drawing.latents))
+        call("vae_encoder", {"sample": drawn.decoded})
+    worst = max(map(relative_error, drawn.latents, drawing.latents))
     if not worst <= SAME:
-        raise CheckFailed(f"{work.layout}: latents differ from the golden ones by {worst:.1e}")
+        raise CheckFailed(f"{work.layout.name}: latents differ from the golden ones by {worst:.1e}")
     return calls
 
 
-def _drawn(
-    work: LayoutWork, call: loop.Call, drawing: Drawing
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """The latents after each step, and the decoder's output, of a golden picture's request."""
+def _drawn(work: LayoutWork, call: Call, drawing: Drawing) -> Drawn:
+    """A golden picture's request by a client's order of calls."""
     ids = {
-        FOLDERS[name]: inputs["ids"].astype(np.int32)
+        name: inputs["ids"].astype(np.int32)
         for name, inputs, _ in drawing.calls
-        if name in FOLDERS
+        if name in work.model.tokenizers
     }
-    transformer = next(g.program for g in work.graphs if g.folder == "transformer")
-    width = transformer.inputs[1].shape[2]
-    text = loop.encode(call, ids, width)
-    latents = list(loop.steps(call, text, drawing.noise[0], work.schedule))
-    return latents, loop.decode(call, latents[-1])
+    programs = {graph.folder: graph.program for graph in work.graphs}
+    return work.maker.draw(call, programs, ids, drawing.noise[0], work.schedule)
 
 
-def _parity(work: LayoutWork, written: WrittenGraph, calls: Sequence[Call]) -> GraphParity:
+def _parity(work: LayoutWork, written: WrittenGraph, calls: Sequence[Made]) -> GraphParity:
     """A graph's error on the calls that are its own, exact and as clients open it."""
     own = [call for call in calls if call[0] == written.graph.folder]
     worst = []
@@ -328,9 +323,10 @@ def _image(
             one = next(one for one in written if one.graph.folder == folder)
             return _open(work, one, options)(inputs)
 
-        latents, decoded = _drawn(work, call, drawing)
-        pixels.append(to_pixels(decoded, what=f"the picture of {drawing.image.request.prompt!r}"))
-        latent = latents[-1]
+        drawn = _drawn(work, call, drawing)
+        what = f"the picture of {drawing.image.request.prompt!r}"
+        pixels.append(to_pixels(drawn.decoded, what=what))
+        latent = drawn.latents[-1]
     return ImageParity(
         drawing.image.request.prompt,
         drawing.image.request.seed,

@@ -578,8 +578,8 @@ def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
     model, size = work.model, work.model.recipe.sizes[0]
     programs = {name: work.rounded[size](name) for name in job.programs}
     made = LayoutWork(
-        model, job.backend, job.layout, programs, work.weights, work.pictures[size],
-        work.allowed[size],
+        model, job.backend, load_layout(job.layout), programs, work.weights,
+        work.pictures[size], work.allowed[size],
     )  # fmt: skip
     basis, origin = job.basis(model, work.calibration), job.origin(work.calibration)
     with staging(job.target) as folder:

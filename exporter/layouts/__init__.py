@@ -7,11 +7,26 @@ clients load which nobody here wrote (``docs/clients.md``). Importing this bring
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.errors import InputError, known
 
 NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layout is written of one backend's graphs.
+
+    Attributes:
+        clients: who loads it.
+        stem: of a graph's files, as clients ask for.
+        velocity: what clients call the MMDiT's output.
+    """
+
+    clients: tuple[str, ...]
+    stem: str = ""
+    velocity: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,30 +35,54 @@ class Layout:
 
     Attributes:
         name: as recipes name it.
-        clients: who loads it, by the backend whose graphs it is made of.
+        forms: by the backend whose graphs it is made of.
+        maker: the module that makes its graphs (``exporter.layouts.contract``); empty where they
+            are the native ones.
+        gathers: made of all native packages of a backend that a build makes, one folder of them.
+        lacks: what it has no place for: keys of a recipe, and why.
     """
 
     name: str
-    clients: Mapping[str, tuple[str, ...]]
+    forms: Mapping[str, Form]
+    maker: str = ""
+    gathers: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     def takes(self, backend: str) -> bool:
         """Whether it is made of this backend's graphs."""
-        return self.name == NATIVE or backend in self.clients
-
-    def clients_of(self, backend: str) -> tuple[str, ...]:
-        """Who loads its folder of this backend's graphs."""
-        return self.clients.get(backend, ())
+        return self.name == NATIVE or backend in self.forms
 
     def folder(self, package: str) -> str:
         """The folder's name, given that of the native package of the same backend and scheme."""
         return package if self.name == NATIVE else f"{package}-{self.name}"
 
 
+ONE_GRAPH = {
+    "[schedule] mode": "clients of it know no other than 'euler'",
+    "[schedule] guidance": "its graphs take one picture at a time, and guidance draws two",
+    "[image] sizes": "it has one size; build a recipe for each",
+    "[text] t5_parts": "clients open T5 as one graph",
+    "[build] denoiser_parts": "clients open one MMDiT",
+    "[filter]": "no client of it looks at pictures before it hands them on",
+}
 DIFFUSERS = Layout(
     "diffusers",
-    {"openvino": ("OpenVINO GenAI", "optimum-intel"), "onnx": ("optimum-onnx",)},
+    {
+        "openvino": Form(("OpenVINO GenAI", "optimum-intel"), "openvino_model", "out_sample"),
+        "onnx": Form(("optimum-onnx",), "model", "out_hidden_states"),
+    },
+    maker="exporter.layouts.diffusers",
+    lacks=ONE_GRAPH,
 )
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (Layout(NATIVE, {}), DIFFUSERS)}
+ORT_PACKAGE = Layout(
+    "ort-package",
+    {"onnx": Form(("onnxruntime's model package reader",))},
+    gathers=True,
+    lacks={key: ONE_GRAPH[key] for key in ("[image] sizes", "[filter]")},
+)
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout for layout in (Layout(NATIVE, {}), DIFFUSERS, ORT_PACKAGE)
+}
 
 
 def load_layout(name: str) -> Layout:

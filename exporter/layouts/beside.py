@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from exporter.files.read import parse_json
+from exporter.layouts.contract import ClientFacts
 from exporter.layouts.schedule import ClientSchedule
+from exporter.package.manifest import Tokenizer
 
 # Of each text encoder, the folder of its tokenizer.
 TOKENIZERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
@@ -27,25 +28,6 @@ COMPONENTS = (
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class ClientFacts:
-    """What configurations say.
-
-    Attributes:
-        components: the checkpoint's own, by folder (``transformer``, ``vae``, ``text_encoder``...).
-        schedule: of the client.
-        width_px, height_px: of the only picture that is drawn.
-        has_t5, has_encoder: whether there is such a graph.
-    """
-
-    components: Mapping[str, Json]
-    schedule: ClientSchedule
-    width_px: int
-    height_px: int
-    has_t5: bool
-    has_encoder: bool
-
-
 def configurations(told: ClientFacts) -> dict[str, str]:
     """The text of each JSON file, by its path in the folder."""
     vae = {
@@ -60,7 +42,7 @@ def configurations(told: ClientFacts) -> dict[str, str]:
         "shift_factor": 0.0,
     }
     files: dict[str, Json] = {
-        "model_index.json": _index(told.has_t5),
+        "model_index.json": _index("t5" in told.tokenizers),
         "scheduler/scheduler_config.json": _scheduler(told.schedule),
         "transformer/config.json": {
             "_class_name": "SD3Transformer2DModel",
@@ -79,7 +61,7 @@ def configurations(told: ClientFacts) -> dict[str, str]:
             **told.components[name],
             "num_hidden_layers": 1,  # of the states that the graph gives, none but the last count
         }
-    if told.has_t5:
+    if "t5" in told.tokenizers:
         own = told.components["text_encoder_3"]
         files["text_encoder_3/config.json"] = {
             "architectures": ["T5EncoderModel"],
@@ -125,12 +107,11 @@ def _scheduler(schedule: ClientSchedule) -> Json:
     }
 
 
-def tokenizer_files(encoder: str, text: str, tokens: int, pad_id: int) -> dict[str, str]:
+def tokenizer_files(encoder: str, text: str, entry: Tokenizer) -> dict[str, str]:
     """The text of each file of a tokenizer, by its name, for transformers 4.57 and 5.
 
     Args:
         text: of a ``tokenizer.json``.
-        tokens: how many ids the encoder reads.
     """
     parsed = parse_json(text, "a tokenizer.json")
     special = {token["id"]: token["content"] for token in parsed["added_tokens"]}
@@ -139,7 +120,7 @@ def tokenizer_files(encoder: str, text: str, tokens: int, pad_id: int) -> dict[s
         named = {
             "eos_token": "</s>",
             "unk_token": "<unk>",
-            "pad_token": special.get(pad_id, "<pad>"),
+            "pad_token": special.get(entry.pad_id, "<pad>"),
         }
         settings = {
             "tokenizer_class": "T5TokenizerFast",
@@ -155,9 +136,9 @@ def tokenizer_files(encoder: str, text: str, tokens: int, pad_id: int) -> dict[s
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        "pad_token": special.get(pad_id, words.get(pad_id, "!")),
+        "pad_token": special.get(entry.pad_id, words.get(entry.pad_id, "!")),
     }
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens, **named}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": entry.tokens, **named}
     return {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *pairs, ""]),

@@ -10,15 +10,19 @@ draws what the recipe says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Final
 
+import numpy as np
 import torch
 from torch import fx
 
 from exporter.backends.contract import PortForm
+from exporter.layouts import Form, loop
 from exporter.layouts.adapters import Conditions, Gain, Ids, PickStep, adapter
+from exporter.layouts.beside import TOKENIZERS, configurations, tokenizer_files
 from exporter.layouts.chain import Link, chain
-from exporter.layouts.schedule import ClientSchedule
+from exporter.layouts.contract import Call, ClientFacts, ClientGraph, Drawn, Maker
+from exporter.layouts.schedule import ClientSchedule, client_schedule
 from exporter.network.layers import CLIP_TOKENS
 from exporter.package.manifest import Port, Tokenizer
 from exporter.package.names import DECODERS
@@ -26,42 +30,68 @@ from exporter.quantize.program import QuantizedProgram
 
 MOST_TEXT_TOKENS = 512  # of T5 in any client; the graphs take fewer and more
 FOLDERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
-VELOCITY = {"openvino": "out_sample", "onnx": "out_hidden_states"}
 
 
-@dataclass(frozen=True)
-class ClientGraph:
-    """A graph of the layout.
+class Diffusers:
+    """The layout of GenAI and the optimums."""
 
-    Attributes:
-        folder: where its files lie.
-        program: with the client's ports.
-        ports: how they are written, by name; a port that is not named is static float32.
-        made_of: the native graphs that are in it.
-    """
+    __slots__ = ()
+    tokenizer_folders: Final[Mapping[str, str]] = TOKENIZERS
 
-    folder: str
-    program: QuantizedProgram
-    ports: Mapping[str, PortForm]
-    made_of: tuple[str, ...]
+    def schedule(self, sigmas: Sequence[float]) -> ClientSchedule:
+        """What ``scheduler_config.json`` says, and what is bent in the graph."""
+        return client_schedule(sigmas)
+
+    def graphs(
+        self,
+        programs: Mapping[str, QuantizedProgram],
+        tokenizers: Mapping[str, Tokenizer],
+        schedule: ClientSchedule,
+        form: Form,
+    ) -> tuple[ClientGraph, ...]:
+        """One for each component."""
+        return client_graphs(programs, tokenizers, schedule, form.velocity)
+
+    def texts(self, told: ClientFacts) -> dict[str, str]:
+        """Configurations, and tokenizers as transformers reads them."""
+        found = configurations(told)
+        for encoder, file in told.tokenizers.items():
+            for name, text in tokenizer_files(encoder, file.text, file.entry).items():
+                found[f"{TOKENIZERS[encoder]}/{name}"] = text
+        return found
+
+    def draw(
+        self,
+        call: Call,
+        graphs: Mapping[str, QuantizedProgram],
+        ids: Mapping[str, np.ndarray],
+        noise: np.ndarray,
+        schedule: ClientSchedule,
+    ) -> Drawn:
+        """As these clients do, whose loops are as short as they are alike."""
+        width = graphs["transformer"].inputs[1].shape[2]
+        text = loop.encode(call, {FOLDERS[name]: value for name, value in ids.items()}, width)
+        latents = tuple(loop.steps(call, text, noise, schedule))
+        return Drawn(latents, loop.decode(call, latents[-1]))
 
 
 def client_graphs(
     programs: Mapping[str, QuantizedProgram],
     tokenizers: Mapping[str, Tokenizer],
     schedule: ClientSchedule,
-    backend: str,
+    velocity: str,
 ) -> tuple[ClientGraph, ...]:
     """The graphs of the layout, in the order in which a client runs them.
 
     Args:
         programs: the native ones, by graph, with rounded inputs where the scheme has them.
         tokenizers: by text encoder.
+        velocity: what clients call the MMDiT's output.
     """
     graphs = [_clip(name, programs[name], tokenizers[name]) for name in ("clip_l", "clip_g")]
     if "t5" in programs:
         graphs.append(_t5(programs["t5"], tokenizers["t5"]))
-    graphs.append(_transformer(programs, schedule, VELOCITY[backend]))
+    graphs.append(_transformer(programs, schedule, velocity))
     decoder = next(programs[name] for name in DECODERS if name in programs)
     graphs.append(_renamed(decoder, "vae_decoder", "latent_sample", "sample"))
     encoder = next((programs[n] for n in ("vae_encoder", "tiny_encoder") if n in programs), None)
@@ -195,3 +225,6 @@ def _renamed(native: QuantizedProgram, folder: str, given: str, made: str) -> Cl
     link = Link(native, {taken.name: given}, {gives.name: made})
     program = chain(native.name, (Port(given, taken.shape),), (link,), {made: made})
     return ClientGraph(folder, program, {}, (native.name,))
+
+
+MAKER: Final[Maker] = Diffusers()

@@ -5,14 +5,14 @@ No torch. Clients draw with their own loops; this one is as short as theirs are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.layouts.contract import Call
 from exporter.layouts.schedule import ClientSchedule
 
-Call = Callable[[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]  # a graph, by its folder
 NULL_TOKENS = 77  # zeros that GenAI puts in the place of T5
 
 

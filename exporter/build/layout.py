@@ -33,7 +33,14 @@ from exporter.calibrate.weights import Weights
 from exporter.errors import CheckFailed, InputError
 from exporter.files.staging import write_whole
 from exporter.layouts import NATIVE, Form, Layout, load_layout
-from exporter.layouts.contract import Call, ClientFacts, ClientGraph, Drawn, Maker, TokenizerText
+from exporter.layouts.contract import (
+    Call,
+    ClientDrawing,
+    ClientFacts,
+    ClientGraph,
+    Maker,
+    TokenizerText,
+)
 from exporter.layouts.schedule import ClientSchedule
 from exporter.package.layout import LAYOUT_FILE, LAYOUT_VERSION, LayoutGraph, LayoutManifest
 from exporter.package.measures import psnr_db, relative_error, snr_db
@@ -276,7 +283,7 @@ def _calls(work: LayoutWork, drawing: Drawing) -> list[Made]:
     return calls
 
 
-def _drawn(work: LayoutWork, call: Call, drawing: Drawing) -> Drawn:
+def _drawn(work: LayoutWork, call: Call, drawing: Drawing) -> ClientDrawing:
     """A golden picture's request by a client's order of calls."""
     ids = {
         name: inputs["ids"].astype(np.int32)

@@ -13,6 +13,8 @@ from exporter.backends.contract import Backend, EmitOptions, Sizing
 from exporter.bom.licence import require_library
 from exporter.build import golden, resume, reuse, write
 from exporter.build.filter import PreparedFilter, prepared
+from exporter.build.gather import LINES as LINES_TO_GATHER
+from exporter.build.gather import gather
 from exporter.build.keys import Sources, graph_key
 from exporter.build.layout import LayoutWork, refuse_unfit, verify_layout, write_layout
 from exporter.build.licence import licence_of, warn_of_missing
@@ -120,14 +122,17 @@ def build(
         _Asked(given, *found, loaded[name], layout, out)
         for given, found in chosen.items()
         for name, names in wanted.items()
-        for layout in recipe.layouts
-        if given in names and load_layout(layout).takes(name)
+        for layout in _written(recipe, name)
+        if given in names
     ]
     refuse_place(out, 0)
     places = Places(out, statistics or out / STATISTICS, tuple(calibrated), cache)
+    gathered = [layout for layout in recipe.layouts if load_layout(layout).gathers]
     with locked(out, progress):
         found = _requested(recipe, pairs, places, progress)
-        return found or _build(recipe, pairs, places, progress)
+        progress.expect(LINES_TO_GATHER * len(gathered))
+        built = found or _build(recipe, pairs, places, progress)
+        return built + [_gathered(recipe, layout, built, out, progress) for layout in gathered]
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,23 @@ def _as_built(one: _Asked, taken: tuple[Package, Report]) -> Built:
         one.target, one.backend.name, one.scheme.name, manifest.bytes, report,
         manifest.origin.licence_id,
     )  # fmt: skip
+
+
+def _written(recipe: Recipe, backend: str) -> Sequence[str]:
+    """The layouts in which a scheme's folder is written, those that another is made of included."""
+    asked = [load_layout(name) for name in recipe.layouts if load_layout(name).takes(backend)]
+    return list(dict.fromkeys(NATIVE if one.gathers else one.name for one in asked))
+
+
+def _gathered(
+    recipe: Recipe, layout: str, built: Sequence[Built], out: Path, progress: Progress
+) -> Built:
+    """The native packages of a build in one folder."""
+    takes = load_layout(layout).takes
+    made_of = [b for b in built if b.layout == NATIVE and takes(b.backend)]
+    target, manifest, report = gather(recipe, [b.path for b in made_of], out, progress)
+    licence = manifest.origin.licence_id
+    return Built(target, manifest.backend, manifest.scheme, manifest.bytes, report, licence, layout)
 
 
 def _build(

@@ -49,10 +49,10 @@ def command(
             "--revision and --variant: the recipe says them; leave out one or the other"
         )
     place = str(PLACE.convert(place, None, None)) if place.startswith("~") else place
-    if (Path(place) / "manifest.json").is_file():
-        _inspect_package(Path(place), as_json)
-    elif is_layout(Path(place)):
+    if is_layout(Path(place)):
         _inspect_layout(Path(place), as_json)
+    elif (Path(place) / "manifest.json").is_file():
+        _inspect_package(Path(place), as_json)
     elif Path(place).suffix.lower() in PICTURES and Path(place).is_file():
         if recipe or revision or variant:
             raise InputError(
@@ -81,7 +81,7 @@ def _inspect_layout(folder: Path, as_json: bool) -> None:
     )
     for graph in found.graphs:
         made_of = " and ".join(graph.made_of)
-        show(f"  {graph.folder:16} {megabytes(graph.bytes):>10}  {made_of}")
+        show(f"  {graph.folder:24} {megabytes(graph.bytes):>10}  {made_of}")
 
 
 def _inspect_package(folder: Path, as_json: bool) -> None:

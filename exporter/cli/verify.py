@@ -57,9 +57,16 @@ def _verify_layout(folder: Path, trusted: Path | None, as_json: bool) -> None:
     """Check the files of a folder for clients of others, which alone can draw with it."""
     if trusted is not None:
         raise InputError(f"{folder}: folders in other layouts are not signed; leave --trusted out")
+    from exporter.layouts import load_layout
     from exporter.package.layout import check_layout
 
     found = check_layout(folder)
+    if load_layout(found.layout).gathers:
+        from exporter.backends.onnx.model_package import read_model_package
+        from exporter.layouts.ort_package import check_package
+
+        check_package(folder)
+        read_model_package(folder)
     told = {
         "package": folder.name,
         "layout": found.layout,

@@ -65,7 +65,7 @@ class ClientFacts:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ClientDrawing:
     """What a client computes on the way to a picture.
 
     Attributes:
@@ -111,7 +111,7 @@ class Maker(Protocol):
         ids: Mapping[str, np.ndarray],
         noise: np.ndarray,
         schedule: ClientSchedule,
-    ) -> Drawn:
+    ) -> ClientDrawing:
         """A picture by a client's order of calls.
 
         Args:

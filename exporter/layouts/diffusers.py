@@ -21,7 +21,7 @@ from exporter.layouts import Form, loop
 from exporter.layouts.adapters import Conditions, Gain, Ids, PickStep, adapter
 from exporter.layouts.beside import TOKENIZERS, configurations, tokenizer_files
 from exporter.layouts.chain import Link, chain
-from exporter.layouts.contract import Call, ClientFacts, ClientGraph, Drawn, Maker
+from exporter.layouts.contract import Call, ClientDrawing, ClientFacts, ClientGraph, Maker
 from exporter.layouts.schedule import ClientSchedule, client_schedule
 from exporter.network.layers import CLIP_TOKENS
 from exporter.package.manifest import Port, Tokenizer
@@ -67,12 +67,12 @@ class Diffusers:
         ids: Mapping[str, np.ndarray],
         noise: np.ndarray,
         schedule: ClientSchedule,
-    ) -> Drawn:
+    ) -> ClientDrawing:
         """As these clients do, whose loops are as short as they are alike."""
         width = graphs["transformer"].inputs[1].shape[2]
         text = loop.encode(call, {FOLDERS[name]: value for name, value in ids.items()}, width)
         latents = tuple(loop.steps(call, text, noise, schedule))
-        return Drawn(latents, loop.decode(call, latents[-1]))
+        return ClientDrawing(latents, loop.decode(call, latents[-1]))
 
 
 def client_graphs(

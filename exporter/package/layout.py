@@ -11,6 +11,7 @@ from exporter.package.check import check_file
 from exporter.package.decode import decode
 from exporter.package.manifest import FileEntry, MarkEntry, OriginEntry, Port, Schedule
 from exporter.package.paths import confined
+from exporter.package.read import DIGEST
 
 LAYOUT_FILE = "fourstep.json"  # beside what clients read; they look past it
 LAYOUT_VERSION = "1.0"
@@ -78,8 +79,8 @@ class LayoutManifest:
 
 
 def is_layout(folder: Path) -> bool:
-    """Whether a folder is in a layout for clients of others."""
-    return (folder / LAYOUT_FILE).is_file()
+    """Whether a folder is in a layout for clients of others, and no native package."""
+    return (folder / LAYOUT_FILE).is_file() and not (folder / DIGEST).is_file()
 
 
 def read_layout(folder: Path) -> LayoutManifest:

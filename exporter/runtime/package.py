@@ -23,7 +23,7 @@ from exporter.package.check import (
     identity_of,
     read_file,
 )
-from exporter.package.layout import refuse_layout
+from exporter.package.layout import is_layout, refuse_layout
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest, Stage
 from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
@@ -241,7 +241,7 @@ def open_package(
         raise InputError(known("choice", checks, get_args(Checks)), field="checks")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a package that fourstep build wrote")
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() or is_layout(folder):
         refuse_layout(folder)
         nested = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; packages in it: {', '.join(nested)}" if nested else ""

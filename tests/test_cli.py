@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from exporter import __version__, backends
-from exporter.cli import main, run
+from exporter.cli import draw, main
 from exporter.errors import InputError
 from exporter.runtime import Image as Drawn
 from exporter.runtime import PictureRemark, Request, generate, open_package
@@ -396,7 +396,7 @@ def test_lists_of_prompts_that_are_none(tiny_package: Path, tmp_path: Path) -> N
 def test_many_prompts_are_drawn_in_groups(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "GROUP", 2)
+    monkeypatch.setattr(draw, "GROUP", 2)
     out, previews = tmp_path / "p.png", tmp_path / "previews"
     prompts = ("one", "two", "one", "three", "four")
     found = fourstep("run", tiny_package, *prompts, "--out", out, "--previews", previews)

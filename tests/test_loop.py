@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image as Picture
 
+from exporter.drawing.kept import KeptPrompts, Values
 from exporter.drawing.loop import (
     Conditioned,
     Image,
@@ -117,6 +118,42 @@ class _FakeSession:
 
     def __del__(self) -> None:
         self.owner.open_now.remove(self.name)
+
+
+def test_what_is_kept_of_a_prompt_is_not_encoded_again() -> None:
+    """Whatever else is asked for; a new prompt beside it is, and the pictures are the same."""
+    fake = Fake()
+    player = replace(fake.player(), kept=KeptPrompts())
+    encoders = ["words-a", "words-b", "about"]
+
+    def drawn(*requests: Request) -> list[np.ndarray]:
+        fake.opened.clear()
+        return [e.latent for e in generate(player, requests) if isinstance(e, Image)]
+
+    (first,) = drawn(Request("a star"))
+    assert fake.opened == [*encoders, "move", "paint"]
+    other, again = drawn(Request("a star", seed=1), Request("a star"))
+    assert fake.opened == ["move", "paint"]
+    assert np.array_equal(again, first) and not np.array_equal(other, first)
+    drawn(Request("a star"), Request("two"))
+    assert fake.opened == [*encoders, "move", "paint"] and fake.texts[-1] == len("two")
+    drawn(Request("two"), Request("a star"))
+    assert fake.opened == ["move", "paint"] and fake.texts[-1] == len("a star")
+
+
+def test_prompts_are_kept_up_to_so_many_bytes() -> None:
+    def values() -> Values:
+        return {("words", "hidden"): np.zeros(25, np.float32)}
+
+    kept = KeptPrompts(most_bytes=200)
+    kept.add("one", values())
+    kept.add("two", values())
+    assert kept.get("one") is not None
+    kept.add("three", values())
+    assert kept.get("two") is None  # nobody asked for it longest
+    assert kept.get("one") is not None and kept.get("three") is not None
+    kept.add("huge", {("words", "hidden"): np.zeros(51, np.float32)})
+    assert kept.get("huge") is None and kept.get("one") is not None
 
 
 def test_a_picture_is_refused_by_a_package_that_cannot_read_it() -> None:

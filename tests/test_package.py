@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.backends.contract import Session, SessionOptions
 from exporter.backends.onnx import BACKEND as backend
 from exporter.build import golden, pipeline
 from exporter.build.pipeline import build
@@ -21,9 +20,9 @@ from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import CheckFailed, InputError
 from exporter.quantize.formats import FORMATS, Rule
 from exporter.recipe.recipe import Recipe
-from exporter.runtime.package import Package, open_package
+from exporter.runtime.package import open_package
 from exporter.runtime.verify import verify
-from tests.conftest import seal
+from tests.conftest import opened_by, seal
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -79,14 +78,7 @@ def test_graphs_that_stay_open_are_opened_ahead(
     tiny_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the one that few pictures need, and none twice."""
-    opened: list[str] = []
-    original = Package.session
-
-    def session(self: Package, name: str, options: SessionOptions) -> Session:
-        opened.append(name)
-        return original(self, name, options)
-
-    monkeypatch.setattr(Package, "session", session)
+    opened = opened_by(monkeypatch)
     package = open_package(tiny_package)
     names = [graph.name for graph in package.manifest.graphs]
     ahead = [name for name in names if name != "vae_encoder"]

@@ -245,7 +245,7 @@ class Clock:
     runs_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def watch(self, player: Player) -> Player:
-        """The same player, timed."""
+        """The same player, timed; every prompt is encoded, though it was before."""
 
         def open_session(name: str) -> Session:
             session = _timed(self.opens_s[name], lambda: player.open(name))
@@ -255,7 +255,7 @@ class Clock:
 
             return call
 
-        return replace(player, open=open_session)
+        return replace(player, open=open_session, kept=None)
 
     def median_s(self, names: Sequence[str]) -> float:
         """Of a call of graphs that run one after the other."""

@@ -47,6 +47,7 @@ FLAGS = {
     "seed": "--seed",
     "strength": "--strength",
     "target": "--for",
+    "watch": "--watch",
 }
 
 

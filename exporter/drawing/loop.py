@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.drawing.judge import Glimpses, Judge, wipe
+from exporter.drawing.kept import KeptPrompts, Values
 from exporter.drawing.noise import TorchNoise, check_seed
 from exporter.drawing.start import Fit, start_picture
 from exporter.drawing.text import Encode, check_prompt
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 Ports = dict[str, np.ndarray]
 Session = Callable[[Mapping[str, np.ndarray]], Ports]
-Values = dict[tuple[str, str], np.ndarray]  # what graphs gave, by graph and port
 
 
 def nothing() -> None:
@@ -68,6 +68,7 @@ class Player:
         filter: what every picture has to pass, or nothing.
         sizes: the players of all sizes of the package, this one's among them; empty where it draws
             one size alone.
+        kept: what the stages of once per prompt gave for earlier calls; None: nothing is kept.
     """
 
     schedule: Schedule
@@ -78,6 +79,7 @@ class Player:
     close: Callable[[], None] = nothing
     filter: Filter | None = None
     sizes: Mapping[PictureSize, Player] = field(default_factory=dict)
+    kept: KeptPrompts | None = None
 
     @property
     def size(self) -> PictureSize:
@@ -246,7 +248,21 @@ def _judge_of(player: Player) -> Judge | None:
 
 
 def condition(player: Player, prompts: Sequence[str]) -> dict[str, Values]:
-    """What the stages of once per prompt give for each distinct prompt, as far as it is used."""
+    """What the stages of once per prompt give for each distinct prompt, as far as it is used.
+
+    Those that the player has kept are not encoded again.
+    """
+    kept = player.kept
+    if kept is None:
+        return _encode_prompts(player, prompts)
+    known = {p: values for p in prompts if (values := kept.get(p)) is not None}
+    new = _encode_prompts(player, [p for p in prompts if p not in known])
+    for prompt, values in new.items():
+        kept.add(prompt, values)
+    return {prompt: known[prompt] if prompt in known else new[prompt] for prompt in prompts}
+
+
+def _encode_prompts(player: Player, prompts: Sequence[str]) -> dict[str, Values]:
     found: dict[str, Values] = {prompt: {} for prompt in prompts}
     turns = [s for s in player.stages if s.runs == "once per prompt"]
     for stage in turns:

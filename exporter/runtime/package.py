@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.drawing import text
+from exporter.drawing.kept import KeptPrompts
 from exporter.drawing.loop import Player, Session, nothing
 from exporter.errors import CheckFailed, InputError, known
 from exporter.package.check import (
@@ -149,7 +150,8 @@ class Package:
 
         Args:
             keep: graphs are opened while the ones before them run, and stay open for the next call
-                of the loop, until the player is closed: faster, in the memory of all of them.
+                of the loop, until the player is closed: faster, in the memory of all of them. What
+                was made of the last prompts is kept too: drawn again, they are not encoded anew.
             size: of the pictures of requests that name none; None: the package's first.
 
         Raises InputError for a device or a cache that the package's backend does not take, and for
@@ -165,7 +167,10 @@ class Package:
         turns = [_key(self.manifest, first, name) for name in names]
         ahead = OpenedAhead(opened, turns) if keep else None
         close = ahead.close if ahead else nothing
-        made = functools.partial(_player_of, self.manifest, tokenizers, ahead or opened, close)
+        kept = KeptPrompts() if keep else None
+        made = functools.partial(
+            _player_of, self.manifest, tokenizers, ahead or opened, close, kept
+        )
         players = {found: made(view.manifest, found) for found, view in views.items()}
         return replace(players[first], sizes=players)
 
@@ -211,10 +216,11 @@ def _player_of(
     tokenizers: Mapping[str, text.Encode],
     opened: Callable[[Key], Session],
     close: Callable[[], None],
+    kept: KeptPrompts | None,
     view: Manifest,
     size: PictureSize,
 ) -> Player:
-    """The player of one size."""
+    """The player of one size; those of all sizes share the prompts that are kept."""
     return Player(
         view.schedule,
         view.picture,
@@ -223,6 +229,7 @@ def _player_of(
         lambda name: opened(_key(whole, size, name)),
         close,
         view.filter,
+        kept=kept,
     )
 
 

@@ -107,7 +107,7 @@ def refuse_unfit(recipe: Recipe, name: str, backends: Sequence[str]) -> None:
     if name == NATIVE:
         return
     layout = load_layout(name)
-    if not any(layout.takes(backend) for backend in backends):
+    if not layout.own and not any(layout.takes(backend) for backend in backends):
         raise InputError(
             f"[build] layout = {name!r}: is made of graphs of {' or '.join(layout.forms)}, not of "
             f"{', '.join(backends)}; build one of those"
@@ -133,7 +133,38 @@ def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[
     files = [file for one in written for file in one.emitted.files]
     files += [_write(folder / path, text) for path, text in _texts(work).items()]
     files += _write_tokenizer_graphs(work, folder)
-    files += write.write_plan(folder, origin)
+    told = Told(
+        work.schedule.timesteps, work.schedule.gains,
+        any(one.graph.folder == "vae_encoder" for one in written),
+        tuple(_entry(one) for one in written),
+    )  # fmt: skip
+    write_manifest(work, folder, origin, files, told)
+    return written
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a folder's manifest says besides what it was built from.
+
+    Attributes:
+        timesteps, gains, starts_from_pictures, graphs: as in ``LayoutManifest``.
+    """
+
+    timesteps: tuple[float, ...]
+    gains: tuple[float, ...]
+    starts_from_pictures: bool
+    graphs: tuple[LayoutGraph, ...]
+
+
+def write_manifest(
+    work: LayoutWork, folder: Path, origin: write.Origin, files: Sequence[Path], told: Told
+) -> None:
+    """Write what stands in any folder, and its manifest last.
+
+    Args:
+        files: that are there.
+    """
+    plan = write.write_plan(folder, origin)
     licences = write.copy_licences(work.model.licence, folder)
     notice = write.write_notice(work.model, work.backend, origin, folder)
     recipe = folder / write.RECIPE
@@ -141,7 +172,7 @@ def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[
     recipe.write_text(text, encoding="utf-8", newline="\n")
     entry = write.origin_entry(work.model, work.backend, origin, licences, notice)
     digest = work.model.recipe.digest(work.backend.name, work.layout.name)
-    listed = dict.fromkeys((*files, *licences, *notice, recipe))
+    listed = dict.fromkeys((*files, *plan, *licences, *notice, recipe))
     manifest = LayoutManifest(
         layout_version=LAYOUT_VERSION,
         layout=work.layout.name,
@@ -151,15 +182,14 @@ def write_layout(work: LayoutWork, folder: Path, origin: write.Origin) -> tuple[
         clients=work.form.clients,
         origin=replace(entry, recipe_sha256=digest),
         schedule=work.model.schedule,
-        timesteps=work.schedule.timesteps,
-        gains=work.schedule.gains,
-        starts_from_pictures=any(one.graph.folder == "vae_encoder" for one in written),
-        graphs=tuple(_entry(one) for one in written),
+        timesteps=told.timesteps,
+        gains=told.gains,
+        starts_from_pictures=told.starts_from_pictures,
+        graphs=told.graphs,
         files=write.describe(folder, list(listed)),
         mark=work.model.recipe.mark.entry if work.model.recipe.mark else None,
     )
     write_whole(folder / LAYOUT_FILE, json.dumps(asdict(manifest), indent=1) + "\n")
-    return written
 
 
 def _emit(work: LayoutWork, graph: ClientGraph, folder: Path) -> WrittenGraph:

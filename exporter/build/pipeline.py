@@ -15,6 +15,7 @@ from exporter.build import golden, resume, reuse, write
 from exporter.build.filter import PreparedFilter, prepared
 from exporter.build.gather import LINES as LINES_TO_GATHER
 from exporter.build.gather import gather
+from exporter.build.gguf import build_gguf, refuse_foreign_numbers
 from exporter.build.keys import Sources, graph_key
 from exporter.build.layout import LayoutWork, refuse_unfit, verify_layout, write_layout
 from exporter.build.licence import licence_of, warn_of_missing
@@ -53,6 +54,7 @@ from exporter.runtime.verify import Report, check_files, lines_to_verify, verify
 
 STATISTICS = "statistics"  # the folder beside packages
 KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them, or sizes or layouts share
+Schemes = tuple[str, ...]
 LINES_OF_LAYOUT = 2  # of progress
 SIZED_PICTURES = 1  # golden ones of each further size
 NODE_BYTES = 1000  # of a graph's files, for each operator; more than any backend takes
@@ -112,17 +114,18 @@ def build(
         name: tuple(scheme_names) or recipe.backend(name).schemes
         for name in backend_names or recipe.backends
     }
+    for layout in recipe.layouts:
+        refuse_unfit(recipe, layout, tuple(wanted))
+    asked, wanted = tuple(wanted), _with_own(recipe, wanted)
     loaded = {name: backends.load_to_build(name) for name in wanted}
     for backend in loaded.values() if recipe.further_sizes else ():
         _refuse_unsized(backend)
-    for layout in recipe.layouts:
-        refuse_unfit(recipe, layout, tuple(wanted))
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
     pairs = [
         _Asked(given, *found, loaded[name], layout, out)
         for given, found in chosen.items()
         for name, names in wanted.items()
-        for layout in _written(recipe, name)
+        for layout in _written(recipe, name, name in asked)
         if given in names
     ]
     refuse_place(out, 0)
@@ -211,9 +214,22 @@ def _as_built(one: _Asked, taken: tuple[Package, Report]) -> Built:
     )  # fmt: skip
 
 
-def _written(recipe: Recipe, backend: str) -> Sequence[str]:
-    """The layouts in which a scheme's folder is written, those that another is made of included."""
-    asked = [load_layout(name) for name in recipe.layouts if load_layout(name).takes(backend)]
+def _with_own(recipe: Recipe, wanted: Mapping[str, Schemes]) -> dict[str, Schemes]:
+    """The schemes of each backend, with those of backends that layouts bring along."""
+    found = dict(wanted)
+    for own in filter(None, (load_layout(name).own for name in recipe.layouts)):
+        found.setdefault(own, tuple(dict.fromkeys(n for names in wanted.values() for n in names)))
+    return found
+
+
+def _written(recipe: Recipe, backend: str, is_asked: bool) -> Sequence[str]:
+    """The layouts in which a scheme's folder is written, those that another is made of included.
+
+    Args:
+        is_asked: whether the backend was asked for, and no layout brought it along.
+    """
+    layouts = [load_layout(name) for name in recipe.layouts]
+    asked = [one for one in layouts if one.takes(backend) and (is_asked or one.own == backend)]
     return list(dict.fromkeys(NATIVE if one.gathers else one.name for one in asked))
 
 
@@ -320,8 +336,7 @@ class _Asked:
     @property
     def target(self) -> Path:
         """The package's folder."""
-        name = f"{self.backend.name}-{self.scheme.name}"
-        return self.out / load_layout(self.layout).folder(name)
+        return self.out / load_layout(self.layout).folder(self.backend.name, self.scheme.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -462,6 +477,9 @@ def _schemes(recipe: Recipe, given: Iterable[str]) -> dict[str, tuple[Scheme, Pl
 def _refuse_unfit(job: _Job, models: Models) -> None:
     """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
     recipe = next(iter(models.values())).recipe
+    if load_layout(job.layout).own:
+        refuse_foreign_numbers(next(iter(models.values())), job.scheme.name, job.programs)
+        return
     choices = recipe.backend(job.backend.name).choices
     backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)
     largest = max(recipe.sizes, key=lambda size: size.width_px * size.height_px)
@@ -606,9 +624,13 @@ def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
     basis, origin = job.basis(model, work.calibration), job.origin(work.calibration)
     with staging(job.target) as folder:
         progress(f"write {job.target.name}")
-        written = write_layout(made, folder, origin)
-        progress(f"verify {job.target.name}")
-        report = verify_layout(made, folder, written)
+        if made.layout.own:
+            report = build_gguf(made, folder, origin)
+            progress(f"read {job.target.name} back")
+        else:
+            written = write_layout(made, folder, origin)
+            progress(f"verify {job.target.name}")
+            report = verify_layout(made, folder, written)
         report = replace(report, package=job.target.name)
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")

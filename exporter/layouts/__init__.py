@@ -39,6 +39,7 @@ class Layout:
         maker: the module that makes its graphs (``exporter.layouts.contract``); empty where they
             are the native ones.
         gathers: made of all native packages of a backend that a build makes, one folder of them.
+        own: the backend that it is written by whatever others are built, or empty.
         lacks: what it has no place for: keys of a recipe, and why.
     """
 
@@ -46,15 +47,18 @@ class Layout:
     forms: Mapping[str, Form]
     maker: str = ""
     gathers: bool = False
+    own: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def takes(self, backend: str) -> bool:
         """Whether it is made of this backend's graphs."""
         return self.name == NATIVE or backend in self.forms
 
-    def folder(self, package: str) -> str:
-        """The folder's name, given that of the native package of the same backend and scheme."""
-        return package if self.name == NATIVE else f"{package}-{self.name}"
+    def folder(self, backend: str, scheme: str) -> str:
+        """The name of the folder of a backend's graphs in a scheme."""
+        if self.own:
+            return f"{self.name}-{scheme}"
+        return f"{backend}-{scheme}" + ("" if self.name == NATIVE else f"-{self.name}")
 
 
 ONE_GRAPH = {
@@ -80,8 +84,14 @@ ORT_PACKAGE = Layout(
     gathers=True,
     lacks={key: ONE_GRAPH[key] for key in ("[image] sizes", "[filter]")},
 )
+GGUF = Layout(
+    "gguf",
+    {"reference": Form(("stable-diffusion.cpp", "ComfyUI-GGUF"))},
+    own="reference",
+    lacks={key: ONE_GRAPH[key] for key in ("[schedule] mode", "[filter]")},
+)
 LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (Layout(NATIVE, {}), DIFFUSERS, ORT_PACKAGE)
+    layout.name: layout for layout in (Layout(NATIVE, {}), DIFFUSERS, ORT_PACKAGE, GGUF)
 }
 
 

@@ -122,6 +122,7 @@ def test_another_size_is_drawn_as_by_python(cpp_project: Path, sized: Path, tmp_
         ({"files": ["none.xml"]}, "'none.xml' is not among files"),
         ({"name": "unet"}, "'unet' stands in for none"),
         ({"inputs": []}, "sizes[0]: graphs[4].inputs: none, or two of a name"),
+        ({"session": {"base": "../t5/t5.xml"}}, "differs from is not among the graph's files"),
     ],
 )
 def test_sizes_that_contradict_the_rest_are_refused(

@@ -12,6 +12,7 @@ import pytest
 from exporter.bundle.cpp import unicode_header
 from exporter.bundle.target import load_target
 from exporter.bundle.unicode import FILE
+from exporter.files.differences import differences
 from tests.conftest import ROOT
 
 INCLUDE = load_target("cpp").sources / "include"
@@ -40,6 +41,8 @@ def seeds(package: Path, place: Path) -> list[str]:
     (place / "prompt.txt").write_text("a red circle's 42 caf\u00e9 <pad> <|endoftext|> !", "utf-8")
     found = [f"{kind}:{package / path}" for kind, path in KINDS.items()]
     found += [f"t:{file}" for file in sorted((package / "tokenizer").glob("*.json"))]
+    (place / "edits").write_bytes(differences(b"b" * 700 + b"other" + b"b" * 200, b"b" * 1000))
+    found.append(f"d:{place / 'edits'}")
     return [*found, f"p:{place / 'prompt.txt'}"]
 
 
@@ -66,7 +69,7 @@ def test_the_fuzzer_finds_nothing(tiny_package: Path, tmp_path: Path) -> None:
     corpus.mkdir()
     for number, seed in enumerate(seeds(tiny_package, tmp_path)):
         kind, _, path = seed.partition(":")
-        start = bytes(["mtsp".index(kind)])
+        start = bytes(["mtspd".index(kind)])
         (corpus / str(number)).write_bytes(start + Path(path).read_bytes())
     done = subprocess.run(
         [program, corpus, f"-max_total_time={FUZZ_S}", "-timeout=20", "-rss_limit_mb=4000"],

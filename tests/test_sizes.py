@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from exporter.build.pipeline import build
 from exporter.cli import main
 from exporter.drawing.loop import Conditioned, Image, Request, generate
 from exporter.errors import CheckFailed, InputError
+from exporter.files.differences import applied, differences
 from exporter.package.manifest import Manifest
 from exporter.package.read import MANIFEST
 from exporter.package.sizes import PictureSize, manifest_at, parse_size, sizes_of
@@ -358,15 +360,14 @@ def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, sch
     weights = [place for place in places if list(place.rglob("weight.bin"))]
     assert [place.name for place in weights] == ["denoiser.mlpackage"]
     described = ct.utils.load_spec(str(weights[0])).description
+    assert len(places) == 1
+    (entry,) = (size.graphs[0].entry for size in open_package(built.path).manifest.sizes)
     if scheme == "int4":
         assert [f.name for f in described.functions] == ["main", "denoiser-80x48"]
         assert described.defaultFunctionName == "main"
-        assert len(places) == 1
+        assert entry.endswith("/denoiser.mlpackage")
     else:
-        assert [place.name for place in places] == [
-            "denoiser-80x48.mlpackage",
-            "denoiser.mlpackage",
-        ]
+        assert not described.functions and entry.endswith("/denoiser-80x48.mlmodel.diff")
 
 
 def test_the_bill_names_every_size(package: Package) -> None:
@@ -383,3 +384,104 @@ def test_the_bill_names_every_size(package: Package) -> None:
     assert golden and {scopes[path] for path in golden} == {"optional"}
     content = (package.folder / "sbom.cdx.json").read_bytes()
     assert disagreements(content, package.manifest) == []
+
+
+def test_a_file_is_what_differs_from_another() -> None:
+    lines = [f"<dim>{i % 97}</dim>\n" for i in range(3000)]
+    base = "".join(lines).encode()
+    lines[5] = "<dim>1024</dim>\n"
+    del lines[100:140]
+    lines[2000:2000] = ["<port/>\n"] * 50
+    content = "".join(lines).encode()
+    edits = differences(content, base)
+    assert applied(edits, base) == content and len(edits) < 1000
+    for other in (b"", b"x", base + b"more", base[: len(base) // 2], base):
+        assert applied(differences(other, base), base) == other
+        assert applied(differences(base, other), other) == base
+
+
+def test_differences_make_no_more_than_both_files() -> None:
+    """Whatever they say: nothing of the base is there twice."""
+    random, base = np.random.default_rng(0), bytes(1000)
+    edits = differences(base[:700] + b"other" + base[:200], base)
+    for _ in range(2000):
+        hostile = bytearray(edits)
+        hostile[random.integers(len(edits))] = random.integers(256)
+        try:
+            assert len(applied(hostile, base)) <= len(base) + len(edits)
+        except ValueError as error:
+            assert "differences that" in str(error)
+
+
+def test_the_small_values_of_a_graph_are_there_once(package: Package) -> None:
+    """Another size's graph reads them from the first's file."""
+    import onnx
+
+    folder = package.folder / "graphs" / "denoiser"
+    model = onnx.load(str(folder / "denoiser-80x48.onnx"), load_external_data=False)
+    places = {e.value for t in model.graph.initializer for e in t.external_data[:1]}
+    assert places == {"denoiser.onnx", "denoiser.onnx.data"}
+    first = (folder / "denoiser.onnx").stat().st_size
+    assert (folder / "denoiser-80x48.onnx").stat().st_size < first / 2
+
+
+@pytest.fixture(scope="module")
+def kept_as_differences(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if missing := backends.missing(needs("openvino")):
+        pytest.skip(f"pip install {' '.join(missing)}")
+    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
+    (built,) = build(recipe, tmp_path_factory.mktemp("kept"), ["openvino"], ["int4"])
+    return built.path
+
+
+def test_openvino_draws_a_size_that_is_kept_as_differences(
+    kept_as_differences: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """The picture of a package of that size alone, at a tenth of the first graph's bytes."""
+    both = open_package(kept_as_differences)
+    recipe = replace(sized(tiny_recipe, WIDE), prompts=()).at(WIDE)
+    (alone,) = build(recipe, tmp_path, ["openvino"], ["int4"])
+    assert np.array_equal(picture(both, WIDE), picture(open_package(alone.path)))
+    folder = kept_as_differences / "graphs" / "denoiser"
+    added = (folder / "denoiser-80x48.xml.diff").stat().st_size
+    assert added < 0.1 * (folder / "denoiser.xml").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("../t5/t5.xml", "session.base"),
+        ("denoiser.bin", "that it could differ from"),
+        ("denoiser-80x48.xml.diff", "that it could differ from"),
+    ],
+)
+def test_differences_from_another_file_are_refused(
+    kept_as_differences: Path, tmp_path: Path, base: str, said: str
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(kept_as_differences, tmp_path / "hostile"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (graph,) = (g for g in manifest["sizes"][0]["graphs"] if g["name"] == "denoiser")
+    graph["session"]["base"] = base
+    seal(folder, manifest)
+    with pytest.raises(CheckFailed, match=re.escape(said)) as told:
+        open_package(folder)
+    assert "\n" not in str(told.value)
+
+
+def test_edits_that_do_not_fit_are_refused(kept_as_differences: Path, tmp_path: Path) -> None:
+    """With digests made right by the attacker, before anything is computed."""
+    import shutil
+
+    folder = Path(shutil.copytree(kept_as_differences, tmp_path / "hostile"))
+    path = "graphs/denoiser/denoiser-80x48.xml.diff"
+    for edits in (b"\xff" * 9, b"\x00\x00\x7f", b"\xff\xff\xff\x7f\x00\x00", b""):
+        (folder / path).write_bytes(edits)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for entry in manifest["files"]:
+            if entry["path"] == path:
+                entry |= {"bytes": len(edits), "sha256": hashlib.sha256(edits).hexdigest()}
+        seal(folder, manifest)
+        with pytest.raises(CheckFailed, match="refused: differences that"):
+            open_package(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from exporter.package.consistent import BASE as BASE
 from exporter.package.consistent import WEIGHTS as WEIGHTS
 
 if TYPE_CHECKING:

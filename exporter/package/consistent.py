@@ -14,7 +14,9 @@ from exporter.package.sizes import first_size, manifest_at, size_of, sized_files
 MOST_SIZES = 32  # of a package
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
 MOST_BESIDE_BYTES = 2 << 30  # of files that are no graph's: all are read before anything is drawn
-WEIGHTS = "weights"  # a setting that names what lies beside a graph's entry
+# Settings that name what lies beside a graph's entry: what holds its weights, and the file of the
+# first size that its entry says the differences from.
+WEIGHTS, BASE = "weights", "base"
 # How many stages have to give it, of one at most.
 RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0, "scores": 0}
 
@@ -148,9 +150,10 @@ def _files(manifest: Manifest) -> Iterator[str]:
         own = [f.path for f in graph.files]
         if graph.entry not in own and not any(p.startswith(f"{graph.entry}/") for p in own):
             yield f"graphs[{i}].entry: '{graph.entry}' is not among the graph's files"
-        weights = posixpath.join(posixpath.dirname(graph.entry), graph.session.get(WEIGHTS, ""))
-        if WEIGHTS in graph.session and not any(f"{p}/".startswith(f"{weights}/") for p in own):
-            yield f"graphs[{i}].session.{WEIGHTS}: '{weights}' is not among the graph's files"
+        for setting in (WEIGHTS, BASE):
+            place = posixpath.join(posixpath.dirname(graph.entry), graph.session.get(setting, ""))
+            if setting in graph.session and not any(f"{p}/".startswith(f"{place}/") for p in own):
+                yield f"graphs[{i}].session.{setting}: '{place}' is not among the graph's files"
 
 
 def _ports(graph: GraphEntry, where: str) -> Iterator[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from exporter import backends
-from exporter.backends.contract import Checking, Classifier, GraphFiles
+from exporter.backends.contract import BASE, Checking, Classifier, GraphFiles
 from exporter.errors import CheckFailed, InputError
+from exporter.files.differences import applied
 from exporter.files.read import open_regular, reason_of
 from exporter.package.check import check_file, check_size
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest
@@ -78,10 +80,12 @@ def _refuse(
         check_size(folder, file)
     described = [file for file in graph.files if not is_weights(file)]
     texts = {file.path: _mapped(folder, file, is_own) for file in described}
-    files = GraphFiles(
-        graph.entry, graph.inputs, graph.outputs, graph.session, sizes, texts, is_own
-    )
     try:
+        if BASE in graph.session:
+            texts = _made_of_base(graph, texts)
+        files = GraphFiles(
+            graph.entry, graph.inputs, graph.outputs, graph.session, sizes, texts, is_own
+        )
         return backend.check_graph(files)
     except (ValueError, RecursionError) as error:
         for file in described:
@@ -90,6 +94,18 @@ def _refuse(
             f"{folder / graph.entry}: refused: {reason_of(error)}; build the package again, and do "
             "not use this one"
         ) from None
+
+
+def _made_of_base(graph: GraphEntry, texts: dict[str, memoryview]) -> dict[str, memoryview]:
+    """The texts of a graph whose entry says differences: with what they make in place of both."""
+    base = posixpath.join(posixpath.dirname(graph.entry), graph.session[BASE])
+    if graph.entry == base or not {graph.entry, base} <= texts.keys():
+        raise ValueError(f"it has no {base!r:.80} that it could differ from")
+    made = applied(texts[graph.entry], texts[base])
+    if len(made) > MOST_TEXT_BYTES:
+        raise ValueError(f"{len(made):,} bytes describe no graph of fourstep's")
+    left = {path: text for path, text in texts.items() if path != base}
+    return left | {graph.entry: memoryview(made)}
 
 
 def is_weights(file: FileEntry) -> bool:

@@ -4,6 +4,7 @@
 // else: hostile ROUNDS SEED... mutates files, each named as KIND:PATH, so often each.
 #include <cstdint>
 #include <cstdlib>
+#include <fourstep/differences.hpp>
 #include <fourstep/manifest.hpp>
 #include <fourstep/safetensors.hpp>
 #include <fourstep/tokenizer.hpp>
@@ -16,7 +17,7 @@
 
 namespace {
 
-constexpr char manifest = 'm', tokenizer = 't', tensors = 's', prompt = 'p';
+constexpr char manifest = 'm', tokenizer = 't', tensors = 's', prompt = 'p', edits = 'd';
 
 std::string content_of(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
@@ -58,6 +59,7 @@ void take(char kind, const std::string& text) {
   try {
     if (kind == manifest) static_cast<void>(fourstep::parse_manifest(text, "m"));
     if (kind == tensors) static_cast<void>(fourstep::parse_tensors(text, "s"));
+    if (kind == edits) static_cast<void>(fourstep::applied(text, std::string(1000, 'b')));
     if (kind == tokenizer) encode(fourstep::Tokenizer(text, entry(), "t"), "a b'll <pad> \xC3\xA9");
     if (kind == prompt)
       for (const fourstep::Tokenizer& by : tokenizers()) encode(by, text);
@@ -68,7 +70,7 @@ void take(char kind, const std::string& text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size > 0) take("mtsp" [data[0] % 4], { data + 1, data + size });
+  if (size > 0) take("mtspd" [data[0] % 5], { data + 1, data + size });
   return 0;
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
+    BASE,
     WEIGHTS,
     Backend,
     Classifier,
@@ -96,7 +97,7 @@ class CoreMl:
     ) -> dict[str, Emitted]:
         """Write the first as ``<graph>.mlpackage``, the others as functions of it.
 
-        For iOS 17 the others are packages beside it, without the weights, which lie in the first.
+        For iOS 17 the others are files beside it, which say how their models differ from its own.
         """
         from exporter.backends.coreml.writer import write_graphs
 
@@ -144,16 +145,19 @@ def _emitted(written: Written, graph: str, target: str) -> Emitted:
     from exporter.backends.coreml.lint import lint
     from exporter.backends.coreml.writer import MAIN
 
-    package, weights = written.package, written.weights
+    package, model = written.package, written.model
     settings = {"target": target}
     if written.function != MAIN:
         settings[FUNCTION] = written.function
-    if weights is not None:
-        settings[WEIGHTS] = weights.name
+    if model is not None:
+        base = written.base.relative_to(package.parent).as_posix()
+        settings |= {WEIGHTS: package.name, BASE: base}
     files = [f for f in package.rglob("*") if f.is_file()]
-    files += [f for f in weights.rglob("weight.bin") if f.is_file()] if weights else []
-    remarks = tuple(str(found) for found in lint(package, graph, written.function, weights))
-    return Emitted(package, tuple(sorted(files)), TOLERANCE, settings, remarks=remarks)
+    files += [model] if model else []
+    remarks = tuple(
+        str(found) for found in lint(package, graph, written.function, written.content())
+    )
+    return Emitted(model or package, tuple(sorted(files)), TOLERANCE, settings, remarks=remarks)
 
 
 def needs_ios18(form: Format) -> bool:

@@ -11,7 +11,7 @@ import math
 import posixpath
 from dataclasses import dataclass, field
 
-from exporter.backends.contract import WEIGHTS, GraphFiles
+from exporter.backends.contract import BASE, WEIGHTS, GraphFiles
 from exporter.backends.coreml.operators import OPERATORS, OPSETS, VERSIONS
 from exporter.backends.coreml.session import FUNCTION
 from exporter.errors import InputError
@@ -50,11 +50,11 @@ class _Walk:
 def check_graph(graph: GraphFiles) -> dict[str, int]:
     """Bytes used of its weights; raises ValueError for a program that is none of the emitter's."""
     walk = _Walk(graph)
-    wanted = {f"{graph.entry}/{CONTENTS}", f"{graph.entry}/{MODEL_FILE}"}
-    if graph.is_own and set(graph.texts) != wanted:
+    model = graph.entry if BASE in graph.settings else f"{graph.entry}/{MODEL_FILE}"
+    if graph.is_own and set(graph.texts) != {f"{_package_of(graph)}/{CONTENTS}", model}:
         raise ValueError("it is not one .mlpackage with a model and its weights")
     _check_contents(graph)
-    text = graph.texts.get(f"{graph.entry}/{MODEL_FILE}")
+    text = graph.texts.get(model)
     programs = []
     for number, _, value in walk.wire.fields(text if text is not None else memoryview(b"")):
         if number == VERSION and graph.is_own and value not in VERSIONS:
@@ -75,15 +75,21 @@ def check_graph(graph: GraphFiles) -> dict[str, int]:
     return {_weights_of(graph): walk.used_bytes}
 
 
+def _package_of(graph: GraphFiles) -> str:
+    """The ``.mlpackage``: itself, or that of the first size which the settings name."""
+    if BASE not in graph.settings:
+        return graph.entry
+    return posixpath.join(posixpath.dirname(graph.entry), graph.settings.get(WEIGHTS, ""))
+
+
 def _weights_of(graph: GraphFiles) -> str:
-    """The file of weights: its own, or that of the graph beside it which the settings name."""
-    home = posixpath.join(posixpath.dirname(graph.entry), graph.settings.get(WEIGHTS, ""))
-    return f"{home if WEIGHTS in graph.settings else graph.entry}/{WEIGHTS_FILE}"
+    """The file of weights."""
+    return f"{_package_of(graph)}/{WEIGHTS_FILE}"
 
 
 def _check_contents(graph: GraphFiles) -> None:
     """``Manifest.json`` leads to the model and its weights in the package alone."""
-    text = graph.texts.get(f"{graph.entry}/{CONTENTS}")
+    text = graph.texts.get(f"{_package_of(graph)}/{CONTENTS}")
     if text is None or len(text) > MOST_CONTENTS_BYTES:
         raise ValueError(f"no {CONTENTS} that says what is in it")
     try:

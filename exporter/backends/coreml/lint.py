@@ -42,20 +42,20 @@ class Finding:
 
 
 def lint(
-    package: Path, graph: str, function_name: str = "main", beside: Path | None = None
+    package: Path, graph: str, function_name: str = "main", content: bytes | None = None
 ) -> list[Finding]:
     """The findings of one ``.mlpackage``, in order; operators in float32 are one finding.
 
     Args:
         function_name: of its functions, the graph's.
-        beside: the package that holds its weights, where that is another one.
+        content: of a model over the package's weights, in place of its own.
     """
     inside = package / "Data" / "com.apple.CoreML"
     model = library.model_messages().Model()
-    model.ParseFromString((inside / "model.mlmodel").read_bytes())
+    model.ParseFromString(content or (inside / "model.mlmodel").read_bytes())
     function = model.mlProgram.functions[function_name]
     block = function.block_specializations[function.opset]
-    weights = (beside or package) / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    weights = inside / "weights" / "weight.bin"
     found = [
         Finding(graph, operation.type, output.name, reason)
         for operation in block.operations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,29 +16,25 @@ from exporter.backends.contract import Session
 from exporter.backends.coreml import library
 from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.cache import checked
-from exporter.files.read import read_json
 
 
 @contextmanager
-def assembled(package: Path, weights: Path) -> Iterator[Path]:
-    """A ``.mlpackage`` whose weights lie in another one, made whole in a folder of its own.
+def assembled(package: Path, model: bytes) -> Iterator[Path]:
+    """A ``.mlpackage`` with another model, over the same weights, in a folder of its own.
 
     The weights are linked where the disk can, which takes no bytes, else copied.
     """
     inside = Path("Data", "com.apple.CoreML")
+    weights = inside / "weights" / "weight.bin"
     with tempfile.TemporaryDirectory() as place:
-        whole = Path(shutil.copytree(package, Path(place) / package.name))
-        own = whole / inside / "weights" / "weight.bin"
-        own.parent.mkdir()
+        whole = Path(place) / package.name
+        (whole / weights).parent.mkdir(parents=True)
+        shutil.copyfile(package / "Manifest.json", whole / "Manifest.json")
+        (whole / inside / "model.mlmodel").write_bytes(model)
         try:
-            os.link(weights / inside / "weights" / "weight.bin", own)
+            os.link(package / weights, whole / weights)
         except OSError:  # another disk
-            shutil.copyfile(weights / inside / "weights" / "weight.bin", own)
-        items = read_json(weights / "Manifest.json")["itemInfoEntries"]
-        found = read_json(whole / "Manifest.json")
-        listed = {key: item for key, item in items.items() if item["name"] == "weights"}
-        found["itemInfoEntries"] |= listed
-        (whole / "Manifest.json").write_text(json.dumps(found), encoding="utf-8", newline="\n")
+            shutil.copyfile(package / weights, whole / weights)
         yield whole
 
 

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.backends.contract import WEIGHTS, Session, SessionOptions
+from exporter.backends.contract import BASE, WEIGHTS, Session, SessionOptions
+from exporter.errors import CheckFailed
+from exporter.files.differences import applied
+from exporter.files.read import reason_of
 
 ON_A_MAC = sys.platform == "darwin"
 FUNCTION = "function"  # in a graph's settings: of a package that has several
@@ -20,8 +23,9 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     """Open a graph: with Core ML on a Mac, elsewhere with the evaluator.
 
     Args:
-        settings: ``function``: of the package, in place of its default; ``weights``: the package
-            beside it that holds the weights.
+        settings: ``function``: of the package, in place of its default. ``weights``: the package
+            beside the entry that holds the weights; the entry says then how the model differs from
+            that package's, which ``base`` names.
 
     In ``float32`` it is always the evaluator, so that on a Mac ``verify`` reports both: the program
     by its own types, and what Core ML makes of it.
@@ -29,15 +33,26 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     Raises CheckFailed when the package cannot be read.
     """
     function = settings.get(FUNCTION)
-    weights = entry.with_name(settings[WEIGHTS]) if WEIGHTS in settings else None
+    model, package = None, entry
+    if BASE in settings:
+        model = _model(entry, entry.parent / settings[BASE])
+        package = entry.with_name(settings[WEIGHTS])
     if options.precision == "float32" or not ON_A_MAC or options.device == EVALUATOR:
         from exporter.backends.coreml.evaluator.program import open_program
 
-        return open_program(entry, function=function, weights=weights)
+        return open_program(package, function=function, model=model, name=entry)
     from exporter.backends.coreml.predictor import assembled, open_model
 
     units = options.device or COMPUTE_UNITS[0]
-    if weights is None:
+    if model is None:
         return open_model(entry, units, options.cache, function)
-    with assembled(entry, weights) as whole:
+    with assembled(package, model) as whole:
         return open_model(whole, units, options.cache, function)
+
+
+def _model(entry: Path, base: Path) -> bytes:
+    """What an entry makes of the first size's model; raises CheckFailed."""
+    try:
+        return applied(entry.read_bytes(), base.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckFailed(f"{entry}: cannot be opened: {reason_of(error)}") from None

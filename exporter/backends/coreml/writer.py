@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from exporter.backends.coreml import ops
 from exporter.backends.coreml.emitter import Blobs, Emitter, empty_model
+from exporter.files.differences import SUFFIX, applied, differences
 from exporter.files.staging import writing
 from exporter.program import aten
 from exporter.quantize.program import QuantizedProgram
 
 AUTHOR = "com.apple.CoreML"
+MODEL_FILE = Path("Data", AUTHOR, "model.mlmodel")
 MAIN = "main"  # the function of a package that has one
 
 
@@ -33,14 +36,24 @@ class Written:
     """Where a graph is.
 
     Attributes:
-        package: a ``.mlpackage``.
+        package: a ``.mlpackage``, which holds its weights.
         function: its function of that package.
-        weights: the package that holds the weights, where that is another one.
+        model: a file that says how its model differs from the package's, or None.
     """
 
     package: Path
     function: str = MAIN
-    weights: Path | None = None
+    model: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        """The package's own model."""
+        return self.package / MODEL_FILE
+
+    def content(self) -> bytes:
+        """Its model."""
+        own = self.base.read_bytes()
+        return own if self.model is None else applied(self.model.read_bytes(), own)
 
 
 def write_graphs(
@@ -52,7 +65,8 @@ def write_graphs(
     """Write programs with the same weights, which the first one's ``.mlpackage`` holds.
 
     iOS 18 has packages of several functions: the others are functions called as their keys. iOS 17
-    has none: there each of the others is a package of its own, whose weights are missing.
+    has none: there each of the others is a model of its own over the same weights, kept as what
+    differs from the first one's.
     """
     first, *others = programs
     package = folder / f"{first}.mlpackage"
@@ -68,18 +82,22 @@ def write_graphs(
             emitter = _emitted(program, read, blobs, target)
             function = name if together and name != first else MAIN
             described.append(emitter.add_to(model, function))
+            if function != MAIN:
+                _shorten(model.mlProgram.functions[function])
             blobs.next_graph()
         blobs.close()
     _describe(models, described)
-    _write_package(package, models[first], programs[first].name, with_weights=True)
+    (package / MODEL_FILE).write_bytes(models[first].SerializeToString(deterministic=True))
+    _write_contents(package, programs[first].name)
     found = {first: Written(package)}
     for name in others:
         if target == "iOS18":
             found[name] = Written(package, name)
             continue
-        own = folder / f"{name}.mlpackage"
-        _write_package(own, models[name], name, with_weights=False)
-        found[name] = Written(own, weights=package)
+        own = folder / f"{name}.mlmodel{SUFFIX}"
+        content = models[name].SerializeToString(deterministic=True)
+        own.write_bytes(differences(content, (package / MODEL_FILE).read_bytes()))
+        found[name] = Written(package, model=own)
     return found
 
 
@@ -94,6 +112,25 @@ def _emitted(
     return emitter
 
 
+def _shorten(function: Any) -> None:
+    """Call a function's values by short words, but for its inputs and outputs.
+
+    Each stands there three times and more, and nobody reads those of a further size.
+    """
+    (block,) = function.block_specializations.values()
+    kept = {*(port.name for port in function.inputs), *block.outputs}
+    names = {name: name for name in kept}
+    for operation in block.operations:
+        for output in operation.outputs:
+            output.name = names.setdefault(output.name, f"_{np.base_repr(len(names), 36)}")
+        called = operation.attributes["name"].immediateValue.tensor.strings
+        called.values[:] = [operation.outputs[0].name]
+        for given in operation.inputs.values():
+            for argument in given.arguments:
+                if argument.HasField("name"):
+                    argument.name = names[argument.name]
+
+
 def _describe(models: Mapping[str, Any], described: Sequence[Any]) -> None:
     """Say what models take and give: of one function each, or of all of them in the first."""
     if len(models) == len(described):
@@ -106,14 +143,7 @@ def _describe(models: Mapping[str, Any], described: Sequence[Any]) -> None:
     model.description.defaultFunctionName = MAIN
 
 
-def _write_package(package: Path, model: Any, name: str, with_weights: bool) -> None:
-    inside = package / "Data" / AUTHOR
-    inside.mkdir(parents=True, exist_ok=True)
-    (inside / "model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
-    _write_contents(package, name, with_weights)
-
-
-def _write_contents(package: Path, name: str, with_weights: bool) -> None:
+def _write_contents(package: Path, name: str) -> None:
     """``Manifest.json``, with identifiers that depend on the graph's name alone."""
     parts = [("model.mlmodel", "Specification"), ("weights", "Weights")]
     items = {
@@ -123,7 +153,7 @@ def _write_contents(package: Path, name: str, with_weights: bool) -> None:
             "name": path,
             "path": f"{AUTHOR}/{path}",
         }
-        for path, kind in parts[: 1 + with_weights]
+        for path, kind in parts
     }
     root = next(key for key, item in items.items() if item["name"] == "model.mlmodel")
     contents = {

@@ -54,7 +54,7 @@ class _Walk:
 def check_graph(graph: GraphFiles) -> dict[str, int]:
     """Bytes used of its weights; raises ValueError for a graph that the emitter does not write."""
     text = graph.texts.get(graph.entry)
-    if text is None or (graph.is_own and len(graph.texts) > 1):
+    if text is None:
         raise ValueError("it is not one .onnx file with weights beside it")
     walk = _Walk(graph)
     opsets: dict[str, int] = {}
@@ -75,6 +75,8 @@ def check_graph(graph: GraphFiles) -> dict[str, int]:
         ):
             raise ValueError(f"operators of '{domain}' {version}, which fourstep does not write")
     _check_graph(walk, graphs[0])
+    if graph.is_own and set(graph.texts) - {graph.entry, *walk.external}:
+        raise ValueError("it is not one .onnx file with weights beside it")
     for path, needed in walk.external.items():
         if needed > graph.sizes[path]:
             raise ValueError(f"tensors of {needed:,} bytes in {path}, which is smaller")

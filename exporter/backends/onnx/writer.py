@@ -20,6 +20,7 @@ from exporter.quantize.everywhere import rounds_everything
 from exporter.quantize.program import QuantizedProgram
 
 INTEGERS = integers.table(ops.TABLE)
+POINTED_BYTES = 128  # of a value that saying where it lies is shorter than
 
 
 def write_graph(
@@ -27,7 +28,7 @@ def write_graph(
     read: Callable[[object], Tensor],
     folder: Path,
     for_web: bool = False,
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Write ``<name>.onnx`` and ``<name>.onnx.data`` into ``folder``.
 
     Args:
@@ -42,10 +43,11 @@ def write_graphs(
     folder: Path,
     for_web: bool = False,
     forms: Mapping[str, PortForm] | None = None,
-) -> dict[str, tuple[Path, Path]]:
+) -> dict[str, tuple[Path, ...]]:
     """Write programs with the same weights: each as ``<key>.onnx``, all with one file of data.
 
     The first has the bytes that it would have alone; what the others add lies behind its values.
+    The small values that the first has in its ``.onnx`` they read from there.
 
     Args:
         forms: of inputs that are not as the program has them, by name.
@@ -59,14 +61,40 @@ def write_graphs(
             table = INTEGERS if rounds_everything(program) else ops.TABLE
             for node in program.nodes():
                 aten.translation(table, node, program.name, "ONNX")(emitter, node)
-            model = emitter.model()
-            models[name] = _shortened(model) if models else model
+            models[name] = emitter.model()
             values.next_graph()
-    files = {name: folder / f"{name}.onnx" for name in programs}
-    for name, model in models.items():
-        files[name].write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(str(files[name]))
-    return {name: (file, data_file) for name, file in files.items()}
+    first, *others = ((folder / f"{name}.onnx", model) for name, model in models.items())
+    content = _write(*first)
+    for file, model in others:
+        _write(file, _pointing(_shortened(model), first[0].name, content))
+    return {
+        file.stem: (file, data_file, *([] if file == first[0] else [first[0]]))
+        for file, _ in (first, *others)
+    }
+
+
+def _write(file: Path, model: onnx.ModelProto) -> bytes:
+    content: bytes = model.SerializeToString(deterministic=True)
+    file.write_bytes(content)
+    onnx.checker.check_model(str(file))
+    return content
+
+
+def _pointing(model: onnx.ModelProto, location: str, content: bytes) -> onnx.ModelProto:
+    """A model whose small values are read from another's file, as far as they are in it.
+
+    Whole numbers stay: shapes are inferred from them.
+    """
+    for tensor in model.graph.initializer:
+        size = len(tensor.raw_data)
+        offset = content.find(tensor.raw_data) if size >= POINTED_BYTES else -1
+        if offset < 0 or tensor.data_type == onnx.TensorProto.INT64:
+            continue
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+    return model
 
 
 def _shortened(model: onnx.ModelProto) -> onnx.ModelProto:

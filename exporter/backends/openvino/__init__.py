@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.backends.contract import (
+    BASE,
     WEIGHTS,
     Backend,
     Classifier,
@@ -109,7 +110,7 @@ class OpenVino:
         folder: Path,
         options: EmitOptions,
     ) -> dict[str, Emitted]:
-        """Write each as ``<key>.xml``, all with one ``.bin``, which the others name."""
+        """Write one as ``<key>.xml``, the others as what differs from it, all with one ``.bin``."""
         from exporter.backends.openvino.writer import write_graphs
 
         told: dict[str, str] = {}
@@ -151,7 +152,9 @@ class OpenVino:
         return session.open_graph(entry, settings, options)
 
 
-def _emitted(program: QuantizedProgram, model: Path, values: Path) -> Emitted:
+def _emitted(
+    program: QuantizedProgram, model: Path, values: Path, base: Path | None = None
+) -> Emitted:
     from exporter.quantize.rounded import asked, spared
 
     # f32: no silent bf16 or fp16 on hardware that has it. T5's activations leave fp16's range:
@@ -159,10 +162,11 @@ def _emitted(program: QuantizedProgram, model: Path, values: Path) -> Emitted:
     settings = {"INFERENCE_PRECISION_HINT": "f32", **_products(program)}
     if graph_of(program.name) == "t5":
         settings["ACTIVATIONS_SCALE_FACTOR"] = "8.0"
-    if values.stem != model.stem:
-        settings[WEIGHTS] = values.name
+    if base is not None:
+        settings |= {WEIGHTS: values.name, BASE: base.name}
     return Emitted(
-        model, (model, values), ROUNDED_TOLERANCE if asked(program) else TOLERANCE, settings,
+        model, (model, values, *([] if base is None else [base])),
+        ROUNDED_TOLERANCE if asked(program) else TOLERANCE, settings,
         remarks=spared(program),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from xml.parsers import expat
 
 from exporter.backends.contract import WEIGHTS, GraphFiles
 from exporter.backends.openvino.operators import IR_VERSION, OPERATORS, SHARED_BYTES
+from exporter.files.differences import SUFFIX
 from exporter.package.manifest import Port
 
 CHUNK_BYTES = 1 << 16
@@ -74,7 +75,7 @@ class _Walk:
 
 def check_graph(graph: GraphFiles) -> dict[str, int]:
     """Bytes used of its weights; raises ValueError for a graph that the emitter does not write."""
-    if set(graph.texts) != {graph.entry} or not graph.entry.endswith(".xml"):
+    if set(graph.texts) != {graph.entry} or not graph.entry.endswith((".xml", f".xml{SUFFIX}")):
         raise ValueError("it is not one .xml with a .bin beside it")
     beside = posixpath.join(posixpath.dirname(graph.entry), graph.settings.get(WEIGHTS, ""))
     walk = _Walk(graph, beside if WEIGHTS in graph.settings else graph.entry[:-4] + ".bin")

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends.contract import WEIGHTS, Session, SessionOptions
+from exporter.backends.contract import BASE, WEIGHTS, Session, SessionOptions
 from exporter.errors import CheckFailed, FourstepError, tell_memory
 from exporter.files.cache import checked
+from exporter.files.differences import applied
 from exporter.files.read import file_digest
 
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
@@ -50,7 +51,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
         )
     try:
         with _caching(entry, options) as options:
-            compiled = _compiled(core, entry, device, settings, options)
+            compiled, mapped = _compiled(core, entry, device, settings, options)
     except FourstepError:
         raise
     except Exception as error:  # OpenVINO raises bare RuntimeError
@@ -61,6 +62,7 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
     names = [output.any_name for output in compiled.outputs]
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert mapped is not None  # for as long as there is a session
         found = request.infer({k: np.ascontiguousarray(v) for k, v in inputs.items()})
         return {name: np.array(found[name]) for name in names}
 
@@ -83,16 +85,29 @@ def _caching(entry: Path, options: SessionOptions) -> Iterator[SessionOptions]:
 
 def _compiled(
     core: Any, entry: Path, device: str, settings: Mapping[str, str], options: SessionOptions
-) -> Any:
+) -> tuple[Any, np.ndarray]:
+    """The compiled graph, and what has to stay in memory while it is used."""
     config = _config(core, device, settings, options)
-    beside = {"weights": str(entry.with_name(settings[WEIGHTS]))} if WEIGHTS in settings else {}
-    model = core.read_model(str(entry), **beside)
+    model, mapped = _read(core, entry, settings)
     if options.precision == "half" and device == "CPU" and settings.get(HALVED) == "attention":
         from exporter.backends.openvino.half import halve_attention
 
         halve_attention(model)
         config["INFERENCE_PRECISION_HINT"] = "f32"
-    return core.compile_model(model, device.removesuffix("W"), config)
+    return core.compile_model(model, device.removesuffix("W"), config), mapped
+
+
+def _read(core: Any, entry: Path, settings: Mapping[str, str]) -> tuple[Any, np.ndarray]:
+    """The model; of a further size, what its entry makes of the first size's, over weights that
+    are mapped here, since OpenVINO takes no text together with a path. It keeps no hold of them."""
+    import openvino as ov
+
+    if BASE not in settings:
+        return core.read_model(str(entry)), np.zeros(0, np.uint8)
+    text = applied(entry.read_bytes(), (entry.parent / settings[BASE]).read_bytes())
+    # So that it could be written to, which a Tensor asks for; nothing would reach the file.
+    values = np.memmap(entry.with_name(settings[WEIGHTS]), np.uint8, "c")
+    return core.read_model(text.decode(), ov.Tensor(values, shared_memory=True)), values
 
 
 def _half(core: Any, device: str) -> str:

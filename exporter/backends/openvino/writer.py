@@ -25,6 +25,7 @@ from exporter.backends.openvino import ops
 from exporter.backends.openvino.emitter import Constants, Emitter
 from exporter.backends.openvino.operators import OPERATORS
 from exporter.backends.shared import Shared
+from exporter.files.differences import SUFFIX, differences
 from exporter.files.staging import writing
 from exporter.package.names import graph_of
 from exporter.program import aten
@@ -33,7 +34,7 @@ from exporter.quantize.program import QuantizedProgram
 
 def write_graph(
     program: QuantizedProgram, read: Callable[[object], Tensor], folder: Path
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Write ``<name>.xml`` and ``<name>.bin`` into ``folder``."""
     return write_graphs({program.name: program}, read, folder)[program.name]
 
@@ -44,10 +45,12 @@ def write_graphs(
     folder: Path,
     forms: Mapping[str, PortForm] | None = None,
     told: Mapping[str, str] | None = None,
-) -> dict[str, tuple[Path, Path]]:
-    """Write programs with the same weights: each as ``<key>.xml``, all with one ``.bin``.
+) -> dict[str, tuple[Path, ...]]:
+    """Write programs with the same weights, all with one ``.bin``: the first as ``<key>.xml``, the
+    others as ``<key>.xml.diff``, which says what differs from that.
 
     The first has the bytes that it would have alone; what the others add lies behind its values.
+    Returns the files of each, the first size's ``.xml`` last where it is needed.
 
     Args:
         forms: of inputs, by name.
@@ -55,19 +58,22 @@ def write_graphs(
     """
     values = folder / f"{next(iter(programs))}.bin"
     shared: Shared[int] = Shared(len(programs))
-    written: dict[str, tuple[Path, Path]] = {}
+    base = folder / f"{next(iter(programs))}.xml"
+    written: dict[str, tuple[Path, ...]] = {}
     with values.open("wb") as stream:
         for name, program in programs.items():
             file = folder / f"{name}.xml"
             emitter = Emitter(program, read, Constants(stream, shared), forms or {})
-            _write(emitter, file, told or {}, compact=bool(written))
+            _write(emitter, file, told or {})
             shared.next_size()
-            written[name] = (file, values)
+            written[name] = (
+                (file, values) if file == base else (_shortened(file, base), values, base)
+            )
     return written
 
 
-def _write(emitter: Emitter, file: Path, told: Mapping[str, str], compact: bool) -> None:
-    """Write an ``.xml``, its constants where they go; ``compact``: as short as it can be."""
+def _write(emitter: Emitter, file: Path, told: Mapping[str, str]) -> None:
+    """Write an ``.xml``, its constants where they go."""
     program = emitter.program
     for node in program.nodes():
         translate = aten.translation(ops.TABLE, node, program.name, "OpenVINO")
@@ -87,24 +93,15 @@ def _write(emitter: Emitter, file: Path, told: Mapping[str, str], compact: bool)
         assert OPERATORS.get(kind) == version, (kind, version)  # packages with another are refused
         if layer.get("type") == "Const":
             layer[0].set("offset", str(places[layer.attrib["name"]]))
-    if compact:
-        _shorten(written)
     written.write(file, encoding="utf-8", xml_declaration=True)
 
 
-def _shorten(written: ET.ElementTree[ET.Element]) -> None:
-    """Leave out what OpenVINO finds by itself: the shapes of values; and names, and space between.
-
-    They are most of what a graph is without its weights, and nobody reads those of a further size.
-    """
-    for element in written.iter():
-        element.tail = None
-        element.text = element.text if element.text and element.text.strip() else None
-        if element.tag == "port":
-            for dimension in element.findall("dim"):
-                element.remove(dimension)
-        if element.tag == "layer" and element.get("type") not in ("Parameter", "Result"):
-            element.set("name", element.attrib["id"])
+def _shortened(file: Path, base: Path) -> Path:
+    """A file that says what differs from another, in place of a file."""
+    short = file.with_name(file.name + SUFFIX)
+    short.write_bytes(differences(file.read_bytes(), base.read_bytes()))
+    file.unlink()
+    return short
 
 
 def save(model: ov.Model, file: Path) -> tuple[Path, Path]:

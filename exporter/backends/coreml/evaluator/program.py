@@ -140,7 +140,8 @@ def open_program(
     keep_bytes: int = 1 << 30,
     *,
     function: str | None = None,
-    weights: Path | None = None,
+    model: bytes | None = None,
+    name: Path | None = None,
 ) -> Run:
     """Open an ML Program; the result maps arrays by input name to arrays by output name.
 
@@ -148,19 +149,21 @@ def open_program(
         package: an ``.mlpackage`` folder.
         keep_bytes: how many bytes of weights, as decompressed, are kept between uses.
         function: of a package that has several; None: its default.
-        weights: the ``.mlpackage`` that holds the weights, where that is another one.
+        model: what stands in for the package's own, over the same weights.
+        name: what errors call the package, if not by its path.
 
     Raises CheckFailed, in one line that starts with the path, when the package is damaged, breaks
     its own types or uses an operator that is not in ``operators.TABLE``. A run raises CheckFailed
     when inputs are missing, unknown or of another shape or type, and when a result does not have
     the shape that the program declares.
     """
+    name = name or package
     try:
         model_file, folders = _root(package)
-        holder = _root(weights) if weights is not None else (model_file, folders)
-        program = _read_program(package, model_file, holder, function)
+        content = _read(model_file) if model is None else model
+        program = _read_program(name, content, (model_file, folders), function)
     except _Damaged as reason:
-        raise CheckFailed(f"{package}: the evaluator cannot open it: {reason}") from None
+        raise CheckFailed(f"{name}: the evaluator cannot open it: {reason}") from None
     constants = _Constants(keep_bytes)
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -168,7 +171,7 @@ def open_program(
             with torch.inference_mode():
                 return _run(program, constants, inputs)
         except _Damaged as reason:
-            raise CheckFailed(f"{package}: {reason}") from None
+            raise CheckFailed(f"{name}: {reason}") from None
 
     return run
 
@@ -323,20 +326,25 @@ def _refuse_outside(path: str) -> None:
         raise _Damaged(f"'{path}' lies outside the package")
 
 
+def _read(model_file: Path) -> bytes:
+    try:
+        return model_file.read_bytes()
+    except OSError as error:
+        raise _Damaged(f"{model_file.name}: {error.strerror}") from None
+
+
 def _read_program(
-    package: Path, model_file: Path, holder: tuple[Path, list[Path]], asked: str | None
+    package: Path, content: bytes, holder: tuple[Path, list[Path]], asked: str | None
 ) -> _Program:
     """A function of a model.
 
     Args:
-        holder: the model file and all that is listed of the package that holds the weights.
+        holder: the model file and all that is listed of the package.
         asked: the function's name; None: the default.
     """
-    model = library.model_messages().Model()
+    model, (model_file, _) = library.model_messages().Model(), holder
     try:
-        model.ParseFromString(model_file.read_bytes())
-    except OSError as error:
-        raise _Damaged(f"{model_file.name}: {error.strerror}") from None
+        model.ParseFromString(content)
     except Exception:  # protobuf's own type
         raise _Damaged(f"{model_file.name} is not a model specification") from None
     if model.WhichOneof("Type") != "mlProgram":

@@ -677,6 +677,14 @@ class Consistency {
         return f.path == graph.entry || f.path.rfind(graph.entry + "/", 0) == 0;
       });
       demand(found, "graphs: '" + graph.entry + "' is not among the graph's files");
+      const auto base = graph.session.find("base");
+      const std::size_t name = graph.entry.rfind('/') + 1;
+      demand(base == graph.session.end() ||
+                 std::any_of(graph.files.begin(), graph.files.end(),
+                             [&](const File& f) {
+                               return f.path == graph.entry.substr(0, name) + base->second;
+                             }),
+             "graphs: what '" + graph.entry + "' differs from is not among the graph's files");
     }
   }
 

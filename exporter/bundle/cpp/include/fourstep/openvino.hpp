@@ -4,16 +4,20 @@
 
 #include <openvino/runtime/core.hpp>
 #include <openvino/runtime/properties.hpp>
+#include <openvino/runtime/tensor.hpp>
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "differences.hpp"
 #include "engine.hpp"
 
 namespace fourstep {
@@ -40,7 +44,7 @@ class OpenVino final : public Engine {
                                 const std::filesystem::path& weights,
                                 const std::map<std::string, std::string>& settings) override {
     try {
-      const auto model = core_.read_model(entry.string(), weights.string());
+      const auto model = read(entry, weights, settings);
       const ov::CompiledModel compiled = core_.compile_model(model, device_, configured(settings));
       return std::make_unique<OpenGraph>(compiled, entry.string());
     } catch (const std::exception& error) {
@@ -50,6 +54,7 @@ class OpenVino final : public Engine {
 
  private:
   static constexpr const char* group = "DYNAMIC_QUANTIZATION_GROUP_SIZE";
+  static constexpr const char* base = "base";
   static constexpr const char* precision = "INFERENCE_PRECISION_HINT";
 
   /// An open graph.
@@ -94,6 +99,24 @@ class OpenVino final : public Engine {
     ov::InferRequest request_;
     std::string where_;
   };
+
+  /// The model; of a further size, what its entry makes of the first size's. Weights are mapped.
+  std::shared_ptr<ov::Model> read(const std::filesystem::path& entry,
+                                  const std::filesystem::path& weights,
+                                  const std::map<std::string, std::string>& settings) {
+    const auto first = settings.find(base);
+    if (first == settings.end()) return core_.read_model(entry.string(), weights.string());
+    const std::filesystem::path beside = entry.parent_path() / first->second;
+    return core_.read_model(applied(text_of(entry), text_of(beside)),
+                            ov::read_tensor_data(weights));
+  }
+
+  static std::string text_of(const std::filesystem::path& file) {
+    std::ifstream stream(file, std::ios::binary);
+    std::ostringstream found;
+    if (!(found << stream.rdbuf())) throw check_failed(file.string() + ": cannot be read");
+    return found.str();
+  }
 
   /// Of the settings, those that the device knows.
   ov::AnyMap configured(const std::map<std::string, std::string>& settings) {

@@ -7,9 +7,10 @@ Batches: a layer of the full-size denoiser, 1536 to 6144 in int4, for the tokens
 of two in one call: processor seconds of one thread for each picture, the fastest of seven. 64 rows
 are 128 px, 256 are 256 px, 1024 are 512 px.
 
-    python -m benchmarks.sizes [--only bytes|batches] [PACKAGE ...]
+    python -m benchmarks.sizes [--only bytes|batches] [--json FILE] [PACKAGE ...]
 
 PACKAGE: of the bytes, such as ``onnx-int8``; without any all of them.
+FILE: for what the second size adds.
 """
 
 from __future__ import annotations
@@ -24,18 +25,29 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import figures
+from benchmarks.figures import Column, Row
+
 WIDTH, OUTPUTS, GROUP, RUNS = 1536, 6144, 64, 7
 ROWS = (64, 256, 1024)
-PACKAGES = tuple(
-    f"{backend}-{scheme}"
-    for backend in ("onnx", "openvino", "coreml")
-    for scheme in ("fp32", "fp16", "int8", "int4")
+SCHEMES = {
+    "onnx": ("fp32", "fp16", "int8", "int8-w8a8", "int4"),
+    "openvino": ("fp32", "fp16", "int8", "int8-w8a8", "int4", "int4-a8"),
+    "coreml": ("fp32", "fp16", "int8", "int4", "pal6", "pal4", "pal4-grouped"),
+}
+PACKAGES = tuple(f"{backend}-{scheme}" for backend in SCHEMES for scheme in SCHEMES[backend])
+WHAT = "Bytes that a second size of 160 x 96 px adds to shapes-flash without golden pictures."
+COLUMNS = (
+    Column("package", "package"),
+    Column("first_mb", "of 128 x 128 px alone, MB", 2),
+    Column("added_kb", "a second size adds, kB", 0),
+    Column("added_percent", "%", 2),
 )
 Call = Callable[[np.ndarray], object]
 
 
-def added_share(name: str, folder: Path) -> float:
-    """What a second size adds to a package, over what it has without."""
+def added(name: str, folder: Path) -> Row:
+    """What a second size adds to a package."""
     from exporter.build.pipeline import build
     from exporter.package.sizes import PictureSize, sized_files
     from exporter.recipe.recipe import read_recipe
@@ -50,8 +62,14 @@ def added_share(name: str, folder: Path) -> float:
         place = folder / f"{name}-{len(sizes)}"
         (built,) = build(replace(recipe, further_sizes=sizes), place, [backend], [scheme])
         found.append(open_package(built.path).manifest)
-    assert sized_files(found[1])
-    return found[1].bytes / found[0].bytes - 1
+    assert sized_files(found[1]) or backend == "coreml"  # where functions of one file may do
+    first, more = found[0].bytes, found[1].bytes - found[0].bytes
+    return {
+        "package": name,
+        "first_mb": first / 1e6,
+        "added_kb": more / 1e3,
+        "added_percent": 100 * more / first,
+    }
 
 
 def onnx_layer(rows: int) -> Call:
@@ -123,17 +141,22 @@ def main() -> None:
     )
     parser.add_argument("packages", nargs="*", metavar="PACKAGE")
     parser.add_argument("--only", choices=("bytes", "batches"))
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.only != "batches":
-        with tempfile.TemporaryDirectory() as place:
-            for name in given.packages or PACKAGES:
-                print(f"{name:<16} {added_share(name, Path(place)):+.1%}", flush=True)
+        rows = []
+        for name in given.packages or PACKAGES:
+            with tempfile.TemporaryDirectory() as place:
+                rows.append(added(name, Path(place)))
+            print(f"{name:<20} {rows[-1]['added_percent']:+.2f} %", flush=True)
+        if given.json:
+            figures.write(given.json, WHAT, COLUMNS, rows)
     if given.only != "bytes":
         for name, layer in (("onnx", onnx_layer), ("openvino", openvino_layer)):
-            for rows in ROWS:
-                one, two = (fastest_s(layer(n * rows), n * rows) / n for n in (1, 2))
+            for size in ROWS:
+                one, two = (fastest_s(layer(n * size), n * size) / n for n in (1, 2))
                 batched = f"in a batch of two {two / one:.2f} of it"
-                print(f"{name:<9} {rows:>5} rows  {1e3 * one:6.1f} ms, {batched}", flush=True)
+                print(f"{name:<9} {size:>5} rows  {1e3 * one:6.1f} ms, {batched}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from exporter.package.consistent import BASE as BASE
 from exporter.package.consistent import WEIGHTS as WEIGHTS
+from exporter.package.manifest import BASE as BASE
 
 if TYPE_CHECKING:
     from torch import Tensor

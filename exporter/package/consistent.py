@@ -8,15 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-from exporter.package.manifest import GraphEntry, Manifest, Port, SizeEntry, Source, Stage
+from exporter.package.manifest import BASE, GraphEntry, Manifest, Port, SizeEntry, Source, Stage
 from exporter.package.sizes import first_size, manifest_at, size_of, sized_files
 
 MOST_SIZES = 32  # of a package
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
 MOST_BESIDE_BYTES = 2 << 30  # of files that are no graph's: all are read before anything is drawn
-# Settings that name what lies beside a graph's entry: what holds its weights, and the file of the
-# first size that its entry says the differences from.
-WEIGHTS, BASE = "weights", "base"
+WEIGHTS = "weights"  # a setting that names what lies beside a graph's entry
 # How many stages have to give it, of one at most.
 RESULTS = {"velocity": 1, "image": 1, "start": 0, "preview": 0, "scores": 0}
 

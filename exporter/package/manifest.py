@@ -17,10 +17,13 @@ from msgspec import Meta
 
 from exporter.package.paths import OptionalPath, RelativePath
 
-FORMAT_VERSION = "4.2"  # the latest that is read; a package says the first that has its fields
+FORMAT_VERSION = "4.3"  # the latest that is read; a package says the first that has its fields
 FIRST_VERSION = "4.0"
 SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
 SINCE_4_2 = {"since": "4.2"}
+# A setting that names the file which a graph's entry says the differences from. Readers of 4.2 open
+# the entry and find no graph in it.
+BASE, BASE_SINCE = "base", "4.3"
 MOST = 2**53 - 1  # what every language's numbers hold
 MOST_PX = 1 << 14
 MOST_STEPS = 1000
@@ -670,6 +673,8 @@ def to_json(manifest: Manifest) -> str:
 def version_of(manifest: Manifest) -> str:
     """The first format that has every field that says something."""
     later: list[str] = [f.metadata["since"] for f in _later_fields(manifest)]
+    if any(BASE in graph.session for size in manifest.sizes for graph in size.graphs):
+        later.append(BASE_SINCE)
     return max([FIRST_VERSION, *later])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from exporter.backends.contract import BASE, WEIGHTS, Session, SessionOptions
 from exporter.errors import CheckFailed
 from exporter.files.differences import applied
-from exporter.files.read import reason_of
+from exporter.files.read import read_bytes
 
 ON_A_MAC = sys.platform == "darwin"
 FUNCTION = "function"  # in a graph's settings: of a package that has several
@@ -53,6 +53,6 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
 def _model(entry: Path, base: Path) -> bytes:
     """What an entry makes of the first size's model; raises CheckFailed."""
     try:
-        return applied(entry.read_bytes(), base.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckFailed(f"{entry}: cannot be opened: {reason_of(error)}") from None
+        return applied(read_bytes(entry, CheckFailed), read_bytes(base, CheckFailed))
+    except ValueError as error:
+        raise CheckFailed(f"{entry}: cannot be opened: {error}") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from exporter.backends.coreml import ops
 from exporter.backends.coreml.emitter import Blobs, Emitter, empty_model
 from exporter.files.differences import SUFFIX, applied, differences
+from exporter.files.read import read_bytes
 from exporter.files.staging import writing
 from exporter.program import aten
 from exporter.quantize.program import QuantizedProgram
@@ -52,8 +53,8 @@ class Written:
 
     def content(self) -> bytes:
         """Its model."""
-        own = self.base.read_bytes()
-        return own if self.model is None else applied(self.model.read_bytes(), own)
+        own = read_bytes(self.base)
+        return own if self.model is None else applied(read_bytes(self.model), own)
 
 
 def write_graphs(
@@ -96,7 +97,7 @@ def write_graphs(
             continue
         own = folder / f"{name}.mlmodel{SUFFIX}"
         content = models[name].SerializeToString(deterministic=True)
-        own.write_bytes(differences(content, (package / MODEL_FILE).read_bytes()))
+        own.write_bytes(differences(content, read_bytes(package / MODEL_FILE)))
         found[name] = Written(package, model=own)
     return found
 

@@ -14,7 +14,7 @@ from exporter.backends.contract import BASE, WEIGHTS, Session, SessionOptions
 from exporter.errors import CheckFailed, FourstepError, tell_memory
 from exporter.files.cache import checked
 from exporter.files.differences import applied
-from exporter.files.read import file_digest
+from exporter.files.read import file_digest, read_bytes
 
 DEVICES = ("CPU", "GPU", "NPU", "NPUW")
 HALVED = (
@@ -104,7 +104,8 @@ def _read(core: Any, entry: Path, settings: Mapping[str, str]) -> tuple[Any, np.
 
     if BASE not in settings:
         return core.read_model(str(entry)), np.zeros(0, np.uint8)
-    text = applied(entry.read_bytes(), (entry.parent / settings[BASE]).read_bytes())
+    edits, base = (read_bytes(file, CheckFailed) for file in (entry, entry.parent / settings[BASE]))
+    text = applied(edits, base)
     # So that it could be written to, which a Tensor asks for; nothing would reach the file.
     values = np.memmap(entry.with_name(settings[WEIGHTS]), np.uint8, "c")
     return core.read_model(text.decode(), ov.Tensor(values, shared_memory=True)), values

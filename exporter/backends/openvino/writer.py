@@ -26,6 +26,7 @@ from exporter.backends.openvino.emitter import Constants, Emitter
 from exporter.backends.openvino.operators import OPERATORS
 from exporter.backends.shared import Shared
 from exporter.files.differences import SUFFIX, differences
+from exporter.files.read import read_bytes
 from exporter.files.staging import writing
 from exporter.package.names import graph_of
 from exporter.program import aten
@@ -99,7 +100,7 @@ def _write(emitter: Emitter, file: Path, told: Mapping[str, str]) -> None:
 def _shortened(file: Path, base: Path) -> Path:
     """A file that says what differs from another, in place of a file."""
     short = file.with_name(file.name + SUFFIX)
-    short.write_bytes(differences(file.read_bytes(), base.read_bytes()))
+    short.write_bytes(differences(read_bytes(file), read_bytes(base)))
     file.unlink()
     return short
 

@@ -43,6 +43,7 @@ ROOMS = (
     "bench",
     "bundle",
     "report",
+    "matrix",
     "cli",
     "plugins",
     "__main__",

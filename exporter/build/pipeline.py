@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from exporter import backends
 from exporter.backends.contract import Backend, EmitOptions, Sizing
@@ -16,7 +18,7 @@ from exporter.build.filter import PreparedFilter, prepared
 from exporter.build.gather import LINES as LINES_TO_GATHER
 from exporter.build.gather import gather
 from exporter.build.gguf import build_gguf, refuse_foreign_numbers
-from exporter.build.keys import Sources, graph_key
+from exporter.build.keys import Sources, digest_of, graph_key
 from exporter.build.layout import LayoutWork, refuse_unfit, verify_layout, write_layout
 from exporter.build.licence import licence_of, warn_of_missing
 from exporter.build.model import (
@@ -33,7 +35,7 @@ from exporter.calibrate.store import Calibration, kept
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint
 from exporter.errors import CheckFailed, InputError
-from exporter.files.lock import locked
+from exporter.files.lock import alone, locked
 from exporter.files.staging import refuse_place, staging
 from exporter.layouts import NATIVE, load_layout
 from exporter.package.layout import LAYOUT_FILE, check_layout
@@ -41,7 +43,9 @@ from exporter.package.names import graph_of
 from exporter.package.read import MANIFEST
 from exporter.package.sizes import PictureSize
 from exporter.predict.fit import limits_of, refuse_too_large
+from exporter.predict.graph import build_bytes, run_bytes
 from exporter.program.program import Program
+from exporter.program.sizes import activation_bytes
 from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
 from exporter.quantize.formats import Scheme
@@ -57,8 +61,15 @@ KEEP_BYTES = 1 << 30  # of codes, when pictures are drawn with them, or sizes or
 Schemes = tuple[str, ...]
 LINES_OF_LAYOUT = 2  # of progress
 SIZED_PICTURES = 1  # golden ones of each further size
+DRAWN_ACTIVATIONS = 3  # of a graph's, that torch holds at once while it draws
+LIBRARY_BYTES = 250_000_000  # of backends' libraries, and of what torch keeps for later
+HEADROOM = 1.25  # of predictions, for what is rounded up and freed late
 NODE_BYTES = 1000  # of a graph's files, for each operator; more than any backend takes
 Models = Mapping[PictureSize, Model]  # the first of pictures' sizes first
+# Of a package: made by this build, there already, or copied from a cache.
+Source = Literal["built", "kept", "cache"]
+T = TypeVar("T")
+A = TypeVar("A", bound="_Asked")
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ class Built:
     Attributes:
         licence_id: of the weights, in SPDX's words; empty where it is not known.
         layout: that it is in.
+        source: where it comes from.
+        emitted, taken: of one that was built, the graphs that a backend wrote, and those that came
+            from a cache.
     """
 
     path: Path
@@ -77,6 +91,43 @@ class Built:
     report: Report
     licence_id: str = ""
     layout: str = NATIVE
+    source: Source = "built"
+    emitted: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TracedRecipe:
+    """What builds of one recipe share that a process makes one after the other.
+
+    Attributes:
+        models: of the recipe, traced.
+        keep_bytes: of codes.
+    """
+
+    recipe: Recipe
+    models: Models
+    keep_bytes: int
+    _last: dict[str, tuple[object, object]] = field(default_factory=dict)
+
+    def once(self, what: str, key: object, make: Callable[[], T]) -> T:
+        """What was made last, if it was for this key; else it is let go of, and made."""
+        known = self._last.get(what)
+        if known is None or known[0] != key:
+            self._last.pop(what, None)
+            self._last[what] = (key, make())
+        return self._last[what][1]  # type: ignore[return-value]  # what ``make`` gave
+
+
+@fixed_threads()
+def traced(recipe: Recipe, progress: Progress | None = None) -> TracedRecipe:
+    """A recipe's models at all its sizes; raises InputError."""
+    progress = progress or Progress()
+    several = recipe.further_sizes or len(recipe.layouts) > 1
+    keep_bytes = KEEP_BYTES if recipe.prompts or several else 0
+    return TracedRecipe(
+        recipe, trace_sizes(trace_model(recipe, keep_bytes, progress), progress), keep_bytes
+    )
 
 
 @fixed_threads()
@@ -114,6 +165,19 @@ def build(
         name: tuple(scheme_names) or recipe.backend(name).schemes
         for name in backend_names or recipe.backends
     }
+    pairs = _asked(recipe, wanted, out)
+    refuse_place(out, 0)
+    places = Places(out, statistics or out / STATISTICS, tuple(calibrated), cache)
+    gathered = [layout for layout in recipe.layouts if load_layout(layout).gathers]
+    with locked(out, progress):
+        found = _requested(recipe, pairs, places, progress)
+        progress.expect(LINES_TO_GATHER * len(gathered))
+        built = found or _build(traced(recipe, progress), pairs, places, progress)
+        return built + [_gathered(recipe, layout, built, out, progress) for layout in gathered]
+
+
+def _asked(recipe: Recipe, wanted: Mapping[str, Schemes], out: Path) -> list[_Asked]:
+    """What is asked for, schemes by backend, in order; raises InputError."""
     for layout in recipe.layouts:
         refuse_unfit(recipe, layout, tuple(wanted))
     asked, wanted = tuple(wanted), _with_own(recipe, wanted)
@@ -121,21 +185,13 @@ def build(
     for backend in loaded.values() if recipe.further_sizes else ():
         _refuse_unsized(backend)
     chosen = _schemes(recipe, dict.fromkeys(n for names in wanted.values() for n in names))
-    pairs = [
+    return [
         _Asked(given, *found, loaded[name], layout, out)
         for given, found in chosen.items()
         for name, names in wanted.items()
         for layout in _written(recipe, name, name in asked)
         if given in names
     ]
-    refuse_place(out, 0)
-    places = Places(out, statistics or out / STATISTICS, tuple(calibrated), cache)
-    gathered = [layout for layout in recipe.layouts if load_layout(layout).gathers]
-    with locked(out, progress):
-        found = _requested(recipe, pairs, places, progress)
-        progress.expect(LINES_TO_GATHER * len(gathered))
-        built = found or _build(recipe, pairs, places, progress)
-        return built + [_gathered(recipe, layout, built, out, progress) for layout in gathered]
 
 
 @dataclass(frozen=True)
@@ -147,31 +203,133 @@ class Places:
         statistics: that of calibration statistics.
         calibrated: graphs to measure besides those that a scheme asks for.
         cache: shared with other machines, or None.
+        beside: schemes that others build of the same recipe: layers are measured for them too, so
+            that all share the same statistics.
     """
 
     out: Path
     statistics: Path
     calibrated: tuple[str, ...]
     cache: Cache | None
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class One:
+    """Packages of one backend in one scheme, out of many that are built apart, anywhere.
+
+    They are the same, byte for byte, as those of ``build`` with all the schemes of
+    ``places.beside``.
+    """
+
+    recipe: Recipe
+    backend: str
+    scheme: str
+    places: Places
+
+    @property
+    def _asked(self) -> list[_Asked]:
+        return _asked(self.recipe, {self.backend: (self.scheme,)}, self.places.out)
+
+    def look_up(self, progress: Progress) -> list[Built]:
+        """Them as they lie there, or from the cache, without tracing; else none."""
+        asked = self._asked
+        with self._alone(asked, progress):
+            return _requested(self.recipe, asked, self.places, progress)
+
+    @fixed_threads()
+    def build(self, shared: TracedRecipe, progress: Progress) -> list[Built]:
+        """Build them, as ``build`` does, with what is shared with other builds of the recipe."""
+        asked = self._asked
+        with self._alone(asked, progress):
+            return _build(shared, asked, self.places, progress)
+
+    def needs(self, shared: TracedRecipe) -> Needs:
+        """What building them is predicted to take; raises InputError for what cannot be built."""
+        jobs = _jobs(shared.models, self._asked)
+        for job in jobs:
+            _refuse_unfit(job, shared.models)
+        return Needs(
+            max(_more_bytes(job, shared) for job in jobs), sum(job.missing_bytes() for job in jobs)
+        )
+
+    @contextmanager
+    def _alone(self, asked: Sequence[_Asked], progress: Progress) -> Iterator[None]:
+        """One process at a time for a package, and many in the folder around it."""
+        with ExitStack() as stack:
+            for one in asked:
+                stack.enter_context(alone(one.target, progress))
+            yield
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a build is predicted to take.
+
+    Attributes:
+        more_bytes: of memory, besides what the process has taken before.
+        disk_bytes: of files that are not there yet.
+    """
+
+    more_bytes: int
+    disk_bytes: int
+
+
+def _more_bytes(job: _Job, shared: TracedRecipe) -> int:
+    """Memory for measuring, drawing, emitting or running a graph, whichever takes the most."""
+    recipe, costs = shared.recipe, job.backend.costs
+    programs = [p for sized in job.sized.values() for p in sized.values()]
+    parts = [*job.parts, *(part for sized in job.further.values() for part in sized.values())]
+    written = run = 0
+    if costs is not None:
+        written = max(build_bytes(part, costs, 0) - costs.build_process_bytes for part in parts)
+        run = max(run_bytes(part, costs) - costs.process_bytes for part in parts)
+    drawn = max(4 * _values(p) + DRAWN_ACTIVATIONS * activation_bytes(p) for p in programs)
+    measured = max(_covariance_bytes(p) for p in programs) if job.scheme.used_methods else 0
+    codes = sum(program.stored_bytes() for program in job.programs.values())
+    held = min(shared.keep_bytes, 4 * codes)
+    most = max(written, run, measured, drawn if recipe.prompts else 0)
+    return LIBRARY_BYTES + int(HEADROOM * (held + most))
+
+
+def _covariance_bytes(program: QuantizedProgram) -> int:
+    """Of what a layer meets, while it is measured: a sum in float64, and a factor of it."""
+    widths = [source.shape[-1] for source in program.stored().values() if len(source.shape) == 2]
+    return 2 * 8 * max(widths, default=0) ** 2
+
+
+def _values(program: QuantizedProgram) -> int:
+    return sum(program.values_by_format().values())
 
 
 def _requests(
-    recipe: Recipe, asked: Sequence[_Asked], checkpoint: Checkpoint, places: Places
-) -> dict[_Asked, str]:
+    recipe: Recipe,
+    asked: Sequence[A],
+    checkpoint: Checkpoint,
+    places: Places,
+    statistics: Sequence[str],
+) -> dict[A, str]:
     """What each package is asked for by, before anything is traced; none where more is needed.
 
     A classifier has to be tried first, and layouts are not shared.
+
+    Args:
+        statistics: digests of the indices of those that are there.
     """
     if recipe.filter is not None or any(one.layout != NATIVE for one in asked):
         return {}
-    beside = list({one.given: one.scheme for one in asked}.values())
+    beside = [one.scheme for one in asked] + _beside(recipe, places)
     return {
         one: reuse.request_of(
             recipe, checkpoint, one.backend, write.Origin(one.scheme, one.plan, {}, None),
-            beside, places.calibrated, places.statistics,
+            beside, places.calibrated, statistics,
         )
         for one in asked
     }  # fmt: skip
+
+
+def _beside(recipe: Recipe, places: Places) -> list[Scheme]:
+    return [scheme for scheme, _ in _schemes(recipe, places.beside).values()]
 
 
 def _requested(
@@ -182,17 +340,19 @@ def _requested(
         return []
     checkpoint = open_asked(recipe)
     found = []
-    for one, key in _requests(recipe, asked, checkpoint, places).items():
+    there = reuse.digests_of(places.statistics)
+    for one, key in _requests(recipe, asked, checkpoint, places, there).items():
         record = places.cache.find("request", key)
         basis = record.value.get("basis") if record else None
         if not isinstance(basis, str):
             return []
         wanted = _wanted(one, recipe, checkpoint, basis)
-        taken = resume.whole_package(one.target, basis) or reuse.take_package(places.cache, wanted)
+        kept = resume.whole_package(one.target, basis)
+        taken = kept or reuse.take_package(places.cache, wanted)
         if taken is None:
             return []
         progress(f"{one.target.name} is whole already")
-        found.append(_as_built(one, taken))
+        found.append(_as_built(one, taken, "kept" if kept else "cache"))
     if found:
         warn_of_missing(licence_of(recipe, checkpoint), checkpoint)
     return found
@@ -205,12 +365,12 @@ def _wanted(one: _Asked, recipe: Recipe, checkpoint: Checkpoint, basis: str) -> 
     )  # fmt: skip
 
 
-def _as_built(one: _Asked, taken: tuple[Package, Report]) -> Built:
+def _as_built(one: _Asked, taken: tuple[Package, Report], source: Source) -> Built:
     package, report = taken
     manifest = package.manifest
     return Built(
         one.target, one.backend.name, one.scheme.name, manifest.bytes, report,
-        manifest.origin.licence_id,
+        manifest.origin.licence_id, source=source,
     )  # fmt: skip
 
 
@@ -245,19 +405,12 @@ def _gathered(
 
 
 def _build(
-    recipe: Recipe,
-    asked: Sequence[_Asked],
-    places: Places,
-    progress: Progress,
+    shared: TracedRecipe, asked: Sequence[_Asked], places: Places, progress: Progress
 ) -> list[Built]:
-    """``build`` in a folder that nobody else writes to."""
-    statistics, cache = places.statistics, places.cache
-    several = recipe.further_sizes or len(recipe.layouts) > 1
-    keep_bytes = KEEP_BYTES if recipe.prompts or several else 0
-    model = trace_model(recipe, keep_bytes, progress)
+    """``build`` where nobody else writes to its packages."""
+    recipe, models, cache = shared.recipe, shared.models, places.cache
+    model = models[recipe.sizes[0]]
     warn_of_missing(model.licence, model.checkpoint)
-    models = trace_sizes(model, progress)
-    measured = models[recipe.calibrated_size]
 
     # Quantize: in the program. What cannot be built is refused here, before anything is computed.
     jobs = _jobs(models, asked)
@@ -265,20 +418,10 @@ def _build(
         _refuse_unfit(job, models)
 
     # Resume: packages that are whole, and just what this build would make, are kept.
-    used = {g for job in jobs for g in model.programs if job.programs[g].methods}
-    graphs = [g for g in model.programs if g in used or g in places.calibrated]
-    requests = _requests(recipe, asked, model.checkpoint, places) if cache else {}
-    calibration = kept(statistics, measured.provenance(graphs)) if graphs else None
-    if calibration is None and cache and any(job.scheme.used_methods for job in jobs):
-        calibration = reuse.take_statistics(
-            cache, measured.provenance(graphs), statistics, progress
-        )
-    built = {job: _kept_package(job, job.basis(model, calibration)) for job in jobs}
-    if cache:
-        for job in (job for job in jobs if built[job] is None and job.layout == NATIVE):
-            wanted = _wanted(job, recipe, model.checkpoint, job.basis(model, calibration))
-            taken = reuse.take_package(cache, wanted)
-            built[job] = _as_built(job, taken) if taken else None
+    there = reuse.digests_of(places.statistics) if cache else ()
+    graphs = _measured(shared, jobs, places)
+    calibration = _calibration(models, jobs, graphs, places, progress)
+    built = {job: _kept_or_taken(job, model, calibration, cache) for job in jobs}
     left = [job for job in jobs if built[job] is None]
     measures = calibration is None and any(job.scheme.used_methods for job in left)
     progress.expect(_lines(jobs, left, recipe))
@@ -290,29 +433,67 @@ def _build(
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
     if measures:
-        calibration = calibrate(measured, graphs, statistics, progress)
+        measured = models[recipe.calibrated_size]
+        calibration = calibrate(measured, graphs, places.statistics, progress)
         if cache:
             reuse.keep_statistics(cache, calibration)
-    weights = Weights(model.checkpoint, keep_bytes=keep_bytes, calibration=calibration)
-
-    # Golden pictures: the unquantized program in torch once, then each scheme's.
-    painters = _painters(models, weights)
-    if left and recipe.prompts:
-        progress("golden pictures, unquantized, in torch")
-    drawn = {size: p.draw(models[size].unrounded) if left else [] for size, p in painters.items()}
 
     # Emit and verify, the packages of a scheme one after the other.
     for _, same in itertools.groupby(left, key=lambda job: job.given):
         together = list(same)
-        work = _work(together[0], models, painters, drawn, calibration, progress)
+        work = _work(together[0], shared, calibration, progress)
         for job in together:
             if job.layout == NATIVE:
                 built[job] = _build_shared(job, work, progress, cache)
             else:
                 built[job] = _build_layout(job, work, progress)
     if cache:
-        _keep(jobs, left, model, calibration, requests, places)
+        _keep(shared, (jobs, left), calibration, graphs, there, places)
     return [found for found in built.values() if found is not None]
+
+
+def _measured(shared: TracedRecipe, jobs: Sequence[_Job], places: Places) -> list[str]:
+    """The graphs that are measured, if any are: those that a scheme needs, or that were named."""
+    programs = shared.models[shared.recipe.sizes[0]].programs
+    used = {g for job in jobs for g in programs if job.programs[g].methods}
+
+    def of_others() -> set[str]:
+        schemes = _beside(shared.recipe, places)
+        quantized = [quantize_all(programs, scheme) for scheme in schemes if scheme.used_methods]
+        return {g for found in quantized for g in programs if found[g].methods}
+
+    used |= shared.once("measured", places.beside, of_others)
+    return [g for g in programs if g in used or g in places.calibrated]
+
+
+def _calibration(
+    models: Models,
+    jobs: Sequence[_Job],
+    graphs: Sequence[str],
+    places: Places,
+    progress: Progress,
+) -> Calibration | None:
+    """What was measured of these graphs before: in its folder, else in the cache."""
+    if not graphs:
+        return None
+    recipe = next(iter(models.values())).recipe
+    provenance = models[recipe.calibrated_size].provenance(graphs)
+    found = kept(places.statistics, provenance)
+    if found is None and places.cache and any(job.scheme.used_methods for job in jobs):
+        return reuse.take_statistics(places.cache, provenance, places.statistics, progress)
+    return found
+
+
+def _kept_or_taken(
+    job: _Job, model: Model, calibration: Calibration | None, cache: Cache | None
+) -> Built | None:
+    """A package as it lies there, or from the cache; None for one that has to be built."""
+    basis = job.basis(model, calibration)
+    kept_one = _kept_package(job, basis)
+    if kept_one is not None or cache is None or job.layout != NATIVE:
+        return kept_one
+    taken = reuse.take_package(cache, _wanted(job, model.recipe, model.checkpoint, basis))
+    return _as_built(job, taken, "cache") if taken else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -509,16 +690,41 @@ class _Work:
 
 
 def _work(
-    job: _Job,
-    models: Models,
-    painters: Mapping[PictureSize, golden.Painter],
-    plain: Mapping[PictureSize, Sequence[golden.Drawing]],
-    calibration: Calibration | None,
-    progress: Progress,
+    job: _Job, shared: TracedRecipe, calibration: Calibration | None, progress: Progress
 ) -> _Work:
     """The work of a job's scheme, with its pictures drawn."""
+    measured = calibration.sha256 if calibration else ""
+    scheme = digest_of(asdict(job.scheme))
+    canvas = shared.once("canvas", measured, lambda: _canvas(shared, calibration, progress))
+    return shared.once(
+        "work", (measured, scheme), lambda: _drawn(job, shared.models, canvas, progress)
+    )
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """What draws the golden pictures, and those of the unquantized program, of each size."""
+
+    calibration: Calibration | None
+    weights: Weights
+    painters: Mapping[PictureSize, golden.Painter]
+    plain: Mapping[PictureSize, Sequence[golden.Drawing]]
+
+
+def _canvas(shared: TracedRecipe, calibration: Calibration | None, progress: Progress) -> _Canvas:
+    models = shared.models
+    model = models[shared.recipe.sizes[0]]
+    weights = Weights(model.checkpoint, keep_bytes=shared.keep_bytes, calibration=calibration)
+    painters = _painters(models, weights)
+    if shared.recipe.prompts:
+        progress("golden pictures, unquantized, in torch")
+    plain = {size: p.draw(models[size].unrounded) for size, p in painters.items()}
+    return _Canvas(calibration, weights, painters, plain)
+
+
+def _drawn(job: _Job, models: Models, canvas: _Canvas, progress: Progress) -> _Work:
     model = next(iter(models.values()))
-    weights = next(iter(painters.values())).weights
+    weights, painters, calibration = canvas.weights, canvas.painters, canvas.calibration
     # What layers read is rounded in the program too, in ranges chosen on the trajectories, which
     # are of one size: the ranges serve all.
     at = model.recipe.calibrated_size
@@ -532,30 +738,39 @@ def _work(
     for size, painter in painters.items():
         programs = {name: rounded[size](name) for name in job.programs}
         drawings = painter.draw(programs)
-        pictures[size] = golden.Pictures(drawings, plain[size])
+        pictures[size] = golden.Pictures(drawings, canvas.plain[size])
         allowed[size] = golden.allowances(programs, weights, drawings[0], painter.schedule.guidance)
     return _Work(model, weights, calibration, rounded, pictures, allowed)
 
 
 def _keep(
-    jobs: Sequence[_Job],
-    left: Sequence[_Job],
-    model: Model,
+    shared: TracedRecipe,
+    asked: tuple[Sequence[_Job], Sequence[_Job]],
     calibration: Calibration | None,
-    requests: Mapping[_Asked, str],
+    graphs: Sequence[str],
+    there: Sequence[str],
     places: Places,
 ) -> None:
-    """Put packages that were built into the cache, and what they are asked for by.
+    """Put packages that were built into the cache, and what all are asked for by.
 
-    That is another request where the statistics lie there that this build has measured.
+    That is another request with the statistics that were there before, with those that are there
+    now, and where there are none, if a build there would measure just these.
+
+    Args:
+        asked: all jobs, and those that were built.
+        there: digests of the indices of the statistics that were there before.
     """
     assert places.cache is not None
+    recipe, (jobs, left) = shared.recipe, asked
+    model, measured = shared.models[recipe.sizes[0]], shared.models[recipe.calibrated_size]
     for job in (job for job in left if job.layout == NATIVE):
         reuse.keep_package(places.cache, job.basis(model, calibration), job.target)
-    asked = dict(zip(requests, jobs, strict=False))
-    again = _requests(model.recipe, list(requests), model.checkpoint, places)
-    for one, job in asked.items():
-        for key in {requests[one], again[one]}:
+    indices = {tuple(there), reuse.digests_of(places.statistics)}
+    if calibration is None or calibration.provenance == measured.provenance(graphs):
+        indices.add(())
+    for statistics in sorted(indices):
+        requests = _requests(recipe, jobs, model.checkpoint, places, statistics)
+        for job, key in requests.items():
             places.cache.keep("request", key, {"basis": job.basis(model, calibration)})
 
 
@@ -580,6 +795,7 @@ def _build_package(
         taken: gets the names of the graphs that come from the cache.
     """
     model, basis = work.model, job.basis(work.model, work.calibration)
+    emitted_now: list[str] = []
     with resume.resuming(job.target, basis, progress) as (folder, whole):
         bases = {"basis": basis, "unmarked_basis": job.unmarked_basis(model, work.calibration)}
         whole |= resume.unmarked_graphs(job.target, folder, bases["unmarked_basis"], whole)
@@ -589,6 +805,8 @@ def _build_package(
                 progress(f"{part.name} is whole already")
                 continue
             whole[part.name] = _emit(job, part, work, folder, progress, cache, taken)
+            if part.name not in taken:
+                emitted_now.append(part.name)
             resume.write_journal(job.target, basis, whole.values())
         graphs = [whole[part.name] for part in job.parts]
         origin = job.origin(work.calibration)
@@ -610,7 +828,10 @@ def _build_package(
         sizes = {"bytes": manifest.bytes, "graphs": {g.name: g.bytes for g in manifest.graphs}}
         write.write_log(job.target, folder / MANIFEST, {**bases, **sizes}, report.to_json())
     name = manifest.origin.licence_id
-    return Built(job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name)
+    return Built(
+        job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name,
+        emitted=tuple(emitted_now), taken=tuple(taken),
+    )  # fmt: skip
 
 
 def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:
@@ -690,14 +911,12 @@ def _kept_package(job: _Job, basis: str) -> Built | None:
         manifest, report = kept
         return Built(
             job.target, job.backend.name, job.scheme.name, manifest.bytes, report,
-            manifest.origin.licence_id, job.layout,
+            manifest.origin.licence_id, job.layout, "kept",
         )  # fmt: skip
     found = resume.whole_package(job.target, basis)
     if found is None:
         return None
-    whole, report = found
-    name = whole.manifest.origin.licence_id
-    return Built(job.target, job.backend.name, job.scheme.name, whole.manifest.bytes, report, name)
+    return _as_built(job, found, "kept")
 
 
 def _expressible(model: Model, backend: Backend) -> dict[str, dict[str, QuantizedProgram]]:

@@ -158,7 +158,7 @@ def request_of(
     origin: Origin,
     beside: Sequence[Scheme],
     calibrated: Sequence[str],
-    statistics: Path,
+    statistics: Sequence[str],
 ) -> str:
     """SHA-256 of what decides a package, as far as it is known before anything is traced.
 
@@ -166,17 +166,24 @@ def request_of(
         origin: without programs and statistics.
         beside: the schemes that are built together: which graphs are measured is theirs.
         calibrated: graphs that are measured besides.
-        statistics: the folder whose statistics a build would use.
+        statistics: ``digests_of`` those that a build would find.
     """
     facts = basis_facts(recipe, checkpoint, backend, origin) | {
-        "beside": sorted(digest_of(asdict(scheme)) for scheme in beside),
-        "calibrated": sorted(calibrated),
         "libraries": libraries(),
         "most_file_bytes": recipe.most_file_bytes,
     }
-    if any(scheme.used_methods for scheme in beside):
-        facts["kept"] = sorted(file_digest(f) for f in statistics.glob(f"**/{INDEX}"))
+    if origin.scheme.used_methods:
+        facts |= {
+            "beside": sorted({digest_of(asdict(s)) for s in beside if s.used_methods}),
+            "calibrated": sorted(calibrated),
+            "kept": list(statistics),
+        }
     return digest_of(facts)
+
+
+def digests_of(statistics: Path) -> tuple[str, ...]:
+    """Of the indices of the statistics in a folder, in order."""
+    return tuple(sorted(file_digest(f) for f in statistics.glob(f"**/{INDEX}")))
 
 
 def take_statistics(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from exporter.cache.url import CacheUrl, redacted
-from exporter.errors import InputError, not_installed
+from exporter.errors import InputError, needs_extra, not_installed
 from exporter.files.read import open_regular, reason_of
 from exporter.files.stop import tell_wish
 
@@ -109,7 +109,8 @@ class RemoteStore:
         place = self._at(name)
         part = f"{place}.{secrets.token_hex(8)}.part" if self.moves else place
         with _told():
-            self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            if self.moves:  # of a store of objects this would be a bucket, mistyped maybe
+                self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
             if isinstance(source, bytes):
                 self.files.pipe_file(part, source)
             else:
@@ -140,9 +141,10 @@ def open_store(url: CacheUrl) -> ObjectStore:
     if url.folder is not None:
         return _folder_store(url.folder)
     library = LIBRARIES.get(url.protocol)
-    absent = [name for name in ("fsspec", library) if name and not importlib.util.find_spec(name)]
-    if absent:
-        raise not_installed(", ".join(absent), " ".join(absent))
+    if library and not importlib.util.find_spec(library):
+        raise needs_extra("s3", library)
+    if not importlib.util.find_spec("fsspec"):
+        raise not_installed("fsspec", "fsspec")
     import fsspec
 
     try:

@@ -29,6 +29,7 @@ from exporter.cli import (
     fetch,
     inspect,
     mark,
+    matrix,
     pack,
     plan,
     rebuild,
@@ -48,8 +49,8 @@ from exporter.files.stop import forget, stop
 from exporter.progress import end_of_bar, nowhere
 
 COMMANDS = (
-    fetch, recipe, build, plan, run, credentials, verify, sign, bom, rebuild, bundle, pack, unpack,
-    delta, apply, bench, inspect, mark, report, synth, doctor,
+    fetch, recipe, build, matrix, plan, run, credentials, verify, sign, bom, rebuild, bundle, pack,
+    unpack, delta, apply, bench, inspect, mark, report, synth, doctor,
 )  # fmt: skip
 TERMINATED = 143  # exit code after SIGTERM, as shells count it
 INTERRUPTED = 130  # after Ctrl-C

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from exporter import backends
-from exporter.errors import Remark, decoded, needs_extra, printable
+from exporter.errors import InputError, Remark, decoded, needs_extra, printable
 from exporter.progress import say
 
 BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
@@ -31,6 +31,7 @@ FLAGS = {
     "graphs": "--graph",
     "half": "--half",
     "image": "--image",
+    "jobs": "--job",
     "loras": "--lora",
     "mark_key": "--mark-key",
     "memory_bytes": "--memory",
@@ -91,3 +92,15 @@ def require_build() -> None:
 
 def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def bytes_of(flag: str, text: str | None) -> int | None:
+    """Bytes of a size such as 1.2GB, 900 MB, 1GiB or 123456; raises InputError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if found is None:
+        raise InputError(f"{flag} {text!r}: a size is expected, such as 1.2GB or 900MB")
+    number, prefix, binary = found.groups()
+    power = " kMGT".index(prefix.replace("K", "k")) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from exporter.cli.options import PLACE, json_option, statistics_option
-from exporter.cli.output import megabytes, require_build, show, show_json
+from exporter.cli.output import bytes_of, megabytes, require_build, show, show_json
 from exporter.errors import InputError, known
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
@@ -77,7 +76,7 @@ def command(
     file = file or Path(f"{found.name}.plan.toml")
     if file.suffix != ".toml":
         raise InputError(f"-o {file}: must end in .toml")
-    aim = Aim(_size("--budget", budget), _size("--memory", memory), bits, floor_db)
+    aim = Aim(bytes_of("--budget", budget), bytes_of("--memory", memory), bits, floor_db)
     progress = Progress(bar_on_terminal)
     done = make_plan(
         found, file, aim, formats, graphs, probes, not no_draw, earlier, statistics, progress
@@ -93,15 +92,3 @@ def command(
         f"{done.bits_per_weight:.2f} bits a weight; final latent predicted "
         f"{done.predicted_snr_db:.1f} dB{drawn}"
     )
-
-
-def _size(flag: str, text: str | None) -> int | None:
-    """Bytes of a size such as 1.2GB, 900 MB, 1GiB or 123456; raises InputError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kKMGT]?)(i?)B?\s*", text)
-    if found is None:
-        raise InputError(f"{flag} {text!r}: a size is expected, such as 1.2GB or 900MB")
-    number, prefix, binary = found.groups()
-    power = " kMGT".index(prefix.replace("K", "k")) if prefix else 0
-    return int(float(number) * (1024 if binary else 1000) ** power)

@@ -52,10 +52,9 @@ def page(report: Comparison, shown: Sequence[Shown]) -> str:
             aria_labelledby=f"{name}-title", class_="part")
         for name, title, inside in parts
     )  # fmt: skip
-    style = resources.files("exporter.report").joinpath("style.css").read_text(encoding="utf-8")
-    return _document(
+    return document(
         f"{report.name}: fourstep report",
-        style + overlays(shown),
+        style() + overlays(shown),
         _header(report) + tag("nav", contents, aria_label="Contents") + tag("main", body),
     )
 
@@ -67,7 +66,13 @@ def _decoders(report: Comparison, shown: Sequence[Shown]) -> list[tuple[str, str
     return [("decoders", "Decoders", decoders(report, shown))]
 
 
-def _document(title: str, style: str, body: str) -> str:
+def style() -> str:
+    """Of every page."""
+    return resources.files("exporter.report").joinpath("style.css").read_text(encoding="utf-8")
+
+
+def document(title: str, style: str, body: str) -> str:
+    """A whole page that asks for nothing, of its style and what is in its body."""
     known = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{known}'; base-uri 'none'; "

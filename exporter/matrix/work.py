@@ -1,0 +1,159 @@
+"""What a worker does: looks a job up, or builds it, and says what came of it and what it took.
+
+A worker lives long: what is imported and traced once serves many jobs. It builds one package at a
+time; the order of jobs keeps those with the same traced model together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from exporter.build.pipeline import STATISTICS, Built, One, Places, TracedRecipe, traced
+from exporter.build.resume import code_of_own
+from exporter.build.write import log_of
+from exporter.cache.shared import open_cache
+from exporter.cache.url import parse_url
+from exporter.errors import FourstepError, InputError, is_out_of_memory, printable
+from exporter.files.heap import release
+from exporter.files.memory import anonymous_bytes, watched
+from exporter.files.read import file_digest, read_json, reason_of
+from exporter.matrix.file import asked_recipe
+from exporter.matrix.outcome import Assignment, Forecast, Outcome
+from exporter.package.read import MANIFEST, read_manifest
+from exporter.progress import Progress
+
+Say = Callable[[str], None]
+NO_MEMORY = "out of memory; give it more, or choose a smaller size or scheme"
+
+
+@dataclass
+class Bench:
+    """What a process keeps from job to job: the models that it has traced last.
+
+    ``lock``: one job at a time, also where whoever runs the process has several threads.
+    """
+
+    group: object = None
+    shared: TracedRecipe | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def models(self, order: Assignment, one: One, progress: Progress) -> TracedRecipe:
+        """The traced models of an order's recipe."""
+        group = (order.run, order.out, order.job.group)
+        if self.shared is None or self.group != group:
+            self.group, self.shared = None, None  # let go of, before others are made
+            release()
+            self.shared = traced(one.recipe, progress)
+            self.group = group
+        return self.shared
+
+
+BENCH = Bench()
+
+
+def look_up(order: Assignment, say: Say) -> Outcome | Forecast:
+    """A package that is there or in the cache, without tracing; else what building it takes."""
+
+    def work(one: One, progress: Progress) -> list[Built] | Forecast:
+        found = one.look_up(progress)
+        if found:
+            return found
+        needs = one.needs(BENCH.models(order, one, progress))
+        return Forecast(anonymous_bytes() + needs.more_bytes, needs.disk_bytes)
+
+    return _worked(order, say, work, None)
+
+
+def build(order: Assignment, forecast: Forecast, say: Say) -> Outcome:
+    """Build a package; whatever goes wrong is an outcome."""
+
+    def work(one: One, progress: Progress) -> list[Built] | Forecast:
+        return one.build(BENCH.models(order, one, progress), progress)
+
+    found = _worked(order, say, work, forecast)
+    assert isinstance(found, Outcome)
+    return found
+
+
+def _worked(
+    order: Assignment,
+    say: Say,
+    work: Callable[[One, Progress], list[Built] | Forecast],
+    forecast: Forecast | None,
+) -> Outcome | Forecast:
+    """What work on an order comes to, with what it took."""
+    remarks: list[str] = []
+    found: Outcome | Forecast
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
+    with BENCH.lock, watched() as peak:
+        try:
+            done = work(_one(order, remarks.append), Progress(lambda line, *_: say(line)))
+            found = done if isinstance(done, Forecast) else _outcome(order, done)
+        except Exception as error:
+            found = Outcome(order.job.name, "failed", _reason(error))
+        finally:
+            release()
+    before = forecast or Forecast(0, 0)
+    seconds = before.seconds + time.monotonic() - began_s
+    cpu_s = before.cpu_s + time.process_time() - began_cpu_s
+    if isinstance(found, Forecast):
+        return replace(found, seconds=seconds, cpu_s=cpu_s)
+    return replace(
+        found,
+        seconds=seconds,
+        cpu_s=cpu_s,
+        predicted_bytes=forecast.memory_bytes if forecast else None,
+        peak_bytes=peak.bytes if forecast and peak.bytes else None,
+        worker=f"process {os.getpid()} on {socket.gethostname()}",
+        remarks=tuple(remarks),
+    )
+
+
+def _one(order: Assignment, say: Say) -> One:
+    """The package of an order; raises InputError where this worker would make another one."""
+    if code_of_own() != order.code_sha256:
+        raise InputError(
+            "this worker has another fourstep than whoever orders; install the same version there"
+        )
+    job = order.job
+    recipe = asked_recipe(job)
+    if recipe.digest(job.backend) != order.recipe_sha256:
+        raise InputError(f"{job.recipe}: is another recipe where this worker is; share its folder")
+    folder = Path(order.out) / job.group
+    cache = open_cache(parse_url(order.cache), say) if order.cache else None
+    places = Places(folder, folder / STATISTICS, (), cache, job.beside)
+    return One(recipe, job.backend, job.scheme, places)
+
+
+def _outcome(order: Assignment, done: list[Built]) -> Outcome:
+    built = done[0]
+    log = read_json(log_of(built.path))
+    return Outcome(
+        order.job.name,
+        "built" if any(one.source == "built" for one in done) else "reused",
+        manifest_sha256=file_digest(built.path / MANIFEST),
+        basis=log["basis"],
+        scheme=built.scheme,
+        checkpoint_sha256=read_manifest(built.path).origin.checkpoint_sha256,
+        bytes=sum(one.bytes for one in done),
+        emitted=tuple(name for one in done for name in one.emitted),
+        taken=tuple(name for one in done for name in one.taken),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a job failed, in one line; a defect of this project names its kind."""
+    if is_out_of_memory(error):
+        return NO_MEMORY
+    if isinstance(error, FourstepError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return printable(f"{place}{reason_of(error)}")
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -194,12 +194,13 @@ def write_manifest(
 
 def _emit(work: LayoutWork, graph: ClientGraph, folder: Path) -> WrittenGraph:
     """Let the backend write a graph under the names that clients look for."""
-    place = folder / graph.folder
-    place.mkdir()
+    place, stem = folder, work.form.stem or graph.folder
+    if work.form.stem:
+        place = folder / graph.folder
+        place.mkdir()
     choices = work.model.recipe.backend(work.backend.name).choices
     options = EmitOptions(choices, graph.ports, is_foreign=True)
     assert isinstance(work.backend, Sizing)
-    stem = work.form.stem
     found = work.backend.emit_sizes({stem: graph.program}, work.weights.read, place, options)
     emitted = found[stem]
     allowances = [work.allowed.get(name, USUAL) for name in graph.made_of]

@@ -20,7 +20,8 @@ class Form:
 
     Attributes:
         clients: who loads it.
-        stem: of a graph's files, as clients ask for.
+        stem: of a graph's files, each in a folder of its own; empty: beside each other, called as
+            the graphs are.
         velocity: what clients call the MMDiT's output.
     """
 
@@ -84,6 +85,12 @@ ORT_PACKAGE = Layout(
     gathers=True,
     lacks={key: ONE_GRAPH[key] for key in ("[image] sizes", "[filter]")},
 )
+APPLE_SWIFT = Layout(
+    "apple-swift",
+    {"coreml": Form(("Apple's StableDiffusion3Pipeline",))},
+    maker="exporter.layouts.apple_swift",
+    lacks=ONE_GRAPH,
+)
 GGUF = Layout(
     "gguf",
     {"reference": Form(("stable-diffusion.cpp", "ComfyUI-GGUF"))},
@@ -91,7 +98,8 @@ GGUF = Layout(
     lacks={key: ONE_GRAPH[key] for key in ("[schedule] mode", "[filter]")},
 )
 LAYOUTS: Mapping[str, Layout] = {
-    layout.name: layout for layout in (Layout(NATIVE, {}), DIFFUSERS, ORT_PACKAGE, GGUF)
+    layout.name: layout
+    for layout in (Layout(NATIVE, {}), DIFFUSERS, APPLE_SWIFT, ORT_PACKAGE, GGUF)
 }
 
 

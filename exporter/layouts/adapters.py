@@ -71,18 +71,18 @@ class Conditions(nn.Module):
 class PickStep(nn.Module):
     """The step that a client's timestep (1,) is of: its row of the modulation (S, M), its gain.
 
-    A timestep that is not one of the schedule's has no gain but NaN: the picture is black and not
-    a wrong one.
+    A timestep that is not one of the schedule's has no gain but ``unknown``: with NaN the picture
+    is black and not a wrong one.
     """
 
     known: Tensor
     gains: Tensor
     limit: Tensor
 
-    def __init__(self, schedule: ClientSchedule) -> None:
+    def __init__(self, schedule: ClientSchedule, unknown: float = np.nan) -> None:
         super().__init__()
         constant(self, "known", np.array([schedule.timesteps]))
-        constant(self, "gains", np.array([*schedule.gains, np.nan])[:, None])
+        constant(self, "gains", np.array([*schedule.gains, unknown])[:, None])
         constant(self, "limit", np.array([[-(schedule.tolerance**2)]]))
 
     def forward(self, timestep: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,19 @@ def client_schedule(sigmas: Sequence[float]) -> ClientSchedule:
     """
     steps = len(sigmas) - 1
     shift, train = _closed_form(sigmas) or (1.0, steps)
-    theirs = client_sigmas(shift, train, steps)
+    return bent(shift, train, client_sigmas(shift, train, steps), sigmas)
+
+
+def bent(
+    shift: float, train: int, theirs: Sequence[float], sigmas: Sequence[float]
+) -> ClientSchedule:
+    """A client's scheduler, and the gains that lead along our sigmas where its own are others.
+
+    Args:
+        theirs: the client's sigmas, without the 0.
+        sigmas: ours, with it.
+    """
+    steps = len(theirs)
     is_exact = bool(np.max(np.abs(np.subtract(theirs, sigmas[:-1]))) <= EXACT)
     ours, own = np.diff(sigmas), np.diff((*theirs, 0.0))
     gains = np.ones(steps) if is_exact else ours / own

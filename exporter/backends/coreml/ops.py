@@ -158,7 +158,9 @@ def _cast(e: Emitter, n: fx.Node) -> str | None:
     if e.is_tensor(source):
         return None  # a stored weight: written where it is used
     kind = _type(e, n)
-    given = {"x": e.value(source), "dtype": e.text(kind)}
+    # Ids that come as floats are whole numbers beyond what fp16 holds.
+    is_id = kind == "int32" and isinstance(source, fx.Node) and source.op == "placeholder"
+    given = {"x": e.value(source, "fp32" if is_id else None), "dtype": e.text(kind)}
     return e.add("cast", given, aten.shape(n), kind, n.name)
 
 

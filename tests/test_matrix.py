@@ -173,7 +173,7 @@ def fakes(
     (folder / "fake.py").write_text(FAKE)
     command = (sys.executable, str(folder / "fake.py"))
     jobs = [Job(f"g/{i}", "r", "", "", "onnx", scheme) for i, scheme in enumerate(schemes)]
-    orders = [Assignment(job, "", "", str(folder), "", "") for job in jobs]
+    orders = [Assignment(job, "", "", {}, str(folder), "", "") for job in jobs]
     lines: list[str] = []
     runner = Local(workers, free=free, command=command, **options)
     found = list(runner.run(orders, Progress(lambda line, *_: lines.append(line))))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,14 +115,24 @@ def command(
     return result.exit_code
 
 
+def processors() -> int:
+    """How many this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _runner(where: str, workers: int | None, memory: str | None, retries: int) -> Runner:
     """What runs the jobs; raises InputError for what does not fit together."""
+    from exporter.matrix.cluster import PREFIX, Cluster
     from exporter.matrix.local import Local
 
     if where == LOCAL:
         most = bytes_of("--memory", memory) if memory else None
-        return Local(workers or len(os.sched_getaffinity(0)), most, retries)
+        return Local(workers or processors(), most, retries)
     for flag, given in (("--workers", workers), ("--memory", memory)):
         if given is not None:
             raise InputError(f"{flag} is of --on local; the scheduler's workers have their own")
-    raise InputError(f"--on {where}: {LOCAL} or dask://HOST:PORT is expected")
+    if re.fullmatch(rf"{PREFIX}[\w.:\[\]-]+:[0-9]{{1,5}}", where) is None:
+        raise InputError(f"--on {where}: {LOCAL} or dask://HOST:PORT is expected")
+    return Cluster(where, retries)

@@ -17,6 +17,7 @@ class Assignment:
     Attributes:
         recipe_sha256: of the recipe as whoever orders has read it, for the job's backend.
         code_sha256: of fourstep's own code there.
+        versions: of Python, libraries and the backend's tools there.
         out: the folder of the matrix.
         cache: a folder or URL of the shared cache, or empty.
         run: of all orders of one command: files may have changed before the next.
@@ -25,6 +26,7 @@ class Assignment:
     job: Job
     recipe_sha256: str
     code_sha256: str
+    versions: dict[str, str]
     out: str
     cache: str
     run: str
@@ -59,6 +61,7 @@ class Outcome:
         seconds, cpu_s: of the work on it, also that of finding it.
         predicted_bytes, peak_bytes: of anonymous memory; None where it was not built or measured.
         worker: who did it.
+        is_unfit: whether it failed since this worker would have built something else.
         attempts: how often it was begun.
         remarks: lines of the cache about what it passed over.
     """
@@ -78,6 +81,7 @@ class Outcome:
     predicted_bytes: int | None = None
     peak_bytes: int | None = None
     worker: str = ""
+    is_unfit: bool = False
     attempts: int = 1
     remarks: tuple[str, ...] = ()
 

@@ -23,6 +23,7 @@ from exporter.files.staging import refuse_place
 from exporter.matrix.file import Matrix, asked_recipe
 from exporter.matrix.outcome import Assignment, Outcome, State
 from exporter.matrix.page import page
+from exporter.matrix.work import versions_of
 from exporter.package.read import MANIFEST
 from exporter.progress import Progress
 
@@ -130,7 +131,11 @@ def _orders(matrix: Matrix, out: Path, cache: str) -> tuple[list[Assignment], li
         except FourstepError as error:
             refused.append(Outcome(job.name, "failed", str(error), attempts=0))
             continue
-        orders.append(Assignment(job, digest, code, str(out.absolute()), cache, name))
+        orders.append(
+            Assignment(
+                job, digest, code, versions_of(job.backend), str(out.absolute()), cache, name
+            )
+        )
     return orders, refused
 
 

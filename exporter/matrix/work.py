@@ -6,7 +6,9 @@ time; the order of jobs keeps those with the same traced model together.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import threading
 import time
@@ -14,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from exporter import backends
+from exporter.build.keys import libraries
 from exporter.build.pipeline import STATISTICS, Built, One, Places, TracedRecipe, traced
 from exporter.build.resume import code_of_own
-from exporter.build.write import log_of
+from exporter.build.write import log_of, tools_of
 from exporter.cache.shared import open_cache
 from exporter.cache.url import parse_url
 from exporter.errors import FourstepError, InputError, is_out_of_memory, printable
@@ -32,6 +36,20 @@ Say = Callable[[str], None]
 NO_MEMORY = "out of memory; give it more, or choose a smaller size or scheme"
 
 
+class Unfit(InputError):
+    """A worker would build something else than was asked for."""
+
+
+def versions_of(backend: str) -> dict[str, str]:
+    """What decides the bytes of a backend's packages besides fourstep's own code, as far as known.
+
+    A backend whose library is not installed tells none: whoever asks need not have it.
+    """
+    loaded = backends.load(backend)
+    tools = {} if backends.missing(loaded.to_build.modules) else tools_of(loaded)
+    return {**libraries(), **tools}
+
+
 @dataclass
 class Bench:
     """What a process keeps from job to job: the models that it has traced last.
@@ -40,18 +58,18 @@ class Bench:
     """
 
     group: object = None
-    shared: TracedRecipe | None = None
+    traced: TracedRecipe | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def models(self, order: Assignment, one: One, progress: Progress) -> TracedRecipe:
         """The traced models of an order's recipe."""
         group = (order.run, order.out, order.job.group)
-        if self.shared is None or self.group != group:
-            self.group, self.shared = None, None  # let go of, before others are made
+        if self.traced is None or self.group != group:
+            self.group, self.traced = None, None  # let go of, before others are made
             release()
-            self.shared = traced(one.recipe, progress)
+            self.traced = traced(one.recipe, progress)
             self.group = group
-        return self.shared
+        return self.traced
 
 
 BENCH = Bench()
@@ -96,7 +114,8 @@ def _worked(
             done = work(_one(order, remarks.append), Progress(lambda line, *_: say(line)))
             found = done if isinstance(done, Forecast) else _outcome(order, done)
         except Exception as error:
-            found = Outcome(order.job.name, "failed", _reason(error))
+            unfit = isinstance(error, Unfit) or _is_full(error, order, forecast)
+            found = Outcome(order.job.name, "failed", _reason(error), is_unfit=unfit)
         finally:
             release()
     before = forecast or Forecast(0, 0)
@@ -118,13 +137,16 @@ def _worked(
 def _one(order: Assignment, say: Say) -> One:
     """The package of an order; raises InputError where this worker would make another one."""
     if code_of_own() != order.code_sha256:
-        raise InputError(
-            "this worker has another fourstep than whoever orders; install the same version there"
-        )
+        raise Unfit("a worker has another fourstep than this command; install the same one there")
+    here = versions_of(order.job.backend)
+    for name, version in order.versions.items():
+        if here.get(name) != version:
+            found = f"{name} {here[name]}" if here.get(name) else f"no {name}"
+            raise Unfit(f"a worker has {found}, and this command {version}; install the same there")
     job = order.job
     recipe = asked_recipe(job)
     if recipe.digest(job.backend) != order.recipe_sha256:
-        raise InputError(f"{job.recipe}: is another recipe where this worker is; share its folder")
+        raise Unfit(f"{job.recipe}: is another recipe where a worker is; share its folder")
     folder = Path(order.out) / job.group
     cache = open_cache(parse_url(order.cache), say) if order.cache else None
     places = Places(folder, folder / STATISTICS, (), cache, job.beside)
@@ -145,6 +167,21 @@ def _outcome(order: Assignment, done: list[Built]) -> Outcome:
         emitted=tuple(name for one in done for name in one.emitted),
         taken=tuple(name for one in done for name in one.taken),
     )
+
+
+def _is_full(error: Exception, order: Assignment, forecast: Forecast | None) -> bool:
+    """Whether a job failed for want of room on this machine's disk, where another may have some."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    if forecast is None or not isinstance(error, FourstepError):
+        return False
+    try:
+        return shutil.disk_usage(order.out).free < forecast.disk_bytes
+    except OSError:
+        return False
 
 
 def _reason(error: Exception) -> str:

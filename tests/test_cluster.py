@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,9 @@ class _Elsewhere:
     runner: Cluster
     out: Path
 
-    def run(self, assignments: Sequence[Assignment], progress: Progress) -> Iterator[Outcome]:
+    def run(
+        self, assignments: Sequence[Assignment], progress: Progress
+    ) -> Generator[Outcome, None, None]:
         for outcome in self.runner.run(assignments, progress):
             shutil.rmtree(self.out / outcome.name)
             yield outcome
@@ -340,3 +343,16 @@ def test_a_worker_says_what_it_has_instead(tiny_folder: Path, tmp_path: Path) ->
     said = reason(code_of_own(), other, digest)
     assert said.startswith(f"a worker has torch {there['torch']}, and this command 1.0")
     assert "is another recipe where a worker is" in reason(code_of_own(), there, "0")
+
+
+def test_a_worker_whose_disk_is_full_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "out"))
+
+    monkeypatch.setattr("exporter.matrix.work._one", full)
+    asked = Assignment(Job("g/a", "r", "", "", "onnx", "int4"), "", "", {}, "", "", "run")
+    found = look_up(asked, lambda _: None)
+    assert isinstance(found, Outcome) and found.is_unfit
+    assert found.reason == f"{tmp_path / 'out'}: No space left on device"

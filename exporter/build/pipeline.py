@@ -91,9 +91,9 @@ class Built:
     report: Report
     licence_id: str = ""
     layout: str = NATIVE
-    source: Source = "built"
-    emitted: tuple[str, ...] = ()
-    taken: tuple[str, ...] = ()
+    source: Source = field(default="built", compare=False)
+    emitted: tuple[str, ...] = field(default=(), compare=False)
+    taken: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import queue
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -48,7 +48,9 @@ class Cluster:
     address: str
     retries: int = 2
 
-    def run(self, assignments: Sequence[Assignment], progress: Progress) -> Iterator[Outcome]:
+    def run(
+        self, assignments: Sequence[Assignment], progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """The outcome of each job, as they come; raises InputError where no scheduler answers."""
         with _connected(self.address) as client:
             yield from _Run(client, self.retries, progress).run(assignments)

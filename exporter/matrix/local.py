@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,9 +52,11 @@ class Local:
     free: Callable[[], Free] = free_memory
     command: tuple[str, ...] = WORKER
 
-    def run(self, orders: Sequence[Assignment], progress: Progress) -> Iterator[Outcome]:
+    def run(
+        self, assignments: Sequence[Assignment], progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """The outcome of each order, as they come."""
-        shop = _Shop(self, progress, [_Task(order) for order in orders])
+        shop = _Shop(self, progress, [_Task(one) for one in assignments])
         try:
             yield from shop.run()
         finally:

@@ -6,8 +6,8 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -36,7 +36,9 @@ MOST_EXIT_CODE = 100  # beyond are those that shells and signals use
 class Runner(Protocol):
     """What runs jobs somewhere."""
 
-    def run(self, orders: Sequence[Assignment], progress: Progress) -> Iterator[Outcome]:
+    def run(
+        self, assignments: Sequence[Assignment], progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """The outcome of each order, as they come."""
 
 
@@ -92,7 +94,8 @@ def run(
         progress.expect(len(matrix.names))
         outcomes: dict[str, Outcome] = {}
         by_name = {order.job.name: order for order in orders}
-        for found in itertools.chain(refused, runner.run(orders, progress)):
+        coming = folders.enter_context(closing(runner.run(orders, progress)))  # ends its workers
+        for found in itertools.chain(refused, coming):
             if found.state != "failed":
                 found = _arrived(by_name[found.name], found, complain)
             outcomes[found.name] = found

@@ -238,6 +238,19 @@ def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
 
 
 @pytest.fixture(scope="session")
+def sized(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of 64 x 48 and 80 x 48 px, whose second size is kept as differences."""
+    from exporter.build.pipeline import build
+    from exporter.package.sizes import PictureSize
+
+    if missing := backends.missing(needs("openvino")):
+        pytest.skip(f"pip install {' '.join(missing)}")
+    recipe = replace(tiny_recipe, further_sizes=(PictureSize(80, 48),))
+    (built,) = build(recipe, tmp_path_factory.mktemp("sized"), ["openvino"], ["int4"])
+    return built.path
+
+
+@pytest.fixture(scope="session")
 def cpp_project(
     shapes_packages: dict[str, Built], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from exporter.build.pipeline import Built, build
+from exporter.build.pipeline import Built
 from exporter.bundle.cpp import unicode_header
 from exporter.bundle.target import load_target
 from exporter.bundle.unicode import FILE
@@ -23,8 +22,6 @@ from exporter.bundle.write import write_bundle
 from exporter.drawing.loop import Image, Request, generate
 from exporter.files.read import file_digest
 from exporter.package.read import MANIFEST
-from exporter.package.sizes import PictureSize
-from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
 from tests.conftest import seal
 from tests.test_cpp_onnx import DRAW
@@ -83,14 +80,6 @@ def test_a_picture_to_start_from(
                    if isinstance(e, Image)]  # fmt: skip
     with Pictures.open(tmp_path / "a.png") as found:
         assert np.array_equal(np.asarray(found), expected)
-
-
-@pytest.fixture(scope="module")
-def sized(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package of 64 x 48 and 80 x 48 px."""
-    recipe = replace(tiny_recipe, further_sizes=(PictureSize(80, 48),))
-    (built,) = build(recipe, tmp_path_factory.mktemp("sized"), ["openvino"], ["int4"])
-    return built.path
 
 
 def test_vectors_of_every_size_hold(cpp_project: Path, sized: Path) -> None:

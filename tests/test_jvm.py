@@ -98,12 +98,34 @@ def same_vectors(classes: Path, packages: Sequence[Path]) -> None:
     for package in packages:
         opened = open_package(package)
         with opened.player() as player:
-            ours = len(list(compare(opened, player)))
+            ours = sum(
+                len(list(compare(opened.at(size), player.at(size)))) for size in opened.sizes
+            )
         (found,) = re.findall(rf"{package}: (\d+) of (\d+) vectors are the same", said)
         tokens = json.loads((package / opened.manifest.golden.tokens).read_text())["prompts"]
         # Python counts all prompts of a tokenizer as one.
         more = len(opened.manifest.text.tokenizers) * (len(tokens) - 1)
         assert int(found[0]) == int(found[1]) == ours + more
+
+
+def test_every_vector_of_every_size_is_reproduced(classes: Path, sized: Path) -> None:
+    same_vectors(classes, [sized])
+
+
+def test_a_vector_of_another_size_that_differs_is_named(
+    classes: Path, sized: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    package = Path(shutil.copytree(sized, tmp_path / "package"))
+    path = open_package(package).manifest.sizes[0].pictures[0].tensors
+    tensors = load_file(package / path)
+    tensors["pixels"].reshape(-1)[3] ^= 1
+    save_file(tensors, package / path)
+    reseal(package, path)
+    said = java(classes, "Vectors", package).splitlines()
+    assert len(said) == 2 and f"{package}: 80x48: picture " in said[0], said
+    assert said[0].endswith("pixels differ")
 
 
 @pytest.mark.parametrize("what", ["tokens", "noise", "latent/1", "pixels", "preview/1"])
@@ -397,6 +419,36 @@ def test_pictures_have_pythons_bytes(draw: Drawn, guided: Path, tmp_path: Path) 
         lines[-1],
     ]
     same_as_python(guided, requests, tmp_path)
+
+
+def test_another_size_has_pythons_bytes(draw: Drawn, sized: Path, tmp_path: Path) -> None:
+    """Whose graphs are kept as what differs from the first's; a size that is none is refused."""
+    requests = [Request(PROMPT, 7, size="80x48")]
+    lines = draw("preview", "size", "80x48", sized, "openvino", *words_of(requests, tmp_path))
+    assert lines[-2] == "picture 0"
+    same_as_python(sized, requests, tmp_path)
+    (said, _) = draw("size", "99x99", sized, "openvino", "prompt", "a")
+    expected = "size: this package does not draw '99x99'; its sizes: 64x48, 80x48"
+    assert said == f"RequestException {expected}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"name": "unet"}, "there is no graph 'unet'"),
+        ({"files": ["LICENSE", "none"]}, r"'none' is no file of '\w+'"),
+        ({"inputs": []}, r"sizes\[0\].graphs\[0\].inputs|graphs\[\d\].inputs: there are none"),
+        ({"entry": "graphs/t5/t5.xml"}, "is not among the files of"),
+    ],
+)
+def test_sizes_that_contradict_the_rest_are_refused(
+    classes: Path, sized: Path, tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    manifest = json.loads((sized / "manifest.json").read_text())
+    manifest["sizes"][0]["graphs"][0] |= changes
+    seal(tmp_path, manifest)
+    said = java(classes, "Check", tmp_path)
+    assert len(said.splitlines()) == 1 and "sizes[0]" in said and re.search(expected, said), said
 
 
 def test_parts_are_opened_in_turn_unless_kept(draw: Drawn, guided: Path) -> None:

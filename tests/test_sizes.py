@@ -33,7 +33,7 @@ FIRST, WIDE, TALL = PictureSize(64, 48), PictureSize(80, 48), PictureSize(48, 64
 SCHEMES = ("fp32", "fp16", "int8", "int4", "int8-w8a8")
 
 
-def sized(recipe: Recipe, *further: PictureSize) -> Recipe:
+def with_sizes(recipe: Recipe, *further: PictureSize) -> Recipe:
     """The recipe for more sizes, layers measured at its first."""
     measured = replace(recipe.calibration, size=recipe.sizes[0], prompts=("a red circle",))
     return replace(recipe, further_sizes=further, calibration=measured)
@@ -42,7 +42,7 @@ def sized(recipe: Recipe, *further: PictureSize) -> Recipe:
 @pytest.fixture(scope="module")
 def package(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Package:
     """Of three sizes, int8 for onnxruntime."""
-    recipe = sized(tiny_recipe, WIDE, TALL)
+    recipe = with_sizes(tiny_recipe, WIDE, TALL)
     (built,) = build(recipe, tmp_path_factory.mktemp("sizes"), ["onnx"], ["int8"])
     return open_package(built.path)
 
@@ -77,7 +77,7 @@ def test_weights_are_there_once(package: Package, tiny_recipe: Recipe, tmp_path:
 def test_a_size_draws_what_a_package_of_it_alone_draws(
     package: Package, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(sized(tiny_recipe), prompts=())
+    recipe = replace(with_sizes(tiny_recipe), prompts=())
     (alone,) = build(recipe.at(WIDE), tmp_path, ["onnx"], ["int8"])
     assert np.array_equal(picture(package, WIDE), picture(open_package(alone.path)))
 
@@ -86,7 +86,7 @@ def test_a_recipe_of_one_size_keeps_its_digest(tiny_recipe: Recipe) -> None:
     """Also where it says the size to measure at."""
     measured = replace(tiny_recipe.calibration, size=FIRST)
     assert replace(tiny_recipe, calibration=measured).digest("onnx") == tiny_recipe.digest("onnx")
-    assert sized(tiny_recipe, WIDE).digest("onnx") != tiny_recipe.digest("onnx")
+    assert with_sizes(tiny_recipe, WIDE).digest("onnx") != tiny_recipe.digest("onnx")
 
 
 def test_what_differs_is_listed(package: Package) -> None:
@@ -303,7 +303,7 @@ def test_a_build_that_was_killed_goes_on(
     tiny_recipe: Recipe, package: Package, tmp_path: Path
 ) -> None:
     """With the graphs of all sizes that are whole, to the same bytes."""
-    recipe = sized(tiny_recipe, WIDE, TALL)
+    recipe = with_sizes(tiny_recipe, WIDE, TALL)
     said: list[str] = []
 
     def stop(line: str) -> None:
@@ -341,7 +341,7 @@ UNABLE = {(n, "pal4") for n in ("onnx", "openvino")} | {("coreml", "int8-w8a8")}
 def test_every_backend_and_scheme(
     tiny_recipe: Recipe, tmp_path: Path, backend: str, scheme: str
 ) -> None:
-    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
+    recipe = replace(with_sizes(tiny_recipe, WIDE), prompts=())
     (built,) = build(recipe, tmp_path / "both", [backend], [scheme])
     both = open_package(built.path)
     for size in recipe.sizes:
@@ -354,7 +354,7 @@ def test_every_backend_and_scheme(
 def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, scheme: str) -> None:
     """Of iOS 18 a package has functions, as coremltools reads them; of iOS 17 one file serves."""
     ct = pytest.importorskip("coremltools")
-    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
+    recipe = replace(with_sizes(tiny_recipe, WIDE), prompts=())
     (built,) = build(recipe, tmp_path, ["coreml"], [scheme])
     places = sorted((built.path / "graphs" / "denoiser").glob("*.mlpackage"))
     weights = [place for place in places if list(place.rglob("weight.bin"))]
@@ -425,24 +425,15 @@ def test_the_small_values_of_a_graph_are_there_once(package: Package) -> None:
     assert (folder / "denoiser-80x48.onnx").stat().st_size < first / 2
 
 
-@pytest.fixture(scope="module")
-def kept_as_differences(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if missing := backends.missing(needs("openvino")):
-        pytest.skip(f"pip install {' '.join(missing)}")
-    recipe = replace(sized(tiny_recipe, WIDE), prompts=())
-    (built,) = build(recipe, tmp_path_factory.mktemp("kept"), ["openvino"], ["int4"])
-    return built.path
-
-
 def test_openvino_draws_a_size_that_is_kept_as_differences(
-    kept_as_differences: Path, tiny_recipe: Recipe, tmp_path: Path
+    sized: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     """The picture of a package of that size alone, at a tenth of the first graph's bytes."""
-    both = open_package(kept_as_differences)
-    recipe = replace(sized(tiny_recipe, WIDE), prompts=()).at(WIDE)
+    both = open_package(sized)
+    recipe = replace(with_sizes(tiny_recipe, WIDE), prompts=()).at(WIDE)
     (alone,) = build(recipe, tmp_path, ["openvino"], ["int4"])
     assert np.array_equal(picture(both, WIDE), picture(open_package(alone.path)))
-    folder = kept_as_differences / "graphs" / "denoiser"
+    folder = sized / "graphs" / "denoiser"
     added = (folder / "denoiser-80x48.xml.diff").stat().st_size
     assert added < 0.1 * (folder / "denoiser.xml").stat().st_size
 
@@ -456,11 +447,11 @@ def test_openvino_draws_a_size_that_is_kept_as_differences(
     ],
 )
 def test_differences_from_another_file_are_refused(
-    kept_as_differences: Path, tmp_path: Path, base: str, said: str
+    sized: Path, tmp_path: Path, base: str, said: str
 ) -> None:
     import shutil
 
-    folder = Path(shutil.copytree(kept_as_differences, tmp_path / "hostile"))
+    folder = Path(shutil.copytree(sized, tmp_path / "hostile"))
     manifest = json.loads((folder / MANIFEST).read_text())
     (graph,) = (g for g in manifest["sizes"][0]["graphs"] if g["name"] == "denoiser")
     graph["session"]["base"] = base
@@ -470,11 +461,11 @@ def test_differences_from_another_file_are_refused(
     assert "\n" not in str(told.value)
 
 
-def test_edits_that_do_not_fit_are_refused(kept_as_differences: Path, tmp_path: Path) -> None:
+def test_edits_that_do_not_fit_are_refused(sized: Path, tmp_path: Path) -> None:
     """With digests made right by the attacker, before anything is computed."""
     import shutil
 
-    folder = Path(shutil.copytree(kept_as_differences, tmp_path / "hostile"))
+    folder = Path(shutil.copytree(sized, tmp_path / "hostile"))
     path = "graphs/denoiser/denoiser-80x48.xml.diff"
     for edits in (b"\xff" * 9, b"\x00\x00\x7f", b"\xff\xff\xff\x7f\x00\x00", b""):
         (folder / path).write_bytes(edits)

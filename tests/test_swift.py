@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
 
+from exporter.backends.coreml.session import FUNCTION
 from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
-from exporter.package.manifest import Manifest
+from exporter.package.consistent import WEIGHTS
+from exporter.package.manifest import BASE, Golden, Manifest, SizeEntry
 from exporter.runtime.package import open_package
 from tests.conftest import ROOT
 
@@ -116,6 +118,18 @@ def test_every_value_of_the_format_is_known_or_refused() -> None:
                  "preview", "euler", "renoise"):  # fmt: skip
         assert f'"{name}"' in text, name
     assert 'node.find("filter")' in text, "a reader that does not run a filter has to refuse it"
+
+
+def test_further_sizes_are_read_as_the_format_says() -> None:
+    """Every field of a size and of its pictures; settings by the names that the exporter writes."""
+    sizes = (CORE / "Sizes.swift").read_text() + (CORE / "Manifest.swift").read_text()
+    of_sizes = (field.name for record in (SizeEntry, Golden) for field in fields(record))
+    unread = {"image", "unquantized", "unquantized_psnr_db", "negative_prompt"}  # not a vector's
+    for name in {*of_sizes} - unread:
+        assert f'"{name}"' in sizes, name
+    engine = (SWIFT / "Sources" / "FourstepCoreML" / "CoreMLEngine.swift").read_text()
+    for setting in (BASE, WEIGHTS, FUNCTION):
+        assert f'graph.session["{setting}"]' in engine, setting
 
 
 def test_a_bundle_has_what_its_package_description_names(

@@ -39,18 +39,18 @@ def packs_of(manifest: Manifest) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     held: list[int] = []
-    for graph in manifest.graphs:
-        if graph.bytes > PACK_BYTES:
+    for graph, size_bytes in _bytes(manifest).items():
+        if size_bytes > PACK_BYTES:
             raise InputError(
-                f"graph '{graph.name}': {graph.bytes / 1e6:,.1f} MB in one folder, and an asset "
+                f"graph '{graph}': {size_bytes / 1e6:,.1f} MB in one folder, and an asset "
                 f"pack of Google Play takes {PACK_BYTES / 1e6:,.1f} MB; {REMEDY}"
             )
-        fits = (i for i, size in enumerate(held) if size + graph.bytes <= PACK_BYTES)
+        fits = (i for i, size in enumerate(held) if size + size_bytes <= PACK_BYTES)
         place = next(fits, len(held))
         if place == len(held):
             held.append(0)
-        held[place] += graph.bytes
-        found[graph.name] = f"fourstep_graphs{place + 1}"
+        held[place] += size_bytes
+        found[graph] = f"fourstep_graphs{place + 1}"
     whole = sum(held)
     if whole > PACKS_BYTES:
         raise InputError(
@@ -60,14 +60,25 @@ def packs_of(manifest: Manifest) -> dict[str, str]:
     return found
 
 
+def _bytes(manifest: Manifest) -> dict[str, int]:
+    """Of each graph's files, those of further sizes too."""
+    beside = {file.path: file.bytes for file in manifest.files}
+    found = {graph.name: graph.bytes for graph in manifest.graphs}
+    for own in (graph for size in manifest.sizes for graph in size.graphs):
+        found[own.name] += sum(beside.get(path, 0) for path in own.files)
+    return found
+
+
 def moved(manifest: Manifest) -> Mapping[str, str]:
-    """Where the graphs' files lie: in the assets of their packs, as in the package."""
+    """Where the graphs' files lie: in the assets of their packs, as in the package.
+
+    Those of further sizes beside those of the first, whose weights they use.
+    """
     packs = packs_of(manifest)
-    return {
-        file.path: f"{packs[graph.name]}/{ASSETS}/{file.path}"
-        for graph in manifest.graphs
-        for file in graph.files
-    }
+    further = [graph for size in manifest.sizes for graph in size.graphs]
+    paths = [(graph.name, file.path) for graph in manifest.graphs for file in graph.files]
+    paths += [(graph.name, path) for graph in further for path in graph.files]
+    return {path: f"{packs[name]}/{ASSETS}/{path}" for name, path in paths}
 
 
 def extra(manifest: Manifest) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ import java.util.concurrent.CancellationException;
 /**
  * For tests: draws what its arguments say and prints a line for each event.
  *
- * <p>{@code LIBRARY OUT [keep] [stop N] [preview] PACKAGE BACKEND [prompt TEXT] [seed N] [negative
+ * <p>{@code LIBRARY OUT [keep] [stop N] [preview] [size WxH] PACKAGE BACKEND [prompt TEXT] [seed N] [negative
  * TEXT] [image FILE WIDTH HEIGHT STRENGTH]...}: a package may be several folders; each {@code prompt} begins a request; pixels go to
  * OUT/N.rgb, previews to OUT/N-STEP.rgb, latents to OUT/N-STEP.latent.
  */
@@ -21,11 +21,13 @@ final class Draw {
         boolean keep = false;
         boolean previews = false;
         int stopAt = 0;
+        String size = null;
         File out = new File(words[1]);
         int at = 2;
-        for (; words[at].matches("keep|preview|stop"); at++) {
+        for (; words[at].matches("keep|preview|stop|size"); at++) {
             keep |= words[at].equals("keep");
             previews |= words[at].equals("preview");
+            size = words[at].equals("size") ? words[++at] : size;
             stopAt = words[at].equals("stop") ? Integer.parseInt(words[++at]) : stopAt;
         }
         String folder = words[at++];
@@ -49,17 +51,19 @@ final class Draw {
                                 .withImage(image, Double.parseDouble(words[++at])));
                 }
             }
-            draw(folder, engine, requests, out, keep, previews, stopAt);
+            Package opened = Package.open(files(folder));
+            opened = size == null ? opened : opened.at(size);
+            draw(opened, engine, requests, out, keep, previews, stopAt);
         } catch (FourstepException | CancellationException error) {
             System.out.println(error.getClass().getSimpleName() + " " + error.getMessage());
         }
         System.out.println("open " + engine.open + " opened " + engine.opened);
     }
 
-    private static void draw(String folder, NativeEngine engine, List<Request> requests, File out,
+    private static void draw(Package opened, NativeEngine engine, List<Request> requests, File out,
             boolean keep, boolean previews, int stopAt) {
         Stop stop = new Stop();
-        try (Player player = Package.open(files(folder)).player(engine, keep)) {
+        try (Player player = opened.player(engine, keep)) {
             player.draw(requests, stop, event -> {
                 if (event instanceof Event.Remark) {
                     System.out.println("remark " + ((Event.Remark) event).text);

@@ -107,8 +107,11 @@ class OpenVino final : public Engine {
     const auto first = settings.find(base);
     if (first == settings.end()) return core_.read_model(entry.string(), weights.string());
     const std::filesystem::path beside = entry.parent_path() / first->second;
-    return core_.read_model(applied(text_of(entry), text_of(beside)),
-                            ov::read_tensor_data(weights));
+    const auto values = settings.find("weights");
+    const std::filesystem::path file = weights.empty() && values != settings.end()
+                                           ? entry.parent_path() / values->second
+                                           : weights;
+    return core_.read_model(applied(text_of(entry), text_of(beside)), ov::read_tensor_data(file));
   }
 
   static std::string text_of(const std::filesystem::path& file) {

@@ -73,7 +73,9 @@ struct Consistent {
                 "graphs: '\(graph.entry)' is not among the files of \(graph.name)")
         }
         var named = manifest.tokenizers.values.map(\.path) + manifest.golden.map(\.tensors)
-        named += [manifest.goldenTokens, manifest.goldenNoise].filter { !$0.isEmpty }
+        named += manifest.golden.map(\.like)
+        named += [manifest.goldenTokens, manifest.goldenNoise]
+        named.removeAll(where: \.isEmpty)
         for path in named {
             try need(manifest.files[path] != nil, "files: '\(path)' is not among them")
         }

@@ -261,6 +261,20 @@ struct Node {
         return Node(value: found, place: under(key))
     }
 
+    /// The same object with another value of a key, or without the key.
+    func with(_ key: String, _ new: Json?) throws -> Node {
+        guard case .object(var fields, var order) = value else {
+            throw wrong("an object is expected")
+        }
+        let name = points(key)
+        order.removeAll { $0 == name }
+        if new != nil {
+            order.append(name)
+        }
+        fields[name] = new
+        return Node(value: .object(fields, order: order), place: place)
+    }
+
     /// Keys and values, in order.
     func entries() throws -> [(key: Points, node: Node)] {
         guard case .object(let fields, let order) = value else {

@@ -31,8 +31,9 @@ public struct Manifest: Sendable {
     /// Anonymous memory of a process that draws, graphs opened in turn; nil: not measured.
     public let predictedPeakBytes: Int?
 
-    /// The manifest in a file's bytes; throws `Malformed` that names the field.
-    static func parse(_ bytes: Data) throws -> Manifest {
+    /// The manifest in a file's bytes, as that of each size alone; throws `Malformed` that names the
+    /// field.
+    static func parse(_ bytes: Data) throws -> [(size: String, manifest: Manifest)] {
         let node = Node(value: try Json.parse(bytes), place: "")
         let version = try node.find("format_version").map { try $0.name() } ?? ""
         let minor = version.dropFirst(2)
@@ -45,6 +46,11 @@ public struct Manifest: Sendable {
                     fourstep build RECIPE
                     """)
         }
+        return try Sizes(node).all()
+    }
+
+    /// The manifest of one size; throws `Malformed`.
+    static func of(_ node: Node) throws -> Manifest {
         let manifest = try Manifest(node)
         try Consistent(manifest).check()
         return manifest
@@ -323,11 +329,17 @@ public struct Manifest: Sendable {
         let prompt: String
         let seed: Int
         let tensors: String
+        /// The first size's tensors of the same prompt and seed, of a further size, or empty.
+        let like: String
+        /// Tensors that are the same as another one of the file.
+        let same: [String: String]
 
         init(_ node: Node) throws {
             prompt = try node.get("prompt").name()
             seed = try node.get("seed").whole(0...most)
             tensors = try safePath(node.get("tensors"))
+            like = try optionalPath(node.find("like"))
+            same = try node.find("same").map { try named($0) { try $0.name() } } ?? [:]
         }
     }
 }

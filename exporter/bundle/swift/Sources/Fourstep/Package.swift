@@ -10,7 +10,9 @@ public struct Package: Sendable {
     private static let chunkBytes = 1 << 20
     private static let again = "; copy or build the package again"
 
+    /// Of the size that is drawn.
     public let manifest: Manifest
+    private let all: [(size: String, manifest: Manifest)]
     private let folders: [URL]
 
     /// Open a package; nothing of its manifest is believed before it has its digest.
@@ -42,7 +44,7 @@ public struct Package: Sendable {
             )
         }
         do {
-            manifest = try Manifest.parse(text)
+            all = try Manifest.parse(text)
         } catch let error as Malformed {
             throw FourstepError.package(
                 """
@@ -50,7 +52,32 @@ public struct Package: Sendable {
                 build the package again
                 """)
         }
+        manifest = all[0].manifest
         self.folders = folders
+    }
+
+    private init(_ whole: Package, _ manifest: Manifest) {
+        self.manifest = manifest
+        all = whole.all
+        folders = whole.folders
+    }
+
+    /// The sizes of pictures that it draws, such as `768x512`: the first unless told.
+    public var sizes: [String] { all.map(\.size) }
+
+    /// The package as if it were of this size alone.
+    ///
+    /// - Parameter size: one of `sizes`.
+    public func at(_ size: String) throws -> Package {
+        guard let found = all.first(where: { $0.size == size }) else {
+            throw FourstepError.request(
+                field: "size",
+                """
+                this package does not draw \(quoted(size)); its sizes: \
+                \(sizes.joined(separator: ", "))
+                """)
+        }
+        return Package(self, found.manifest)
     }
 
     /// What draws with this package. Every file but the graphs is checked here, those when opened:

@@ -4,7 +4,9 @@ import Foundation
 struct Safetensors {
     private let data: [UInt8]
     private let start: Int
-    private let header: Node
+    private var header: Node
+    /// Another file, which has the tensors that are not here; or none.
+    private var others: [Safetensors] = []
 
     /// Throws `Malformed` for bytes that are no such file.
     init(_ content: Data) throws {
@@ -18,12 +20,25 @@ struct Safetensors {
         header = Node(value: try Json.parse(Data(data[8..<start])), place: "")
     }
 
+    /// The same with tensors that are not here: as another one of this file, else as in another file.
+    func with(_ same: [String: String], _ like: Safetensors) throws -> Safetensors {
+        var found = self
+        for (name, other) in same {
+            found.header = try found.header.with(name, header.get(other).value)
+        }
+        found.others = [like]
+        return found
+    }
+
     func names() throws -> [String] {
         try header.entries().map { string($0.key) }.filter { $0 != "__metadata__" }
     }
 
     func has(_ name: String) throws -> Bool {
-        try header.find(name) != nil
+        if try header.find(name) != nil {
+            return true
+        }
+        return try others.first?.has(name) ?? false
     }
 
     func floats(_ name: String) throws -> [Float] {
@@ -39,6 +54,9 @@ struct Safetensors {
     }
 
     func tensor(_ name: String) throws -> Tensor {
+        if try header.find(name) == nil, let other = others.first {
+            return try other.tensor(name)
+        }
         let isInt = try header.get(name).get("dtype").name() == "I32"
         return try isInt
             ? Tensor(ints(name), shape(name)) : Tensor(floats(name), shape(name))
@@ -57,6 +75,9 @@ struct Safetensors {
 
     private func part(_ name: String, _ dtype: String, width: Int) throws -> ArraySlice<UInt8> {
         guard let entry = try header.find(name) else {
+            if let other = others.first {
+                return try other.part(name, dtype, width: width)
+            }
             throw Malformed(what: "tensor '\(name)' is missing")
         }
         _ = try entry.get("dtype").oneOf(dtype)

@@ -30,11 +30,20 @@ public struct Vectors: Sendable {
             try compareTokens()
             try compareNoise()
             for golden in manifest.golden {
-                try compare(golden, Safetensors(source.read(golden.tensors)))
+                try compare(golden, tensors(golden))
             }
         } catch let error as Malformed {
             throw FourstepError.package("golden: \(error.what); build the package again")
         }
+    }
+
+    /// All that is recorded of a picture: of a further size, less of it is in its own file.
+    private func tensors(_ golden: Manifest.Golden) throws -> Safetensors {
+        let own = try Safetensors(source.read(golden.tensors))
+        if golden.like.isEmpty {
+            return own
+        }
+        return try own.with(golden.same, Safetensors(source.read(golden.like)))
     }
 
     private mutating func add(_ isSame: Bool, _ what: String) {

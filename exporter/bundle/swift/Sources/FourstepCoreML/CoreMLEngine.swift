@@ -28,6 +28,13 @@ public struct CoreMLEngine: Engine {
     public func open(_ entry: URL, _ graph: Manifest.GraphEntry) throws -> any Graph {
         let configuration = MLModelConfiguration()
         configuration.computeUnits = units
+        if let function = graph.session["function"] {  // of a package that draws several sizes
+            guard #available(iOS 18, macOS 15, visionOS 2, *) else {
+                throw FourstepError.package(
+                    "this graph is a function, which needs iOS 18 or macOS 15; draw the first size")
+            }
+            configuration.functionName = function
+        }
         let place = try compiled(entry, graph)
         return CoreMLGraph(try MLModel(contentsOf: place, configuration: configuration), graph)
     }
@@ -35,17 +42,41 @@ public struct CoreMLEngine: Engine {
     /// The graph compiled for this device, once for as long as its files have these digests.
     private func compiled(_ entry: URL, _ graph: Manifest.GraphEntry) throws -> URL {
         let digest = graph.files.map { $0.sha256.prefix(16) }.joined(separator: "-")
-        let folder = cache.appendingPathComponent(graph.name, isDirectory: true)
+        let name = entry.deletingPathExtension().lastPathComponent
+        let folder = cache.appendingPathComponent(name, isDirectory: true)
         let place = folder.appendingPathComponent("\(digest).mlmodelc", isDirectory: true)
         let files = FileManager.default
         if files.fileExists(atPath: place.path) {
             return place
         }
-        let made = try MLModel.compileModel(at: entry)
+        let work = files.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? files.removeItem(at: work) }
+        let made = try MLModel.compileModel(at: assembled(entry, graph, in: work))
         try? files.removeItem(at: folder)  // of an earlier package
         try files.createDirectory(at: folder, withIntermediateDirectories: true)
         try files.moveItem(at: made, to: place)
         return place
+    }
+
+    /// A package that can be compiled: of another size, one like the first's with the model that the
+    /// entry makes of that one's. A file system that clones copies weights in no room.
+    private func assembled(_ entry: URL, _ graph: Manifest.GraphEntry, in work: URL) throws -> URL {
+        guard let base = graph.session["base"], let weights = graph.session["weights"] else {
+            return entry
+        }
+        let files = FileManager.default
+        let home = entry.deletingLastPathComponent()
+        for path in ["Manifest.json", "Data/com.apple.CoreML/weights/weight.bin"] {
+            let to = work.appendingPathComponent(weights).appendingPathComponent(path)
+            try files.createDirectory(
+                at: to.deletingLastPathComponent(), withIntermediateDirectories: true)
+            let from = home.appendingPathComponent(weights).appendingPathComponent(path)
+            try files.copyItem(at: from.resolvingSymlinksInPath(), to: to)
+        }
+        let model = try Differences.applied(
+            Data(contentsOf: entry), to: Data(contentsOf: home.appendingPathComponent(base)))
+        try model.write(to: work.appendingPathComponent(base))
+        return work.appendingPathComponent(weights)
     }
 }
 

@@ -14,9 +14,22 @@ private let place: URL = {
 }()
 
 @Test func everyVectorIsReproduced() throws {
-    let vectors = try Vectors(Package(place))
-    #expect(vectors.compared > 100)
-    #expect(vectors.failures == [])
+    let whole = try Package(place)
+    #expect(try Vectors(whole).compared > 100)
+    for size in whole.sizes {
+        let vectors = try Vectors(whole.at(size))
+        #expect(vectors.failures == [])
+    }
+    #expect(throws: FourstepError.self) { try whole.at("1x1") }
+}
+
+@Test func aFileIsWhatDiffersFromAnother() throws {
+    let base = Data("abcdefgh".utf8)
+    let edits = Data([2, 3, 1, 0x58, 3, 0, 2, 0x59, 0x5A])
+    #expect(try Differences.applied(edits, to: base) == Data("abXfghYZ".utf8))
+    for wrong in [Data([2, 3, 1]), Data([0xFF]), Data([9, 0, 0]), Data([2, 0, 0]), Data()] {
+        #expect(throws: FourstepError.self) { try Differences.applied(wrong, to: base) }
+    }
 }
 
 @Test func digestsAreThoseOfTheStandard() {

@@ -95,7 +95,7 @@ final class Consistent {
             named.add(tokenizer.path);
         }
         for (Golden golden : manifest.golden) {
-            named.add(golden.tensors);
+            named.addAll(Arrays.asList(golden.tensors, golden.like));
         }
         named.addAll(Arrays.asList(manifest.goldenTokens, manifest.goldenNoise));
         for (String path : named) {

@@ -78,11 +78,11 @@ public final class Manifest {
     }
 
     /**
-     * The manifest in a file's bytes.
+     * The manifest in a file's bytes, as that of each size alone: by the size as it is written.
      *
      * @throws IllegalArgumentException naming the field that is wrong, or contradicts another
      */
-    static Manifest parse(byte[] utf8) {
+    static Map<String, Manifest> parse(byte[] utf8) {
         Node node = new Node(Json.parse(utf8), "");
         Object version = node.find("format_version") == null
                 ? null : node.get("format_version").value;
@@ -90,6 +90,11 @@ public final class Manifest {
             throw new IllegalArgumentException("format version '" + version
                     + "'; this reader takes 4.x; build the package again: fourstep build RECIPE");
         }
+        return Sizes.of(node);
+    }
+
+    /** The manifest of one size; raises IllegalArgumentException. */
+    static Manifest of(Node node) {
         Manifest manifest = new Manifest(node);
         Consistent.check(manifest);
         return manifest;
@@ -428,11 +433,18 @@ public final class Manifest {
         public final String prompt;
         public final long seed;
         final String tensors;
+        /** The first size's tensors of the same prompt and seed, of a further size, or empty. */
+        final String like;
+        /** Tensors that are the same as another one of the file. */
+        final Map<String, String> same;
 
         Golden(Node node) {
             prompt = node.get("prompt").text();
             seed = node.get("seed").whole(0, Long.MAX_VALUE);
             tensors = node.get("tensors").matching(PATH);
+            like = path(node, "like");
+            same = node.find("same") == null
+                    ? Collections.<String, String>emptyMap() : map(node.get("same"), Node::text);
         }
     }
 }

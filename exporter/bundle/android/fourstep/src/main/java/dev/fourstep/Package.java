@@ -10,11 +10,12 @@ import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * A package on disk: opened, checked against its digests, played.
@@ -27,14 +28,19 @@ public final class Package {
     private static final int MOST_MANIFEST_BYTES = 1 << 26;
     private static final String AGAIN = "; copy or build the package again";
 
+    /** Of the size that is drawn. */
     public final Manifest manifest;
+    private final Map<String, Manifest> sizes;
     private final List<File> folders;
     /** Of files that were found whole: their size and time, which show a change. */
-    private final Map<String, long[]> checked = new HashMap<>();
+    private final Map<String, long[]> checked;
 
-    private Package(Manifest manifest, List<File> folders) {
+    private Package(Manifest manifest, Map<String, Manifest> sizes, List<File> folders,
+            Map<String, long[]> checked) {
         this.manifest = manifest;
+        this.sizes = sizes;
         this.folders = folders;
+        this.checked = checked;
     }
 
     /**
@@ -64,12 +70,32 @@ public final class Package {
                     + " says; copy the package again");
         }
         try {
-            return new Package(Manifest.parse(text), Arrays.asList(folders.clone()));
+            Map<String, Manifest> sizes = Manifest.parse(text);
+            return new Package(sizes.values().iterator().next(), sizes,
+                    Arrays.asList(folders.clone()), new ConcurrentHashMap<>());
         } catch (IllegalArgumentException error) {
             throw new PackageException(file + ": damaged, or of another format: "
                     + error.getMessage() + "; update this library, or build the package again",
                     error);
         }
+    }
+
+    /** The sizes of pictures that it draws, such as {@code 768x512}: the first unless told. */
+    public List<String> sizes() {
+        return new ArrayList<>(sizes.keySet());
+    }
+
+    /**
+     * The package as if it were of this size alone.
+     *
+     * @param size one of {@link #sizes}
+     */
+    public Package at(String size) {
+        if (!sizes.containsKey(size)) {
+            throw new RequestException("size", "this package does not draw " + Text.quoted(size)
+                    + "; its sizes: " + String.join(", ", sizes.keySet()));
+        }
+        return new Package(sizes.get(size), sizes, folders, checked);
     }
 
     /**

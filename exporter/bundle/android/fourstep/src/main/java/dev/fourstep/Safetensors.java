@@ -11,6 +11,7 @@ import java.util.Map;
 final class Safetensors {
     private final ByteBuffer data;
     private final Map<String, Node> entries = new LinkedHashMap<>();
+    private Safetensors others; // what has the tensors that are not here, or null
 
     /** Raises IllegalArgumentException for bytes that are no such file. */
     Safetensors(byte[] content) {
@@ -30,15 +31,36 @@ final class Safetensors {
         }
     }
 
+    /**
+     * The same with tensors that are not here: as another one of this file, else as in another file.
+     *
+     * @param same names of others by what they stand for too
+     * @param like where all else is
+     */
+    Safetensors with(Map<String, String> same, Safetensors like) {
+        for (Map.Entry<String, String> copy : same.entrySet()) {
+            entries.put(copy.getKey(), entry(copy.getValue()));
+        }
+        others = like;
+        return this;
+    }
+
     Iterable<String> names() {
         return entries.keySet();
     }
 
     boolean has(String name) {
-        return entries.containsKey(name);
+        return entries.containsKey(name) || (others != null && others.has(name));
+    }
+
+    private boolean isElsewhere(String name) {
+        return others != null && !entries.containsKey(name);
     }
 
     int[] shape(String name) {
+        if (isElsewhere(name)) {
+            return others.shape(name);
+        }
         List<Node> sizes = entry(name).get("shape").items();
         int[] shape = new int[sizes.size()];
         for (int i = 0; i < shape.length; i++) {
@@ -69,18 +91,24 @@ final class Safetensors {
     }
 
     Tensor tensor(String name) {
+        if (isElsewhere(name)) {
+            return others.tensor(name);
+        }
         return entry(name).get("dtype").text().equals("I32")
                 ? Tensor.of(ints(name), shape(name)) : Tensor.of(floats(name), shape(name));
     }
 
     private Node entry(String name) {
-        if (!has(name)) {
+        if (!entries.containsKey(name)) {
             throw new IllegalArgumentException("tensor '" + name + "' is missing");
         }
         return entries.get(name);
     }
 
     private ByteBuffer part(String name, String dtype, int width) {
+        if (isElsewhere(name)) {
+            return others.part(name, dtype, width);
+        }
         Node entry = entry(name);
         entry.get("dtype").oneOf(dtype);
         List<Node> offsets = entry.get("data_offsets").items();

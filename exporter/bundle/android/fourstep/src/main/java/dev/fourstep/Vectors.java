@@ -18,7 +18,7 @@ import java.util.Set;
 /**
  * The conformance vectors of a package: what this runtime has to reproduce, with graphs or without.
  *
- * <p>{@code java dev.fourstep.Vectors PACKAGE...} compares all that need no engine.
+ * <p>{@code java dev.fourstep.Vectors PACKAGE...} compares all that need no engine, of every size.
  */
 public final class Vectors {
     private static final int LONGEST_ROW = 40; // draws of 1 to so many values in a row
@@ -57,7 +57,7 @@ public final class Vectors {
         all.tokens();
         all.noise();
         for (Golden golden : source.manifest.golden) {
-            all.picture(golden, all.tensors(golden.tensors));
+            all.picture(golden, all.tensors(golden));
         }
         return new Report(all.count, all.failures);
     }
@@ -71,7 +71,7 @@ public final class Vectors {
         Vectors all = new Vectors(source);
         try (Player player = source.player(engine, false)) {
             for (Golden golden : source.manifest.golden) {
-                Safetensors tensors = all.tensors(golden.tensors);
+                Safetensors tensors = all.tensors(golden);
                 for (Stage stage : source.manifest.stages) {
                     all.graph(player, stage, tensors);
                 }
@@ -89,13 +89,20 @@ public final class Vectors {
         }
         for (String folder : folders) {
             try {
-                Report report = compare(Package.open(new File(folder)));
-                for (String failure : report.failures) {
-                    System.out.println(folder + ": " + failure);
+                Package whole = Package.open(new File(folder));
+                int compared = 0;
+                int differing = 0;
+                for (String size : whole.sizes()) {
+                    Report report = compare(whole.at(size));
+                    for (String failure : report.failures) {
+                        System.out.println(folder + ": " + size + ": " + failure);
+                    }
+                    compared += report.compared;
+                    differing += report.failures.size();
                 }
-                System.out.println(folder + ": " + (report.compared - report.failures.size())
-                        + " of " + report.compared + " vectors are the same");
-                status = Math.max(status, report.failures.isEmpty() ? 0 : 1);
+                System.out.println(folder + ": " + (compared - differing) + " of " + compared
+                        + " vectors are the same");
+                status = Math.max(status, differing == 0 ? 0 : 1);
             } catch (FourstepException error) {
                 System.err.println(error.getMessage());
                 status = 2;
@@ -109,6 +116,12 @@ public final class Vectors {
         if (!same) {
             failures.add(what);
         }
+    }
+
+    /** All that is recorded of a picture: of a further size, less of it is in its own file. */
+    private Safetensors tensors(Golden golden) {
+        Safetensors own = tensors(golden.tensors);
+        return golden.like.isEmpty() ? own : own.with(golden.same, tensors(golden.like));
     }
 
     private Safetensors tensors(String path) {

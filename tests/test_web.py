@@ -409,6 +409,11 @@ def test_changed_manifests_and_filters_are_refused(tiny_package: Path, tmp_path:
     )
     said = node("--input-type=module", "-e", script)
     assert said.count("\n") == 1 and "is not what manifest.sha256 says" in said
-    seal(copy, json.loads(manifest.read_bytes()) | {"filter": {"graph": "filter"}})
+    raw = json.loads(manifest.read_bytes())
+    for wrong in ({"graph": "filter"}, "", False):
+        seal(copy, raw | {"filter": wrong})
+        said = node("--input-type=module", "-e", script)
+        assert said.count("\n") == 1 and "has a filter, which is not run here" in said
+    seal(copy, raw | {"stages": [*raw["stages"], raw["stages"][-1] | {"runs": "for the filter"}]})
     said = node("--input-type=module", "-e", script)
-    assert said.count("\n") == 1 and "has a filter, which is not run here" in said
+    assert said.count("\n") == 1 and "runs" in said and "for the filter" in said

@@ -211,7 +211,7 @@ export async function parseManifest(content, digest, where) {
   if (!/^4\.[0-9]{1,4}$/.test(version)) {
     throw new CheckFailed(`${place}: format version '${version.slice(0, 40)}'; 4.x is read here; build the package again`);
   }
-  if (raw.filter) {
+  if (raw.filter !== undefined && raw.filter !== null) {
     throw new CheckFailed(`${place}: the package has a filter, which is not run here; fourstep run does, or build without [filter]`);
   }
   try {

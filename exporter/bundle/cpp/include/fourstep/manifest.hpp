@@ -884,6 +884,11 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
     throw check_failed(where + ": format version " +
                        (version == nullptr ? "None" : "'" + version->string.substr(0, 40) + "'") +
                        "; this runtime reads 4.x; build the package again: fourstep build RECIPE");
+  const json::Value* filter = value.find("filter");
+  if (filter != nullptr && filter->type != json::Value::Type::null)
+    throw check_failed(where +
+                       ": filter: this runtime runs no filter, and would hand out what the package "
+                       "is not to show; draw with fourstep run");
   try {
     Manifest found = detail::manifest_from(detail::Node(value, ""));
     detail::check(found);
@@ -892,8 +897,7 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
     throw check_failed(where + ": " + error.what() +
                        " is not known to this runtime; take a newer one");
   } catch (const std::invalid_argument& error) {
-    const bool newer =
-        version->string != "4.0" && version->string != "4.1" && version->string != "4.2";
+    const bool newer = version->string.size() > 3 || version->string > "4.3";
     throw check_failed(where + ": damaged: " + error.what() +
                        (newer ? "; format " + version->string + ": take a newer runtime"
                               : "; build it again: fourstep build RECIPE"));

@@ -228,7 +228,9 @@ def test_what_is_no_package(cpp_project: Path, tmp_path: Path) -> None:
     assert "runs: 'for the filter' is not known to this runtime" in said({"stages": stages})
     for wrong in ({"graph": "filter", "threshold": 0.5}, {}, "", False):  # with a stage or without
         for more in ({}, {"stages": stages}):
-            assert "filter: this runtime runs no filter, and would" in said({"filter": wrong} | more)
+            assert "filter: this runtime runs no filter, and would" in said(
+                {"filter": wrong} | more
+            )
     schedule = raw["schedule"] | {"sigmas": [1.0, 1.0, 0.0]}
     assert "schedule.sigmas: do not fall" in said({"schedule": schedule})
     newer = {"format_version": "4.9", "stages": []}

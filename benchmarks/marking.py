@@ -307,7 +307,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.decode:
-        fastest, unmarked_ms, median = decode_ms(*arguments.decode, arguments.pairs)
+        marked, plain = arguments.decode
+        fastest, unmarked_ms, median = decode_ms(marked, plain, arguments.pairs)
         share = fastest / unmarked_ms - 1
         print(f"{fastest:.2f} and {unmarked_ms:.2f} ms: {share:+.1%}; pairs {median - 1:+.1%}")
         sys.exit()

@@ -272,3 +272,29 @@ def test_a_package_is_built_and_verified(tiny_recipe: Recipe, tmp_path: Path) ->
     assert built.report.ok
     for graph in manifest.graphs:
         assert "w8a16" in graph.formats and graph.tolerance.graph_relative < 0.1
+
+
+def test_no_constant_is_joined_to_a_value(tiny: Checkpoint, tmp_path: Path) -> None:
+    """Qualcomm's compiler takes its codes for those of another scale; of Pad's zeros too."""
+    cut = replace(SMALL, t5=False, t5_tokens=8)
+    (graph,) = (g for g in cut_graphs(tiny, cut) if g.name == "conditioner")
+    plain, read = unquantized(trace(graph)), Weights(tiny).read
+    kinds = {node.target for node in plain.nodes()}
+    assert {ATEN.pad.default, ATEN.cat.default} <= kinds
+    (program,) = quantize_all({"conditioner": trace(graph)}, load_scheme("w8a16")).values()
+    final = rounded(program, read)
+    varying = final.varying()
+    for node in final.nodes():
+        assert node.target is not ATEN.pad.default
+        if node.target is ATEN.cat.default and node in varying:
+            assert {*node.args[0]} <= varying  # type: ignore[misc]
+            levels = [rounding_node(user) for user in node.users]
+            assert len(levels) == 1
+    expected, found = outputs(plain, read), outputs(expanded(plain), read)
+    for name, value in expected.items():
+        assert relative_error(found[name], value) < 2e-6
+    onnx_outputs = ONNX.open_graph(
+        ONNX.emit(final, read, tmp_path, OPTIONS).entry, {}, backends.SessionOptions()
+    )(inputs_of(program))
+    for name, value in outputs(final, read).items():
+        assert relative_error(onnx_outputs[name], value) < AGREES

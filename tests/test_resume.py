@@ -263,7 +263,7 @@ def test_the_log_of_a_newer_package_does_not_speak_for_the_older(
 def test_another_version_of_a_tool_builds_again(
     tiny_recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "tools_of", lambda _: {"onnx": "0"})
+    monkeypatch.setattr(resume, "tools_of", lambda *_: {"onnx": "0"})
     assert build(tiny_recipe, whole.parent)[1] == GRAPHS
 
 

@@ -19,6 +19,7 @@ from exporter.backends.contract import (
     Backend,
     EmitOptions,
     Emitted,
+    ForNpu,
     MeasuredCosts,
     Precision,
     Requirement,
@@ -28,11 +29,12 @@ from exporter.backends.contract import (
 from exporter.errors import InputError, known, not_installed
 
 if TYPE_CHECKING:
+    from exporter.quantize.formats import Scheme
     from exporter.quantize.program import QuantizedProgram
 
 __all__ = [
-    "Backend", "EmitOptions", "Emitted", "MeasuredCosts", "Precision", "Requirement", "Session",
-    "SessionOptions",
+    "Backend", "EmitOptions", "Emitted", "ForNpu", "MeasuredCosts", "Precision", "Requirement",
+    "Session", "SessionOptions",
 ]  # fmt: skip
 GROUP = "fourstep.backends"  # of entry points
 MEMBERS = tuple(name for name in vars(Backend) if not name.startswith("_"))
@@ -105,9 +107,30 @@ def distribution(name: str) -> str:
     return entry.dist.name if entry.dist else ""
 
 
+def lists_of(backend: Backend) -> Mapping[str, tuple[str, ...]]:
+    """Keys of a recipe's table that take several of these names."""
+    return backend.lists if isinstance(backend, ForNpu) else {}
+
+
+def npu_devices(backend: Backend) -> tuple[str, ...]:
+    """A backend's devices that are NPUs and take graphs whole or not at all."""
+    return backend.npu_devices if isinstance(backend, ForNpu) else ()
+
+
+def keys_of(backend: Backend) -> tuple[str, ...]:
+    """Keys of a recipe's table, besides its schemes."""
+    return (*backend.options, *lists_of(backend))
+
+
 def default_choices(backend: Backend) -> dict[str, str]:
     """What a recipe gets that has no table for the backend."""
-    return {key: values[0] for key, values in backend.options.items()}
+    chosen = {key: values[0] for key, values in backend.options.items()}
+    return chosen | dict.fromkeys(lists_of(backend), "")
+
+
+def refuse_choices(backend: Backend, choices: Mapping[str, str]) -> str | None:
+    """Why what a recipe chose of a backend does not go together, or None."""
+    return backend.refuse_choices(choices) if isinstance(backend, ForNpu) else None
 
 
 def costs_of(backend: Backend, asked: str) -> MeasuredCosts:
@@ -133,6 +156,9 @@ def refuse_inexpressible(
 
     for program in programs.values():
         refuse_mixture(program)
+        reason = backend.refuse_program(program, choices) if isinstance(backend, ForNpu) else None
+        if reason:
+            raise InputError(f"{backend.name} cannot build scheme {scheme}: {reason}")
         for weight, form in program.formats.items():
             reason = backend.refuse(form, choices)
             if reason:
@@ -144,14 +170,14 @@ def refuse_inexpressible(
 
 
 def expressible_schemes(backend: Backend, choices: Mapping[str, str]) -> list[str]:
-    """The shipped schemes whose every format a backend can express."""
+    """The shipped schemes whose every format a backend can express, and that suit the choices."""
     from exporter.quantize.schemes import load_scheme, scheme_names
 
-    return [
-        name
-        for name in scheme_names()
-        if not any(backend.refuse(rule.format, choices) for rule in load_scheme(name).rules)
-    ]
+    def fits(scheme: Scheme) -> bool:
+        able = not any(backend.refuse(rule.format, choices) for rule in scheme.rules)
+        return able and (not isinstance(backend, ForNpu) or backend.suits(scheme, choices))
+
+    return [name for name in scheme_names() if fits(load_scheme(name))]
 
 
 def check_session(name: str, options: SessionOptions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -15,8 +15,8 @@ from exporter.package.manifest import BASE as BASE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.package.manifest import Adjusted, Port, Tokenizer, Tolerance
-    from exporter.quantize.formats import Format
+    from exporter.package.manifest import Adjusted, ContextEntry, Port, Tokenizer, Tolerance
+    from exporter.quantize.formats import Format, Scheme
     from exporter.quantize.program import QuantizedProgram
 
 Session = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -71,7 +71,8 @@ class Emitted:
 
     ``tolerance`` is what ``verify`` allows the graph; ``session`` holds settings to open it with.
     ``adjusted`` lists the weights that did not get what their format promises; ``remarks`` say what
-    whoever ships the graph should know.
+    whoever ships the graph should know. ``on_npu`` is what ``verify`` allows it on an NPU that
+    takes it whole; None: it stays on the processor.
     """
 
     entry: Path
@@ -80,6 +81,29 @@ class Emitted:
     session: dict[str, str] = field(default_factory=dict)
     adjusted: tuple[Adjusted, ...] = ()
     remarks: tuple[str, ...] = ()
+    on_npu: Tolerance | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A graph that was compiled for a chip.
+
+    Attributes:
+        entry: the file that a session opens.
+        files: all of it.
+        htp_arch: of the chip's NPU.
+        soc_model: the maker's number of the chip.
+        qairt: the version of the compiler.
+        seconds, peak_bytes: what compiling took, which is another thing from time to time.
+    """
+
+    entry: Path
+    files: tuple[Path, ...]
+    soc_model: int
+    htp_arch: int
+    qairt: str
+    seconds: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -222,6 +246,7 @@ class GraphFiles:
         sizes: bytes of every file of the package, by path.
         texts: what is in the files of the graph that hold more than weights, by path.
         is_own: whether fourstep wrote it; else it is a classifier of the user's.
+        is_compiled: whether it was compiled for a chip.
     """
 
     entry: str
@@ -231,6 +256,7 @@ class GraphFiles:
     sizes: Mapping[str, int]
     texts: Mapping[str, memoryview]
     is_own: bool
+    is_compiled: bool = False
 
 
 @runtime_checkable
@@ -287,4 +313,61 @@ class TokenizerWriting(Protocol):
 
         Args:
             text: of its ``tokenizer.json``.
+        """
+
+
+@runtime_checkable
+class ForNpu(Protocol):
+    """What a backend has besides whose graphs an NPU can take whole."""
+
+    @property
+    def npu_devices(self) -> tuple[str, ...]:
+        """Those of ``devices`` that are NPUs which take such graphs alone."""
+
+    @property
+    def lists(self) -> Mapping[str, tuple[str, ...]]:
+        """Keys of a recipe's table that take several of these names; none by default.
+
+        In ``choices`` they stand with commas between them.
+        """
+
+    def refuse_choices(self, choices: Mapping[str, str]) -> str | None:
+        """Why what a recipe chose does not go together, or None."""
+
+    def suits(self, scheme: Scheme, choices: Mapping[str, str]) -> bool:
+        """Whether the graphs of a shipped scheme are what these ``choices`` are for."""
+
+    def refuse_program(self, program: QuantizedProgram, choices: Mapping[str, str]) -> str | None:
+        """Why a graph cannot be written with these ``choices``, or None."""
+
+    def compiler(self, choices: Mapping[str, str]) -> Mapping[str, str]:
+        """The version of what compiles for chips, by its distribution; nothing without any.
+
+        Raises InputError with the pip line where it is not installed.
+        """
+
+    def chips(self, choices: Mapping[str, str]) -> tuple[str, ...]:
+        """What graphs are to be compiled for."""
+
+    def compile_bytes(self, stored_bytes: int, activation_bytes: int) -> int:
+        """What compiling a graph takes of memory, predicted."""
+
+    def compile(self, entry: Path, chip: str, most_bytes: int) -> Compiled:
+        """Compile a graph that ``emit`` wrote, into a folder of the chip's name beside it.
+
+        Raises InputError for what the chip's NPU lacks, and where the compiler is not installed.
+        """
+
+    def where_off(
+        self, entry: Path, device: str, inputs: Mapping[str, np.ndarray], allowed: float
+    ) -> str:
+        """The operator at which a graph that ``emit`` wrote goes off on an NPU, in words.
+
+        Empty where none stands out, or where it cannot be said here.
+        """
+
+    def fitting(self, contexts: Sequence[ContextEntry], device: str) -> ContextEntry | None:
+        """What was compiled for a device; None: nothing was, and the graph is compiled when opened.
+
+        Raises InputError that says why none of several fits.
         """

@@ -115,7 +115,7 @@ def graph_key(
             "format": FORMAT,
             "backend": backend.name,
             "choices": dict(choices),
-            "tools": tools_of(backend),
+            "tools": tools_of(backend, choices),
             "libraries": libraries(),
             "code": code_of(backend),
             "sizes": [str(size) for size in programs] if len(programs) > 1 else [],

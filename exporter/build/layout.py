@@ -112,7 +112,9 @@ def refuse_unfit(recipe: Recipe, name: str, backends: Sequence[str]) -> None:
             f"[build] layout = {name!r}: is made of graphs of {' or '.join(layout.forms)}, not of "
             f"{', '.join(backends)}; build one of those"
         )
+    onnx = recipe.backend("onnx").choices if "onnx" in backends else {}
     asked = {
+        "[onnx] socs": bool(onnx.get("socs")),
         "[schedule] mode": recipe.mode != "euler",
         "[schedule] guidance": recipe.guidance is not None,
         "[image] sizes": bool(recipe.further_sizes),

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from exporter import backends
-from exporter.backends.contract import Backend, EmitOptions, Sizing
+from exporter.backends.contract import Backend, EmitOptions, ForNpu, Sizing
 from exporter.bom.licence import require_library
 from exporter.build import golden, resume, reuse, write
+from exporter.build.chips import compiled, missing
 from exporter.build.filter import PreparedFilter, prepared
 from exporter.build.gather import LINES as LINES_TO_GATHER
 from exporter.build.gather import gather
@@ -556,6 +557,11 @@ class _Job(_Asked):
         whole += NODE_BYTES * sum(operators)
         return whole - resume.unfinished_bytes(self.target)
 
+    def chips(self, recipe: Recipe) -> tuple[str, ...]:
+        """What its graphs are compiled for."""
+        choices = recipe.backend(self.backend.name).choices
+        return self.backend.chips(choices) if isinstance(self.backend, ForNpu) else ()
+
     def lines(self, recipe: Recipe) -> int:
         """Of progress: each part, and what ``verify`` shows after its name."""
         if self.layout != NATIVE:
@@ -565,7 +571,9 @@ class _Job(_Asked):
         checks = lines_to_verify(graphs, pictures) if pictures else 1
         own = {graph_of(name) for name in self.further}
         more = len(recipe.further_sizes) * (len(own) + SIZED_PICTURES) if pictures else 0
-        return len(self.parts) + 1 + checks + more
+        further = sum(map(len, self.further.values()))
+        compiled = len(self.chips(recipe)) * (len(self.parts) + further)
+        return len(self.parts) + compiled + 1 + checks + more
 
 
 def _jobs(models: Models, asked: Sequence[_Asked]) -> list[_Job]:
@@ -663,6 +671,7 @@ def _refuse_unfit(job: _Job, models: Models) -> None:
         return
     choices = recipe.backend(job.backend.name).choices
     backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)
+    write.tools_of(job.backend, choices)  # says what is not installed
     largest = max(recipe.sizes, key=lambda size: size.width_px * size.height_px)
     parts = [*job.parts, *(part for sized in job.further.values() for part in sized.values())]
     refuse_too_large(
@@ -808,6 +817,7 @@ def _build_package(
             if part.name not in taken:
                 emitted_now.append(part.name)
             resume.write_journal(job.target, basis, whole.values())
+        took = _compile(job, model.recipe, folder, whole, basis, progress)
         graphs = [whole[part.name] for part in job.parts]
         origin = job.origin(work.calibration)
         first, *others = model.recipe.sizes
@@ -826,12 +836,34 @@ def _build_package(
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
         sizes = {"bytes": manifest.bytes, "graphs": {g.name: g.bytes for g in manifest.graphs}}
-        write.write_log(job.target, folder / MANIFEST, {**bases, **sizes}, report.to_json())
+        facts = {**bases, **sizes, **({"compiled": took} if took else {})}
+        write.write_log(job.target, folder / MANIFEST, facts, report.to_json())
     name = manifest.origin.licence_id
     return Built(
         job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name,
         emitted=tuple(emitted_now), taken=tuple(taken),
     )  # fmt: skip
+
+
+def _compile(
+    job: _Job,
+    recipe: Recipe,
+    folder: Path,
+    whole: dict[str, write.WholeGraph],
+    basis: str,
+    progress: Progress,
+) -> list[dict[str, object]]:
+    """Compile for chips what is not compiled yet; returns what that took."""
+    took = []
+    for part in job.parts:
+        for size, chip in missing(whole[part.name], job.chips(recipe)):
+            at = f" at {size}" if size else ""
+            progress(f"compile {part.name}{at} for {chip}")
+            assert isinstance(job.backend, ForNpu)
+            whole[part.name], found = compiled(job.backend, folder, whole[part.name], size, chip)
+            resume.write_journal(job.target, basis, whole.values())
+            took.append(asdict(found))
+    return took
 
 
 def _build_layout(job: _Job, work: _Work, progress: Progress) -> Built:

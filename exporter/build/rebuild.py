@@ -77,8 +77,9 @@ def rebuild(
     """
     manifest = package.manifest
     backend = backends.load_to_build(manifest.backend)
-    tools = differing(manifest.origin.tools, tools_of(backend))
     found = _recipe(package, given, recipe)
+    now = tools_of(backend, found.backend(manifest.backend).choices)
+    tools = differing(manifest.origin.tools, now)
     _refuse_others(found, manifest)
     scheme = _scheme(package, out)
     calibrated = manifest.origin.calibrated

@@ -81,7 +81,7 @@ def basis_facts(
         "licence": licence.id,
         "licences": {n: file_digest(f) for n, f in licence.files.items()},
         "filter": origin.filter.sha256 if origin.filter else None,
-        "tools": tools_of(backend),
+        "tools": tools_of(backend, recipe.backend(backend.name).choices),
         "code": code_of(backend),
     }
 
@@ -200,6 +200,8 @@ def _of_all_sizes(manifest: Manifest, graph: GraphEntry) -> WholeGraph:
         if own.name == graph.name
     }
     paths = {path for own in sized.values() for path in own.files}
+    for npu in (graph.npu, *(own.npu for own in sized.values())):
+        paths |= {path for context in (npu.contexts if npu else ()) for path in context.files}
     return WholeGraph(graph, sized, tuple(f for f in manifest.files if f.path in paths))
 
 

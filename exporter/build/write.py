@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
 from exporter import __version__, backends
-from exporter.backends.contract import Backend, EmitOptions, Emitted, MeasuredCosts, Sizing
+from exporter.backends.contract import Backend, EmitOptions, Emitted, ForNpu, MeasuredCosts, Sizing
 from exporter.bom.check import SBOM
 from exporter.bom.evidence import evidence_in
 from exporter.bom.licence import LIBRARY, notice_text
@@ -37,6 +38,7 @@ from exporter.package.manifest import (
     LoraEntry,
     Manifest,
     NoiseEntry,
+    NpuEntry,
     OriginEntry,
     PreviewEntry,
     SizedGraph,
@@ -56,6 +58,7 @@ from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.plan import Plan
 
 RECIPE = "recipe.json"
+G = TypeVar("G", GraphEntry, SizedGraph)
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,16 @@ class WholeGraph:
     def widened(self, allowed: Mapping[PictureSize, Allowance]) -> WholeGraph:
         """The same with what each size may differ by besides what the backend says."""
         first, *others = allowed
-        graph = replace(self.graph, tolerance=allowed[first].widened(self.graph.tolerance))
-        sized = {
-            str(size): replace(own, tolerance=allowed[size].widened(own.tolerance))
-            for size in others
-            for own in [self.sized[str(size)]]
-        }
+        graph = _widened(self.graph, allowed[first])
+        sized = {str(size): _widened(self.sized[str(size)], allowed[size]) for size in others}
         return replace(self, graph=graph, sized=sized)
+
+
+def _widened(graph: G, allowed: Allowance) -> G:
+    npu: NpuEntry | None = getattr(graph, "npu", None)
+    if npu is not None:
+        npu = replace(npu, tolerance=allowed.widened(npu.tolerance))
+    return replace(graph, tolerance=allowed.widened(graph.tolerance), npu=npu)
 
 
 def emit_sizes(
@@ -162,6 +168,7 @@ def _sized(entry: GraphEntry) -> SizedGraph:
     return SizedGraph(
         entry.name, entry.entry, entry.inputs, entry.outputs, tuple(f.path for f in entry.files),
         entry.activation_bytes, entry.run_bytes, entry.tolerance, entry.session, entry.remarks,
+        entry.npu,
     )  # fmt: skip
 
 
@@ -198,6 +205,7 @@ def _entry(
         tolerance=emitted.tolerance,
         session=emitted.session,
         remarks=emitted.remarks,
+        npu=NpuEntry(emitted.on_npu) if emitted.on_npu else None,
     )
 
 
@@ -311,7 +319,7 @@ def origin_entry(
         statistics_sha256=origin.statistics_sha256,
         plan_sha256=origin.plan_sha256,
         methods=origin.scheme.used_methods,
-        tools=tools_of(backend),
+        tools=tools_of(backend, model.recipe.backend(backend.name).choices),
         licence=licences[0].name if licences else "",
         loras=tuple(LoraEntry(lora.digest, lora.weight) for lora in model.checkpoint.loras),
         licence_id=model.licence.id,
@@ -442,10 +450,15 @@ def _with_bill(folder: Path, manifest: Manifest) -> Manifest:
     return replace(manifest, format_version=version_of(manifest))
 
 
-def tools_of(backend: Backend) -> dict[str, str]:
-    """Versions of fourstep, of a backend's own distribution, of what it builds and runs with."""
+def tools_of(backend: Backend, choices: Mapping[str, str]) -> dict[str, str]:
+    """Versions of fourstep, of a backend's own distribution, of what it builds and runs with.
+
+    Args:
+        choices: the recipe's of the backend, which may ask for a compiler.
+    """
     distributions = {*backend.to_build.modules.values(), *backend.to_run.modules.values()}
     distributions |= {backends.distribution(backend.name)} - {"fourstep"}
     distributions.add(LIBRARY)  # which writes the bill
     versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
-    return {"fourstep": __version__, **versions}
+    compiler = backend.compiler(choices) if isinstance(backend, ForNpu) else {}
+    return {"fourstep": __version__, **versions, **compiler}

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from exporter.errors import InputError
 from exporter.program.run import constant_value, run_all
-from exporter.quantize.everywhere import to_round
+from exporter.quantize.everywhere import is_zeros, to_round
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.rounded import RoundedInput
 
@@ -60,6 +60,10 @@ def choose_all(
     run_all(program, read, samples, found=found)
     for node in asked.constants:
         met(node, constant_value(program, read, node))
+    for node in asked.values:
+        if is_zeros(node):  # its levels are those of what it stands beside
+            source = asked.source_of(node.args[0])
+            ends[node] = ends[source]
     return {
         node.name: asked.range_of(node, *ends[node]) for node in (*asked.values, *asked.constants)
     }

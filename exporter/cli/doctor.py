@@ -37,6 +37,7 @@ def command(as_json: bool) -> None:
             continue
         rows.append(_row(f"run {name}", backend.to_run))
         rows.append(_row(f"build {name}", backend.to_build))
+    rows.append(_npu())
     report = backends.Requirement(
         "fourstep[report]", {"psutil": "psutil", "skimage": "scikit-image"}
     )
@@ -54,6 +55,18 @@ def command(as_json: bool) -> None:
         absent = f"missing {', '.join(row['missing'])}" if row["missing"] else "broken"
         state = row["version"] or absent
         show(f"{row['name']:<16} {state:<24} {row['get']}".rstrip())
+
+
+def _npu() -> dict[str, Any]:
+    """Qualcomm's NPU: its provider, and in it emulator, compiler and their version (QAIRT)."""
+    from exporter.backends.onnx.qnn.provider import REQUIRED, require
+    from exporter.backends.onnx.qnn.socs import is_emulated
+
+    row = _row("run onnx on HTP", REQUIRED)
+    if not row["missing"]:
+        what = "emulator and compiler" if is_emulated() else "device and compiler"
+        row["version"] += f": {what}, QAIRT {require().qairt}"
+    return row
 
 
 def _row(name: str, requirement: backends.Requirement) -> dict[str, Any]:

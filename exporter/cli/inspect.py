@@ -15,7 +15,14 @@ from exporter.cli.options import PLACE, json_option
 from exporter.cli.output import megabytes, require_build, show, show_json
 from exporter.errors import InputError
 from exporter.package.layout import is_layout, read_layout
-from exporter.package.manifest import Filter, Manifest, Schedule, licence_words, mark_words
+from exporter.package.manifest import (
+    Filter,
+    Manifest,
+    NpuEntry,
+    Schedule,
+    licence_words,
+    mark_words,
+)
 from exporter.package.sizes import sized_files, sizes_of
 
 if TYPE_CHECKING:
@@ -119,6 +126,8 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
             show(f"    {weight.weight}: {weight.used} in place of {weight.asked}")
         for remark in graph.remarks:
             show(f"    {remark}")
+        if graph.npu:
+            show(f"    {_on_npu(graph.npu, {file.path: file.bytes for file in manifest.files})}")
     show(_filter(manifest.filter))
 
 
@@ -147,6 +156,17 @@ def _sizes_told(manifest: Manifest) -> str:
         names = ", ".join(graph.name for graph in entry.graphs)
         lines.append(f"  {size}  {added} of its own: {names}; predicted peak memory {peak}")
     return "\n".join(lines)
+
+
+def _on_npu(npu: NpuEntry, bytes_of: Mapping[str, int]) -> str:
+    """What an NPU is allowed, and what was compiled for which chip."""
+    found = [
+        f"{c.soc} (v{c.htp_arch}, QAIRT {c.qairt}, "
+        f"{megabytes(sum(bytes_of[path] for path in c.files))})"
+        for c in npu.contexts
+    ]
+    compiled = f"compiled for {', '.join(found)}" if found else "compiled where it is opened"
+    return f"whole on an NPU, error at most {npu.tolerance.graph_relative:.1e}; {compiled}"
 
 
 def _filter(entry: Filter | None) -> str:

@@ -12,6 +12,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 M_MMAP_THRESHOLD = -3  # mallopt(3): from how many bytes on a block is mapped for itself
 SMALL_BYTES = 1 << 17  # glibc's threshold at the start
@@ -26,6 +27,16 @@ def release() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def available_bytes(place: Path = Path("/proc/meminfo")) -> int | None:
+    """Memory that processes can still have, by Linux; None elsewhere."""
+    try:
+        lines = place.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
 
 
 @contextmanager

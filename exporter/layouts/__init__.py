@@ -63,6 +63,7 @@ class Layout:
 
 
 ONE_GRAPH = {
+    "[onnx] socs": "no client of it opens what was compiled for chips",
     "[schedule] mode": "clients of it know no other than 'euler'",
     "[schedule] guidance": "its graphs take one picture at a time, and guidance draws two",
     "[image] sizes": "it has one size; build a recipe for each",
@@ -83,7 +84,7 @@ ORT_PACKAGE = Layout(
     "ort-package",
     {"onnx": Form(("onnxruntime's model package reader",))},
     gathers=True,
-    lacks={key: ONE_GRAPH[key] for key in ("[image] sizes", "[filter]")},
+    lacks={key: ONE_GRAPH[key] for key in ("[onnx] socs", "[image] sizes", "[filter]")},
 )
 APPLE_SWIFT = Layout(
     "apple-swift",
@@ -95,7 +96,7 @@ GGUF = Layout(
     "gguf",
     {"reference": Form(("stable-diffusion.cpp", "ComfyUI-GGUF"))},
     own="reference",
-    lacks={key: ONE_GRAPH[key] for key in ("[schedule] mode", "[filter]")},
+    lacks={key: ONE_GRAPH[key] for key in ("[onnx] socs", "[schedule] mode", "[filter]")},
 )
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout

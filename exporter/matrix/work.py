@@ -46,7 +46,9 @@ def versions_of(backend: str) -> dict[str, str]:
     A backend whose library is not installed tells none: whoever asks need not have it.
     """
     loaded = backends.load(backend)
-    tools = {} if backends.missing(loaded.to_build.modules) else tools_of(loaded)
+    if backends.missing(loaded.to_build.modules):
+        return libraries()
+    tools = tools_of(loaded, backends.default_choices(loaded))
     return {**libraries(), **tools}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from exporter.package.manifest import BASE, GraphEntry, Manifest, Port, SizeEntry, Source, Stage
-from exporter.package.sizes import first_size, manifest_at, size_of, sized_files
+from exporter.package.sizes import context_files, first_size, manifest_at, size_of, sized_files
 
 MOST_SIZES = 32  # of a package
 MOST_PORT_BYTES = 1 << 30  # the largest input or output that a manifest may ask memory for
@@ -30,8 +30,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _picture(manifest)
     yield from _tokenizers(manifest)
     yield from _files(manifest)
+    beside = {file.path for file in manifest.files}
     for i, graph in enumerate(manifest.graphs):
         yield from _ports(graph, f"graphs[{i}]")
+        yield from _contexts(graph, beside, f"graphs[{i}]")
     yield from _stages(manifest)
     yield from _sizes(manifest)
 
@@ -123,8 +125,8 @@ def _files(manifest: Manifest) -> Iterator[str]:
     for path, times in Counter(f.path for f in manifest.all_files).items():
         if times > 1:
             yield f"files: '{path}' is listed {times} times"
-    sized = sized_files(manifest)
-    if sum(f.bytes for f in manifest.files if f.path not in sized) > MOST_BESIDE_BYTES:
+    apart = sized_files(manifest) | context_files(manifest)
+    if sum(f.bytes for f in manifest.files if f.path not in apart) > MOST_BESIDE_BYTES:
         yield f"files: more than {MOST_BESIDE_BYTES >> 30} GiB beside the graphs"
     beside = {f.path for f in manifest.files}
     named = {f"text.tokenizers.{n}.path": t.path for n, t in manifest.text.tokenizers.items()}
@@ -152,6 +154,20 @@ def _files(manifest: Manifest) -> Iterator[str]:
             place = posixpath.join(posixpath.dirname(graph.entry), graph.session.get(setting, ""))
             if setting in graph.session and not any(f"{p}/".startswith(f"{place}/") for p in own):
                 yield f"graphs[{i}].session.{setting}: '{place}' is not among the graph's files"
+
+
+def _contexts(graph: GraphEntry, beside: set[str], where: str) -> Iterator[str]:
+    """What was compiled is of one chip each, and its files are known."""
+    contexts = graph.npu.contexts if graph.npu else ()
+    for i, context in enumerate(contexts):
+        place = f"{where}.npu.contexts[{i}]"
+        if context.soc in {c.soc for c in contexts[:i]}:
+            yield f"{place}.soc: '{context.soc}' is there already"
+        if context.entry not in context.files:
+            yield f"{place}.entry: '{context.entry}' is not among its files"
+        for path in context.files:
+            if path not in beside:
+                yield f"{place}.files: '{path}' is not among files"
 
 
 def _ports(graph: GraphEntry, where: str) -> Iterator[str]:

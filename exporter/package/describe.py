@@ -145,6 +145,7 @@ def _strings() -> dict[str, str]:
         record["OriginEntry"]["properties"]["licence"]["pattern"]: 'path or `""`',
         record["OriginEntry"]["properties"]["attribution"]["pattern"]: "plain line",
         record["GraphEntry"]["properties"]["name"]["pattern"]: "name",
+        record["ContextEntry"]["properties"]["qairt"]["pattern"]: "version",
         record["Manifest"]["properties"]["format_version"]["pattern"]: "`4.x`",
         record["MarkEntry"]["properties"]["payload"]["pattern"]: "8 hexadecimal digits",
         record["MarkEntry"]["properties"]["key_id"]["pattern"]: "16 hexadecimal digits",

@@ -21,6 +21,7 @@ FORMAT_VERSION = "4.3"  # the latest that is read; a package says the first that
 FIRST_VERSION = "4.0"
 SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
 SINCE_4_2 = {"since": "4.2"}
+SINCE_4_3 = {"since": "4.3"}
 # A setting that names the file which a graph's entry says the differences from. Readers of 4.2 open
 # the entry and find no graph in it.
 BASE, BASE_SINCE = "base", "4.3"
@@ -107,6 +108,40 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class ContextEntry:
+    """A graph compiled ahead of time for one chip, by Qualcomm's compiler.
+
+    Attributes:
+        soc: the chip, as recipes name it.
+        soc_model: Qualcomm's number of it.
+        htp_arch: of its NPU: 73 is v73.
+        qairt: the version of the compiler; a device's libraries have to be as new.
+        entry: an ONNX file of one operator, EPContext, that names the binary beside it.
+        files: the paths of both, which are among ``files`` of the manifest.
+    """
+
+    soc: Name
+    soc_model: Size
+    htp_arch: Size
+    qairt: Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6}){1,3}$(?!\n)")]
+    entry: RelativePath
+    files: tuple[RelativePath, ...]
+
+
+@dataclass(frozen=True)
+class NpuEntry:
+    """What a graph is on an NPU, which takes it whole.
+
+    Attributes:
+        tolerance: what ``verify`` allows it there.
+        contexts: what was compiled of it, at most once for a chip.
+    """
+
+    tolerance: Tolerance
+    contexts: tuple[ContextEntry, ...] = ()
+
+
+@dataclass(frozen=True)
 class GraphEntry:
     """One graph of the package.
 
@@ -123,6 +158,7 @@ class GraphEntry:
         tolerance: what ``verify`` allows it.
         session: what the backend wants to be told when it opens the graph, in the project's words.
         remarks: what whoever ships the graph should know of it.
+        npu: what it is on an NPU; null: it runs on the processor alone.
     """
 
     name: Name
@@ -137,6 +173,7 @@ class GraphEntry:
     tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    npu: NpuEntry | None = field(default=None, metadata=SINCE_4_3)
 
     @property
     def bytes(self) -> int:
@@ -541,6 +578,7 @@ class SizedGraph:
         tolerance: what ``verify`` allows it.
         session: what the backend wants to be told when it opens the graph, in the project's words.
         remarks: what whoever ships the graph should know of it.
+        npu: what it is on an NPU; null: it runs on the processor alone.
     """
 
     name: Name
@@ -553,6 +591,7 @@ class SizedGraph:
     tolerance: Tolerance
     session: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    npu: NpuEntry | None = field(default=None, metadata=SINCE_4_3)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from exporter.errors import InputError
 from exporter.package.manifest import (
+    ContextEntry,
     DeviceEntry,
     FileEntry,
     GoldenEntry,
@@ -82,6 +83,21 @@ def sized_files(manifest: Manifest) -> set[str]:
     return beside.intersection(named)
 
 
+def context_files(manifest: Manifest) -> set[str]:
+    """The paths of files that were compiled for chips, of every size: read on such a chip alone."""
+    sized = (graph.npu for size in manifest.sizes for graph in size.graphs)
+    found = [*(graph.npu for graph in manifest.graphs), *sized]
+    contexts = (context for npu in found if npu for context in npu.contexts)
+    return {path for context in contexts for path in context.files}
+
+
+def compiled_graph(manifest: Manifest, graph: GraphEntry, context: ContextEntry) -> GraphEntry:
+    """A graph as it was compiled for a chip."""
+    known = {file.path: file for file in manifest.files}
+    files = tuple(known[path] for path in context.files)
+    return replace(graph, entry=context.entry, files=files, session={})
+
+
 def manifest_at(manifest: Manifest, size: PictureSize) -> Manifest:
     """The manifest of one size alone; of the first, the same without the others.
 
@@ -120,4 +136,5 @@ def _standing_in(graph: GraphEntry, own: SizedGraph, known: dict[str, FileEntry]
         tolerance=own.tolerance,
         session=own.session,
         remarks=own.remarks,
+        npu=own.npu,
     )

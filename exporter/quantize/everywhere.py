@@ -96,6 +96,12 @@ class Rounding:
     constants: tuple[fx.Node, ...]
     symmetric: frozenset[fx.Node]
 
+    def source_of(self, node: object) -> fx.Node:
+        """The value that is only moved on its way to a node."""
+        found = _source(node, self.program.varying())
+        assert isinstance(found, fx.Node)
+        return found
+
     def range_of(self, node: fx.Node, low: float, high: float) -> RoundedInput:
         """Levels for values from ``low`` to ``high``."""
         ones = torch.ones(1)
@@ -105,6 +111,12 @@ class Rounding:
             step = float(np.float32(max(high, -low) / (MIDDLE - 1))) or 1.0
             return RoundedInput(step, MIDDLE, ones, BITS)
         return ranging(min(low, 0.0), max(high, 0.0), ones, BITS)
+
+
+def is_zeros(node: fx.Node) -> bool:
+    """Whether a node is zeros in the shape of a value: a product with 0."""
+    factor = node.args[1] if node.target is ATEN.mul.Tensor else None
+    return isinstance(factor, float) and factor == 0.0
 
 
 def to_round(program: QuantizedProgram) -> Rounding:

@@ -2,6 +2,10 @@
 
 Attention is written out, norms lose their factors and sums to operators of their own, SiLU becomes
 a sigmoid and a product, a 4-bit layer's bias a sum. What is computed stays the same.
+
+Zeros beside a value are a piece of it times 0, and a constant that is joined to one is added to
+such a piece: of Pad, and of constants that are joined, Qualcomm's compiler takes the codes for
+those of another scale, and says nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +35,16 @@ class _Copy:
     Attributes:
         env: what each node of the old graph has become.
         scales: by the weight of an RMSNorm, the factor that attention gives its queries.
+        varying: the old graph's nodes whose values depend on its inputs.
     """
 
     program: QuantizedProgram
     scales: dict[fx.Node, float]
     graph: fx.Graph = field(default_factory=fx.Graph)
     env: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.varying = self.program.varying()
 
     def of(self, node: Any) -> fx.Node:
         return self.env[node]
@@ -181,6 +189,51 @@ def _linear(c: _Copy, node: fx.Node) -> fx.Node | None:
     return c.call(node.name, ATEN.add.Tensor, aten.shape(node), bare, c.of(bias))
 
 
+def _cat(c: _Copy, node: fx.Node) -> fx.Node | None:
+    """Constants among the parts become values that are computed."""
+    parts: Any = node.args[0]
+    axis = int(aten.argument(node, 1, 0)) % len(aten.shape(node))
+    value = next((part for part in parts if part in c.varying), None)
+    if value is None or all(part in c.varying for part in parts):
+        return None
+    (zero,) = _zeros(c, f"{node.name}_zero", c.of(value), axis, 1)
+    joined = [
+        c.of(part)
+        if part in c.varying
+        else c.call(f"{node.name}_part_{i}", ATEN.add.Tensor, aten.shape(part), zero, c.of(part))
+        for i, part in enumerate(parts)
+    ]
+    return c.call(node.name, ATEN.cat.default, aten.shape(node), joined, axis)
+
+
+def _pad(c: _Copy, node: fx.Node) -> fx.Node | None:
+    """Zeros beside a value, axis after axis; those of convolutions alone are theirs."""
+    if aten.repeats_edges(node) or all(u.target is ATEN.conv2d.default for u in node.users):
+        return None
+    before, after = aten.padding(node)
+    found, shape = c.of(node.args[0]), [*aten.shape(node.args[0])]
+    axes = [axis for axis in range(len(shape)) if before[axis] or after[axis]]
+    for axis in axes:
+        ahead = _zeros(c, f"{node.name}_before_{axis}", found, axis, before[axis])
+        behind = _zeros(c, f"{node.name}_after_{axis}", found, axis, after[axis])
+        shape[axis] += before[axis] + after[axis]
+        name = node.name if axis == axes[-1] else f"{node.name}_axis_{axis}"
+        found = c.call(name, ATEN.cat.default, shape, [*ahead, found, *behind], axis)
+    return found
+
+
+def _zeros(c: _Copy, name: str, value: fx.Node, axis: int, count: int) -> list[fx.Node]:
+    """So many along an axis beside a value, in pieces that are no longer than it."""
+    pieces, size = [], aten.shape(value)[axis]
+    for start in range(0, count, size):
+        shape = [*aten.shape(value)]
+        shape[axis] = min(size, count - start)
+        given = (value, axis, 0, shape[axis])
+        piece = c.call(f"{name}_piece_{start}", ATEN.slice.Tensor, shape, *given)
+        pieces.append(c.call(f"{name}_{start}", ATEN.mul.Tensor, shape, piece, 0.0))
+    return pieces
+
+
 RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
     ATTENTION: _attention,
     ATEN.layer_norm.default: _norm,
@@ -188,4 +241,6 @@ RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
     ATEN.rms_norm.default: _rms_norm,
     ATEN.silu.default: _silu,
     ATEN.linear.default: _linear,
+    ATEN.pad.default: _pad,
+    ATEN.cat.default: _cat,
 }

@@ -286,6 +286,9 @@ class Recipe:
         chosen = dict(self.backend(backend).choices)
         if chosen.get("target") == "native":  # as before there was another
             del chosen["target"]
+        for key in backends.lists_of(backends.load(backend)):
+            if not chosen.get(key):  # as before there was the key
+                chosen.pop(key, None)
         if self.licence is None:
             del decisive["licence"]
         decisive["options"] = chosen
@@ -319,7 +322,7 @@ def _recipe(file: Path, raw: Mapping[str, Any]) -> Recipe:
     able = backends.working_names()
     for backend in sorted({*backends.names()} - {*able} & {*raw}):
         backends.load(backend)  # says why it cannot be
-    keys_of = KEYS | {n: ("scheme", *backends.load(n).options) for n in able}
+    keys_of = KEYS | {n: ("scheme", *backends.keys_of(backends.load(n))) for n in able}
     _refuse_unknown("section", raw, {*keys_of, "lora"})
     for section, keys in keys_of.items():
         table = raw.get(section, {})
@@ -551,8 +554,14 @@ def _choice(get: _Getter, name: str) -> BackendChoice:
     """The table ``[<backend>]``; its schemes are ``[weights] scheme`` unless it names others."""
     own = get.names(name, "scheme", scheme_names(), default=())
     schemes = own or get.names("weights", "scheme", scheme_names(), default=None)
-    options = backends.load(name).options
+    backend = backends.load(name)
+    options = backend.options
     choices = {key: get.choice(name, key, values, values[0]) for key, values in options.items()}
+    for key, values in backends.lists_of(backend).items():
+        choices[key] = ",".join(get.names(name, key, values, default=()))
+    reason = backends.refuse_choices(backend, choices)
+    if reason:
+        raise InputError(f"[{name}] {reason}")
     return BackendChoice(name, schemes, choices)
 
 

@@ -10,6 +10,7 @@ from exporter.bench.process import Asked, Memory, Times
 from exporter.package.manifest import Manifest, Schedule
 from exporter.package.measures import finite, mean_db
 from exporter.package.names import MMDIT
+from exporter.report.chips import Chip
 from exporter.report.sensitivities import Sensitivities
 
 FORMAT_VERSION = 2
@@ -45,6 +46,7 @@ class Entry:
         plan_text: ``plan.toml``, or empty.
         previews_db: PSNR of each final latent by the graph that is there for previews alone,
             against the picture; empty without one.
+        chips: what was compiled of it, for chips.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Entry:
     plan: Sensitivities | None = None
     plan_text: str = ""
     previews_db: tuple[float, ...] = ()
+    chips: tuple[Chip, ...] = ()
 
     @property
     def backend(self) -> str:

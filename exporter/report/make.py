@@ -25,6 +25,7 @@ from exporter.package.manifest import Golden, Manifest
 from exporter.package.measures import has_ssim, psnr_db, snr_db, ssim
 from exporter.progress import Progress
 from exporter.quantize.formats import STORAGE
+from exporter.report.chips import CompileStep, chips_of
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry, Figures, Machine
 from exporter.report.metric import Metric, read_metric
 from exporter.report.page import page
@@ -74,6 +75,13 @@ class _Log:
     """What a report reads of a build's log."""
 
     verify: _Verified
+
+
+@dataclass(frozen=True)
+class _CompileLog:
+    """The same of what was compiled for chips."""
+
+    compiled: tuple[CompileStep, ...] = ()
 
 
 Refer = Callable[[Package, Asked], Reference]
@@ -453,4 +461,14 @@ def _entry(package: Package) -> Entry:
         drawn=False,
         plan=read_sensitivities(package.folder),
         plan_text=read_text(text, CheckFailed) if text.is_file() else "",
+        chips=chips_of(package.manifest, _compiled(package)),
     )
+
+
+def _compiled(package: Package) -> tuple[CompileStep, ...]:
+    """What compiling for chips took, by the log of the package's build; nothing without one."""
+    file = package.folder.with_name(f"{package.folder.name}.log.json")
+    try:
+        return convert(read_json(file), _CompileLog, file).compiled
+    except InputError:
+        return ()

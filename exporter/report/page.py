@@ -11,6 +11,7 @@ from importlib import resources
 
 from exporter.package.manifest import Schedule, mark_words
 from exporter.package.sizes import sizes_of
+from exporter.report.chips import compiled
 from exporter.report.decoders import decoders, shows_previews
 from exporter.report.diagrams import frontiers, graph_bytes, steps
 from exporter.report.facts import UNQUANTIZED, Comparison, Entry
@@ -44,6 +45,7 @@ def page(report: Comparison, shown: Sequence[Shown]) -> str:
         ("sensitivity", "Layers", plans(report)),
         ("steps", "Steps", steps(report)),
         ("running", "Time and memory", running(report)),
+        *_chips(report),
         ("provenance", "Provenance", provenance(report)),
     ]
     contents = tag("ul", *(tag("li", tag("a", text(t), href=f"#{i}")) for i, t, _ in parts))
@@ -64,6 +66,12 @@ def _decoders(report: Comparison, shown: Sequence[Shown]) -> list[tuple[str, str
     if not shows_previews(report):
         return []
     return [("decoders", "Decoders", decoders(report, shown))]
+
+
+def _chips(report: Comparison) -> list[tuple[str, str, str]]:
+    """A part of the page where packages were compiled for chips."""
+    found = {entry.name: entry.chips for entry in report.packages if entry.chips}
+    return [("chips", "Chips", compiled(found))] if found else []
 
 
 def style() -> str:

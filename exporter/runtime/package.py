@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from exporter import backends
-from exporter.backends.contract import SessionOptions
+from exporter.backends.contract import Backend, ForNpu, SessionOptions
 from exporter.drawing import text
 from exporter.drawing.kept import KeptPrompts
 from exporter.drawing.loop import Player, Session, nothing
@@ -32,6 +32,8 @@ from exporter.package.remembered import Remembered, remembered
 from exporter.package.sizes import (
     PictureSize,
     Sized,
+    compiled_graph,
+    context_files,
     known_size,
     manifest_at,
     size_of,
@@ -96,7 +98,10 @@ class Package:
         """
         graph = self.graph(name)
         backends.check_session(self.manifest.backend, options)
+        refuse_device(self.manifest, options)
         backend = backends.load_to_run(self.manifest.backend)
+        if options.device in backends.npu_devices(backend):
+            graph, options = self._on_npu(graph, options, backend)
         weights = [f for f in graph.files if is_weights(f)]
         with unreplaced(self.folder, self.inode), ThreadPoolExecutor(1) as beside:
             entry = confined(self.folder, graph.entry)
@@ -111,6 +116,16 @@ class Package:
                     read.append((file, check.result()))  # damage explains it: raised first
         self._remember()
         return Watched(session, [(self.folder / f.path, identity) for f, identity in read])
+
+    def _on_npu(
+        self, graph: GraphEntry, options: SessionOptions, backend: Backend
+    ) -> tuple[GraphEntry, SessionOptions]:
+        """What is opened on an NPU, and where: what is not for it stays on the processor."""
+        assert isinstance(backend, ForNpu) and options.device is not None
+        if graph.npu is None:
+            return graph, replace(options, device=None)
+        context = backend.fitting(graph.npu.contexts, options.device)
+        return compiled_graph(self.manifest, graph, context) if context else graph, options
 
     def read(self, path: str) -> bytes:
         """What is in a file beside the graphs, as its digest says; raises CheckFailed."""
@@ -158,6 +173,7 @@ class Package:
         a size that is not the package's.
         """
         backends.check_session(self.manifest.backend, options)
+        refuse_device(self.manifest, options)
         first = self.sizes[0] if size is None else known_size(size, self.sizes)
         tokenizers = self._tokenizers()
         views = {found: self.at(found) for found in (first, *self.sizes)}
@@ -178,7 +194,7 @@ class Package:
         """Those of the text encoders; checks every file but the graphs of any size."""
         entry = self.manifest
         own = {t.path: self._tokenizer(t.path) for t in entry.text.tokenizers.values()}
-        left = sized_files(entry) | {*own}
+        left = sized_files(entry) | context_files(entry) | {*own}
         for file in entry.files:
             if file.path not in left:
                 self._known_or_checked(file)
@@ -187,6 +203,18 @@ class Package:
             name: text.load_tokenizer(self.folder / t.path, own[t.path], t, name)
             for name, t in entry.text.tokenizers.items()
         }
+
+
+def refuse_device(manifest: Manifest, options: SessionOptions) -> None:
+    """Raise InputError for an NPU that takes none of a package's graphs."""
+    device = options.device
+    able = any(graph.npu for graph in manifest.graphs)
+    if not able and device in backends.npu_devices(backends.load(manifest.backend)):
+        raise InputError(
+            f"{manifest.backend}-{manifest.scheme} has no graph for {device}; build it with target "
+            f'= "qnn" in [{manifest.backend}] and scheme w8a16 or w4a16',
+            field="device",
+        )
 
 
 def _at_need(stage: Stage) -> bool:

@@ -16,7 +16,7 @@ from exporter.files.read import open_regular, reason_of
 from exporter.package.check import check_file, check_size
 from exporter.package.manifest import FileEntry, GraphEntry, Manifest
 from exporter.package.paths import confined
-from exporter.package.sizes import manifest_at, sizes_of
+from exporter.package.sizes import compiled_graph, manifest_at, sizes_of
 
 WEIGHTS = (".bin", ".data")  # suffixes of files that hold nothing but weights
 MOST_TEXT_BYTES = 64 << 20  # of a file that describes a graph; 2.24 billion weights take 1 MB
@@ -44,6 +44,9 @@ def refuse_foreign(folder: Path, manifest: Manifest) -> None:
     used = Counter[str]()
     for graph in graphs.values():
         used.update(_refuse(folder, graph, sizes, graph.name not in foreign, backend))
+        for context in graph.npu.contexts if graph.npu else ():
+            compiled = compiled_graph(manifest, graph, context)
+            _refuse(folder, compiled, sizes, True, backend, is_compiled=True)
     own = [graph for graph in graphs.values() if graph.name not in foreign]
     for file in (file for graph in own for file in graph.files if is_weights(file)):
         if file.bytes > USED_AT_MOST * used[file.path] + GAPS_BYTES:
@@ -74,8 +77,9 @@ def refuse_classifier(backend: object, classifier: Classifier) -> None:
 
 
 def _refuse(
-    folder: Path, graph: GraphEntry, sizes: dict[str, int], is_own: bool, backend: Checking
-) -> Mapping[str, int]:
+    folder: Path, graph: GraphEntry, sizes: dict[str, int], is_own: bool, backend: Checking,
+    is_compiled: bool = False,
+) -> Mapping[str, int]:  # fmt: skip
     for file in graph.files:
         check_size(folder, file)
     described = [file for file in graph.files if not is_weights(file)]
@@ -84,8 +88,9 @@ def _refuse(
         if BASE in graph.session:
             texts = _made_of_base(graph, texts)
         files = GraphFiles(
-            graph.entry, graph.inputs, graph.outputs, graph.session, sizes, texts, is_own
-        )
+            graph.entry, graph.inputs, graph.outputs, graph.session, sizes, texts, is_own,
+            is_compiled,
+        )  # fmt: skip
         return backend.check_graph(files)
     except (ValueError, RecursionError) as error:
         for file in described:

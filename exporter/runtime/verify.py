@@ -5,12 +5,14 @@ Needs no torch: the golden tensors are the quantized program's own inputs and ou
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +20,14 @@ from exporter import backends
 from exporter.backends.contract import SessionOptions
 from exporter.bom.check import disagreements
 from exporter.drawing.loop import Image, Player, Ports, Request, generate, run
-from exporter.package.manifest import Golden, Manifest, SizeEntry
+from exporter.package.manifest import (
+    Golden,
+    GraphEntry,
+    Manifest,
+    NpuEntry,
+    SizedGraph,
+    SizeEntry,
+)
 from exporter.package.measures import finite, psnr_db, relative_error, snr_db
 from exporter.package.sizes import size_of
 from exporter.package.strays import unlisted
@@ -26,6 +35,7 @@ from exporter.runtime.golden import golden_pixels, picture_tensors
 from exporter.runtime.package import DEFAULT, Package
 from exporter.runtime.vectors import compare
 
+G = TypeVar("G", GraphEntry, SizedGraph)
 Progress = Callable[[str], None]
 READ_AT_ONCE = 2  # files
 REMEDY = "copy or build the package again"
@@ -37,7 +47,9 @@ CALL = re.compile(r"(\d{1,6})/(in|out)/(\w+)")  # of a golden tensor's name, aft
 class GraphParity:
     """Largest relative L2 error of a graph over the golden calls: exact, and as it runs.
 
-    ``size``: at which it stands in for the graph of the first; empty for that one.
+    ``size``: at which it stands in for the graph of the first; empty for that one. ``allowed``:
+    what the package allows it on the device. ``culprit``: of a graph that is off on an NPU, the
+    operator from which on; may be empty.
     """
 
     graph: str
@@ -45,6 +57,8 @@ class GraphParity:
     exact: float
     as_run: float
     size: str = ""
+    allowed: float = 0.0
+    culprit: str = ""
 
     @property
     def worded(self) -> str:
@@ -78,7 +92,8 @@ class Report:
     """What ``verify`` found. ``failures`` is empty when the package holds.
 
     ``vectors`` counts what was compared without a graph: ids, noise, steps, pixels, previews.
-    ``beside`` names files that are not the package's and do no harm: a hub's README.
+    ``beside`` names files that are not the package's and do no harm: a hub's README. ``device`` is
+    the one that was named; empty: the backend's default.
     """
 
     package: str
@@ -88,6 +103,7 @@ class Report:
     failures: tuple[str, ...]
     vectors: int = 0
     beside: tuple[str, ...] = ()
+    device: str = ""
 
     @property
     def ok(self) -> bool:
@@ -106,20 +122,22 @@ def verify(
     Raises CheckFailed when a file is damaged, InputError for options that the package's backend
     does not take; parity out of tolerance is in ``failures``.
     """
-    package = package.forgetful()
+    backends.check_session(package.manifest.backend, options)
+    package = _on_npu(package.forgetful(), options)
     manifest = package.manifest
-    backends.check_session(manifest.backend, options)
     files = check_files(package, progress)
-    players: Players = {
-        True: package.player(replace(options, precision="float32")),
-        False: package.player(options),
-    }
-    found = [_checked(package, players, manifest.names, "", progress)]
+    as_run = package.player(options)
+    if _is_npu(manifest, options):  # it computes in one way
+        players: Players = {True: as_run, False: as_run}
+    else:
+        players = {True: package.player(replace(options, precision="float32")), False: as_run}
+    explained = functools.partial(_explained, options=options)
+    found = [_checked(package, players, manifest.names, "", progress, explained)]
     for entry in manifest.sizes:
         size = size_of(entry)
         view = {exact: player.at(size) for exact, player in players.items()}
         own = _own_graphs(manifest, entry)
-        found.append(_checked(package.at(size), view, own, str(size), progress))
+        found.append(_checked(package.at(size), view, own, str(size), progress, explained))
     others = unlisted(package.folder, manifest)
     failures = [
         *(f"{path}: not listed in the manifest; delete it" for path in others.strays),
@@ -134,7 +152,29 @@ def verify(
         tuple(failures),
         sum(one.vectors for one in found),
         others.beside,
+        options.device or "",
     )
+
+
+def _is_npu(manifest: Manifest, options: SessionOptions) -> bool:
+    return options.device in backends.npu_devices(backends.load(manifest.backend))
+
+
+def _on_npu(package: Package, options: SessionOptions) -> Package:
+    """The package, held on an NPU to what it allows there."""
+    manifest = package.manifest
+    if not _is_npu(manifest, options):
+        return package
+    sizes = tuple(
+        replace(entry, graphs=tuple(map(_held_there, entry.graphs))) for entry in manifest.sizes
+    )
+    graphs = tuple(map(_held_there, manifest.graphs))
+    return replace(package, manifest=replace(manifest, graphs=graphs, sizes=sizes))
+
+
+def _held_there(graph: G) -> G:
+    npu = graph.npu
+    return replace(graph, tolerance=npu.tolerance) if isinstance(npu, NpuEntry) else graph
 
 
 def _own_graphs(manifest: Manifest, entry: SizeEntry) -> list[str]:
@@ -144,15 +184,23 @@ def _own_graphs(manifest: Manifest, entry: SizeEntry) -> list[str]:
 
 
 def _checked(
-    package: Package, players: Players, names: Sequence[str], size: str, progress: Progress
+    package: Package,
+    players: Players,
+    names: Sequence[str],
+    size: str,
+    progress: Progress,
+    explained: Callable[[Package, GraphParity], GraphParity],
 ) -> Report:
     """What is found of one size: of these graphs and of its golden pictures.
 
     Args:
         size: in words; empty for the first.
+        explained: a graph, with its culprit if it is off.
     """
     vectors = tuple(compare(package, players[False]))
-    graphs = tuple(_graph_parity(package, players, name, size, progress) for name in names)
+    graphs = tuple(
+        explained(package, _graph_parity(package, players, name, size, progress)) for name in names
+    )
     pictures = package.manifest.golden.pictures
     images = tuple(_image_parity(package, players, g, size, progress) for g in pictures)
     failures = (
@@ -160,6 +208,20 @@ def _checked(
         *_failures(package, graphs, images),
     )
     return Report(package.folder.name, 0, graphs, images, failures, len(vectors))
+
+
+def _explained(package: Package, graph: GraphParity, options: SessionOptions) -> GraphParity:
+    """A graph, with the operator from which on it is off on an NPU."""
+    parts = package.manifest.parts(graph.graph)
+    backend = backends.load(package.manifest.backend)
+    is_off = graph.calls and not graph.exact <= graph.allowed
+    if not is_off or len(parts) > 1 or not _is_npu(package.manifest, options):
+        return graph
+    assert isinstance(backend, backends.ForNpu) and options.device is not None
+    inputs, _ = golden_calls(package, package.manifest.golden.pictures[0], graph.graph)[-1]
+    entry = package.folder / parts[0].entry
+    culprit = backend.where_off(entry, options.device, inputs, graph.allowed)
+    return replace(graph, culprit=culprit)
 
 
 def _at(size: str, what: str) -> str:
@@ -204,13 +266,12 @@ def _failures(
     package: Package, graphs: tuple[GraphParity, ...], images: tuple[ImageParity, ...]
 ) -> list[str]:
     manifest = package.manifest
-    tolerances = {name: manifest.parts(name)[-1].tolerance for name in manifest.names}
     least_db = min(g.tolerance.image_psnr_db for g in manifest.graphs)
     found = [
-        f"{g.worded}: relative error {g.exact:.1e}, "
-        f"allowed {tolerances[g.graph].graph_relative:.1e}"
+        f"{g.worded}: relative error {g.exact:.1e}, allowed {g.allowed:.1e}"
+        + (f"; {g.culprit}" if g.culprit else "")
         for g in graphs
-        if not g.exact <= tolerances[g.graph].graph_relative
+        if not g.exact <= g.allowed
     ]
     if manifest.golden.pictures:
         found += [f"{g.worded}: no golden call covers it" for g in graphs if g.calls == 0]
@@ -225,22 +286,33 @@ def _failures(
 def _graph_parity(
     package: Package, players: Players, name: str, size: str, progress: Progress
 ) -> GraphParity:
-    said = _at(size, name)
+    said, allowed = _at(size, name), package.manifest.parts(name)[-1].tolerance.graph_relative
     pictures = package.manifest.golden.pictures
     calls = [call for golden in pictures for call in golden_calls(package, golden, name)]
     if not calls:
         for part in package.manifest.parts(name):
             players[False].open(part.name)
         progress(f"{said}: opens; no golden outputs to compare with")
-        return GraphParity(name, 0, 0.0, 0.0, size)
-    worst = {True: 0.0, False: 0.0}
-    for exact, player in players.items():
-        found = run(player, name, [inputs for inputs, _ in calls])
-        for outputs, (_, expected) in zip(found, calls, strict=True):
-            errors = [_error(outputs.get(port), value) for port, value in expected.items()]
-            worst[exact] = max(worst[exact], *errors)
+        return GraphParity(name, 0, 0.0, 0.0, size, allowed)
+    worst = {exact: _worst(player, name, calls) for exact, player in _different(players).items()}
+    worst.setdefault(False, worst[True])
     progress(f"{said}: relative error {worst[True]:.1e}, as it runs {worst[False]:.1e}")
-    return GraphParity(name, len(calls), worst[True], worst[False], size)
+    return GraphParity(name, len(calls), worst[True], worst[False], size, allowed)
+
+
+def _different(players: Players) -> Players:
+    """The players, those that are the same one once."""
+    return {True: players[True]} if players[True] is players[False] else players
+
+
+def _worst(player: Player, name: str, calls: Sequence[tuple[Ports, Ports]]) -> float:
+    """The largest error of an output of a graph."""
+    found = run(player, name, [inputs for inputs, _ in calls])
+    return max(
+        _error(outputs.get(port), value)
+        for outputs, (_, expected) in zip(found, calls, strict=True)
+        for port, value in expected.items()
+    )
 
 
 def _error(found: np.ndarray | None, expected: np.ndarray) -> float:
@@ -279,7 +351,8 @@ def _image_parity(
     expected = golden_pixels(package, golden.image)
     plain = golden_pixels(package, golden.unquantized)
     plain_latent = picture_tensors(package, golden)["unquantized_latent"]
-    exact, as_run = _drawn(players[True], golden), _drawn(players[False], golden)
+    drawn = {exact: _drawn(player, golden) for exact, player in _different(players).items()}
+    exact, as_run = drawn[True], drawn.get(False, drawn[True])
     result = ImageParity(
         golden.prompt,
         golden.seed,

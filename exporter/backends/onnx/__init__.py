@@ -19,21 +19,28 @@ to 0.85 of it (``benchmarks/weight_formats.py``). Smaller groups have slower ker
 buffers, so values are cut and joined in steps of 7; wasm's sizes are of 32 bits, so attention runs
 over 256 queries at a time where all at once would overflow. The numbers are the same.
 
+``target = "qnn"`` is for Qualcomm's NPU: graphs of 16-bit values alone, which it takes whole
+(``docs/npu.md``); ``socs`` compiles them for chips besides.
+
 onnxruntime's memory arena is off: with it the full-size VAE took 2,067 MB and 12.4 s for its first
 picture of 512 px, without it 983 MB and 8.9 s; a step of the denoiser took the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from exporter.backends.contract import (
     Backend,
     Classifier,
+    Compiled,
     EmitOptions,
     Emitted,
+    ForNpu,
     GraphFiles,
     MeasuredCosts,
     Requirement,
@@ -41,12 +48,15 @@ from exporter.backends.contract import (
     SessionOptions,
 )
 from exporter.backends.onnx import session
-from exporter.package.manifest import Tokenizer, Tolerance
+from exporter.backends.onnx.qnn import session as on_npu
+from exporter.backends.onnx.qnn.socs import SOCS, is_device
+from exporter.package.manifest import ContextEntry, Tokenizer, Tolerance
+from exporter.package.names import graph_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.quantize.formats import Format
+    from exporter.quantize.formats import Format, Scheme
     from exporter.quantize.program import QuantizedProgram
 
 # A weight of a linear layer is packed for its kernel when a graph is opened; tables stay mapped.
@@ -71,6 +81,9 @@ COSTS = MeasuredCosts(
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 ROUNDED_TOLERANCE = Tolerance(graph_relative=1e-3, image_psnr_db=45.0)
+ON_NPU = Tolerance(graph_relative=5e-3, image_psnr_db=45.0)
+ON_NPU_4_BITS = Tolerance(graph_relative=8e-3, image_psnr_db=42.0)
+IN_STEPS = ("denoiser", "vae_decoder", "tiny_decoder")  # what an NPU is for
 
 
 class Onnx:
@@ -80,8 +93,10 @@ class Onnx:
     name: Final = "onnx"
     to_run: Final = Requirement("fourstep[onnx]", {"onnxruntime": "onnxruntime"})
     to_build: Final = Requirement("fourstep[build,onnx]", {"torch": "torch", "onnx": "onnx"})
-    options: Final[Mapping[str, tuple[str, ...]]] = {"target": ("native", "web")}
-    devices: Final = ("CPU",)
+    options: Final[Mapping[str, tuple[str, ...]]] = {"target": ("native", "web", "qnn")}
+    lists: Final[Mapping[str, tuple[str, ...]]] = {"socs": tuple(SOCS)}
+    devices: Final = ("CPU", *on_npu.DEVICES)
+    npu_devices: Final = on_npu.DEVICES
     caching_devices: Final = ()
     half_devices: Final = ()
     costs: Final = COSTS
@@ -89,9 +104,71 @@ class Onnx:
 
     def refuse(self, form: Format, choices: Mapping[str, str]) -> str | None:
         """ONNX has integers alone."""
-        if form.rounds_all and choices["target"] == "web":
+        if form.rounds_all and choices.get("target") == "web":
             return 'onnxruntime-web lacks its operators; say target = "native" in [onnx]'
-        return "ONNX has no palettes" if form.is_palette else None
+        if form.is_palette:
+            return "ONNX has no palettes"
+        if choices.get("target") == "qnn" and form.name not in ("w8a16", "w4a16", "int8", "fp32"):
+            return 'target = "qnn" is for an NPU, which computes with values of 16 bits'
+        return None
+
+    def refuse_choices(self, choices: Mapping[str, str]) -> str | None:
+        """Chips are Qualcomm's."""
+        if choices.get("socs", "") and choices.get("target") != "qnn":
+            return f'socs: needs target = "qnn"; it is "{choices.get("target")}"'
+        return None
+
+    def suits(self, scheme: Scheme, choices: Mapping[str, str]) -> bool:
+        """For an NPU those of 16-bit values."""
+        return choices.get("target") != "qnn" or any(r.format.rounds_all for r in scheme.rules)
+
+    def refuse_program(self, program: QuantizedProgram, choices: Mapping[str, str]) -> str | None:
+        """For an NPU what runs in every step, or draws, has to be in 16 bits."""
+        from exporter.quantize.everywhere import rounds_everything
+
+        graph = graph_of(program.name)
+        if choices.get("target") != "qnn" or graph not in IN_STEPS or rounds_everything(program):
+            return None
+        return (
+            f'target = "qnn" is for an NPU, and {graph} has no weights in w8a16 or w4a16; build '
+            "one of these schemes"
+        )
+
+    def compiler(self, choices: Mapping[str, str]) -> Mapping[str, str]:
+        """Qualcomm's."""
+        if not choices.get("socs", ""):
+            return {}
+        from exporter.backends.onnx.qnn.provider import require
+
+        return {"onnxruntime-qnn": require().distribution}
+
+    def chips(self, choices: Mapping[str, str]) -> tuple[str, ...]:
+        """Qualcomm's."""
+        return tuple(filter(None, choices.get("socs", "").split(",")))
+
+    def compile_bytes(self, stored_bytes: int, activation_bytes: int) -> int:
+        """Of Qualcomm's compiler."""
+        from exporter.backends.onnx.qnn.compile import compile_bytes
+
+        return compile_bytes(stored_bytes, activation_bytes)
+
+    def compile(self, entry: Path, chip: str, most_bytes: int) -> Compiled:
+        """By Qualcomm's compiler, in a process of its own."""
+        from exporter.backends.onnx.qnn.compile import compile_graph
+
+        return compile_graph(entry, chip, most_bytes)
+
+    def where_off(
+        self, entry: Path, device: str, inputs: Mapping[str, np.ndarray], allowed: float
+    ) -> str:
+        """Every value of it, beside what onnxruntime's CPU computes."""
+        from exporter.backends.onnx.qnn.layers import where_off
+
+        return where_off(entry, device, inputs, allowed)
+
+    def fitting(self, contexts: Sequence[ContextEntry], device: str) -> ContextEntry | None:
+        """By the chip that the device names, or that is here."""
+        return on_npu.fitting(contexts, device)
 
     def emit(
         self,
@@ -113,9 +190,12 @@ class Onnx:
         """Write each as ``<key>.onnx``, all with one file of data."""
         from exporter.backends.onnx.writer import write_graphs
 
-        for_web = options.choices.get("target") == "web"
-        written = write_graphs(programs, read, folder, for_web, options.ports)
-        return {name: _emitted(program, written[name]) for name, program in programs.items()}
+        target = options.choices.get("target")
+        written = write_graphs(programs, read, folder, target == "web", options.ports)
+        return {
+            name: _emitted(program, written[name], target == "qnn")
+            for name, program in programs.items()
+        }
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
         """Nothing: onnxruntime needs the graphs alone."""
@@ -130,26 +210,32 @@ class Onnx:
     def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
         """A graph of the operators that are written here, and of no other."""
         from exporter.backends.onnx.check import check_graph
+        from exporter.backends.onnx.qnn.check import check_context
 
-        return check_graph(graph)
+        return check_context(graph) if graph.is_compiled else check_graph(graph)
 
     def open_graph(
         self, entry: Path, settings: Mapping[str, str], options: SessionOptions
     ) -> Session:
-        """Open a graph with onnxruntime."""
+        """Open a graph with onnxruntime, or on Qualcomm's NPU."""
+        if is_device(options.device):
+            return on_npu.open_graph(entry, str(options.device))
         return session.open_graph(entry, settings, options)
 
 
-def _emitted(program: QuantizedProgram, files: tuple[Path, ...]) -> Emitted:
+def _emitted(program: QuantizedProgram, files: tuple[Path, ...], for_npu: bool) -> Emitted:
     from exporter.quantize.everywhere import has_levels, rounds_everything
     from exporter.quantize.rounded import spared
 
     low_bits = any(form.is_integer for form in program.formats.values())
-    low_bits = low_bits and not rounds_everything(program)  # what it computes is said to the bit
+    whole = rounds_everything(program)  # what it computes is said to the bit
+    allowed = ON_NPU_4_BITS if any(f.bits == 4 for f in program.formats.values()) else ON_NPU
     return Emitted(
         files[0], files, ROUNDED_TOLERANCE if has_levels(program) else TOLERANCE,
-        {"accuracy_level": "4"} if low_bits else {}, remarks=spared(program),
+        {"accuracy_level": "4"} if low_bits and not whole else {}, remarks=spared(program),
+        on_npu=allowed if for_npu and whole else None,
     )  # fmt: skip
 
 
 BACKEND: Final[Backend] = Onnx()
+NPU: Final[ForNpu] = Onnx()  # it is one, as the checker of types sees

@@ -51,6 +51,9 @@ class _Walk:
     external: dict[str, int] = field(default_factory=dict)
 
 
+NOTHING = GraphFiles("", (), (), {}, {}, {}, True)
+
+
 def check_graph(graph: GraphFiles) -> dict[str, int]:
     """Bytes used of its weights; raises ValueError for a graph that the emitter does not write."""
     text = graph.texts.get(graph.entry)
@@ -81,6 +84,22 @@ def check_graph(graph: GraphFiles) -> dict[str, int]:
         if needed > graph.sizes[path]:
             raise ValueError(f"tensors of {needed:,} bytes in {path}, which is smaller")
     return walk.external
+
+
+def ports_of(
+    wire: Wire, message: memoryview
+) -> tuple[list[memoryview], tuple[Port, ...], tuple[Port, ...]]:
+    """The nodes of a graph that holds nothing else but its inputs and outputs, and those."""
+    walk, nodes = _Walk(NOTHING, wire), list[memoryview]()
+    ports: dict[str, list[Port]] = {"input": [], "output": []}
+    for name, value in _fields(walk, message, GRAPH, "graph"):
+        if name == "node":
+            nodes.append(message_of(value))
+        elif name == "initializer":
+            raise ValueError("a tensor in a graph that was compiled")
+        elif name in ports:
+            ports[name].append(_port(walk, message_of(value)))
+    return nodes, tuple(ports["input"]), tuple(ports["output"])
 
 
 def _check_graph(walk: _Walk, message: memoryview) -> None:

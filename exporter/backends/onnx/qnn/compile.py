@@ -1,0 +1,61 @@
+"""Compiles graphs ahead of time: an EPContext model and a binary for one chip, beside the graph.
+
+The same graph gives the same bytes anywhere: the compiler works in the graph's folder, by relative
+paths, since it puts a digest of a path into what it names.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from exporter.backends.contract import Compiled
+from exporter.backends.onnx.qnn import provider
+from exporter.backends.onnx.qnn.process import Order, Refused
+from exporter.backends.onnx.qnn.session import whole, worded
+from exporter.backends.onnx.qnn.socs import SOCS
+from exporter.errors import InputError
+from exporter.files.staging import remove
+
+# Measured on shapes-flash and on 2 to 24 blocks of the full width: 0.2 GB, and of each byte.
+PROCESS_BYTES, OF_STORED, OF_ACTIVATIONS = 250_000_000, 8.5, 6.0
+# What a process may ask for: twice what is predicted, and what libraries reserve and do not touch.
+SPARE, RESERVED_BYTES = 2.0, 1_000_000_000
+MOST_S = 3600  # of one graph
+
+
+def compile_bytes(stored_bytes: int, activation_bytes: int) -> int:
+    """Memory of a process that compiles a graph, predicted."""
+    return int(PROCESS_BYTES + OF_STORED * stored_bytes + OF_ACTIVATIONS * activation_bytes)
+
+
+def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
+    """Write ``<chip>/<graph>.onnx`` and ``<chip>/<graph>_qnn.bin`` beside a graph.
+
+    Args:
+        most_bytes: of memory that the compiler is predicted to take; far above it is stopped.
+
+    Raises InputError naming the graph and what the chip's NPU lacks.
+    """
+    versions = provider.require()
+    place, soc = entry.parent / chip, SOCS[chip]
+    remove(place)
+    place.mkdir()
+    target = f"{chip}/{entry.name}"
+    order = Order(
+        entry.name, chip,
+        {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": target},
+        most_bytes=int(SPARE * most_bytes) + RESERVED_BYTES, most_s=MOST_S, place=entry.parent,
+    )  # fmt: skip
+    started = time.perf_counter()
+    try:
+        worker = whole(order, entry)
+    except Refused as refused:
+        remove(place)
+        raise InputError(f"{chip}: {worded(entry, refused)}") from None
+    seconds, peak_bytes = time.perf_counter() - started, worker.peak_bytes
+    worker.close()
+    files = tuple(sorted(f for f in place.iterdir() if f.suffix in (".onnx", ".bin")))
+    return Compiled(
+        place / entry.name, files, soc.soc_model, soc.htp_arch, versions.qairt, seconds, peak_bytes
+    )

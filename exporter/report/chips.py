@@ -1,0 +1,90 @@
+"""What was compiled of packages for chips ahead of time, and what that took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporter.package.manifest import Manifest
+from exporter.report.markup import NONE, megabytes, paragraph, seconds, table, text
+
+
+@dataclass(frozen=True)
+class CompileStep:
+    """Compiling a graph for a chip, as a build's log has it."""
+
+    soc: str
+    seconds: float
+    peak_bytes: int
+    predicted_peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a package has for a chip.
+
+    Attributes:
+        graphs: how many were compiled, of all sizes.
+        bytes: of their files.
+        seconds: that compiling them took, one after the other; None: the log does not say.
+        peak_bytes: of the largest of these processes; None likewise.
+        predicted_peak_bytes: what was predicted of it; None likewise.
+    """
+
+    soc: str
+    htp_arch: int
+    qairt: str
+    graphs: int
+    bytes: int
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    predicted_peak_bytes: int | None = None
+
+
+def chips_of(manifest: Manifest, steps: tuple[CompileStep, ...]) -> tuple[Chip, ...]:
+    """What a package has for each chip, in the order in which its recipe names them.
+
+    Args:
+        steps: of its build; of one that was interrupted only what came after.
+    """
+    sized = [graph.npu for size in manifest.sizes for graph in size.graphs]
+    found = [npu for npu in [*(graph.npu for graph in manifest.graphs), *sized] if npu]
+    contexts = [context for npu in found for context in npu.contexts]
+    bytes_of = {file.path: file.bytes for file in manifest.files}
+    chips = []
+    for soc in dict.fromkeys(context.soc for context in contexts):
+        own = [context for context in contexts if context.soc == soc]
+        taken = [step for step in steps if step.soc == soc]
+        whole = len(taken) == len(own)
+        largest = max(taken, key=lambda step: step.peak_bytes) if whole else None
+        size = sum(bytes_of[path] for context in own for path in context.files)
+        chips.append(Chip(
+            soc, own[0].htp_arch, own[0].qairt, len(own), size,
+            sum(step.seconds for step in taken) if whole else None,
+            largest.peak_bytes if largest else None,
+            largest.predicted_peak_bytes if largest else None,
+        ))  # fmt: skip
+    return tuple(chips)
+
+
+def compiled(packages: Mapping[str, tuple[Chip, ...]]) -> str:
+    """A row for each package and chip."""
+    words = (
+        "Compiled by Qualcomm's compiler where the packages were built: seconds and memory are of "
+        "that machine, bytes are what a device holds. Nothing here was measured on a device."
+    )
+    columns = [
+        "Package", "Chip", "HTP", "QAIRT", "Graphs", "Whole|MB", "Compiling|s", "Peak|MB",
+        "Predicted peak|MB",
+    ]  # fmt: skip
+    rows = [
+        [
+            text(name), text(chip.soc), f"v{chip.htp_arch}", text(chip.qairt), str(chip.graphs),
+            megabytes(chip.bytes), seconds(chip.seconds),
+            *(NONE if n is None else megabytes(n)
+              for n in (chip.peak_bytes, chip.predicted_peak_bytes)),
+        ]
+        for name, chips in packages.items()
+        for chip in chips
+    ]  # fmt: skip
+    return paragraph(words) + table("Compiled ahead of time, for chips", columns, rows)

@@ -1,0 +1,518 @@
+"""Qualcomm's NPU: packages for it, graphs in processes that may crash, contexts for chips."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from exporter import backends
+from exporter.backends.contract import Compiled, GraphFiles, SessionOptions
+from exporter.backends.onnx.qnn import compile as compiling
+from exporter.backends.onnx.qnn import process, provider, socs
+from exporter.backends.onnx.qnn.check import check_context
+from exporter.backends.onnx.qnn.layers import where_off
+from exporter.backends.onnx.qnn.log import float_islands
+from exporter.backends.onnx.qnn.process import Order, Refused, Worker, opened
+from exporter.backends.onnx.qnn.session import fitting, refuse_qairt, worded
+from exporter.backends.onnx.qnn.socs import SOCS
+from exporter.build.chips import compiled
+from exporter.build.layout import refuse_unfit
+from exporter.build.pipeline import build
+from exporter.build.write import WholeGraph
+from exporter.cli import main
+from exporter.errors import CheckFailed, InputError
+from exporter.network.cut import Cut
+from exporter.package.manifest import (
+    ContextEntry,
+    FileEntry,
+    Manifest,
+    NpuEntry,
+    Port,
+    Tolerance,
+    version_of,
+)
+from exporter.package.read import DIGEST, MANIFEST, digest_line
+from exporter.package.sizes import context_files
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.report.chips import CompileStep, chips_of
+from exporter.report.chips import compiled as compiled_page
+from exporter.runtime.package import open_package
+from exporter.runtime.verify import GraphParity, _explained, golden_calls, verify
+from tests.conftest import SHAPES
+
+EMULATED = pytest.mark.skipif(
+    bool(backends.missing(provider.REQUIRED.modules)) or not socs.is_emulated(),
+    reason="pip install 'fourstep[qnn]'",
+)
+HERE = "2.51.0"
+PORTS = (Port("x", (1, 4)),), (Port("y", (1, 4)),)
+
+
+def context(soc: str = "8elite", qairt: str = HERE) -> ContextEntry:
+    chip, path = SOCS[soc], f"graphs/g/{soc}/g.onnx"
+    return ContextEntry(
+        soc, chip.soc_model, chip.htp_arch, qairt, path, (path, f"graphs/g/{soc}/g_qnn.bin")
+    )
+
+
+def for_npu(recipe: Recipe, chips: str = "") -> Recipe:
+    """A recipe with target = "qnn", of one prompt's golden picture."""
+    choices = tuple(
+        replace(c, choices={"target": "qnn", "socs": chips}) if c.name == "onnx" else c
+        for c in recipe.choices
+    )
+    return replace(recipe, choices=choices)
+
+
+# Recipes.
+
+
+def recipe_of(tmp_path: Path, lines: str) -> Recipe:
+    file = tmp_path / "own.toml"
+    file.write_text(
+        f'[model]\ncheckpoint = "{SHAPES.as_posix()}"\n[schedule]\nsigmas = [1.0, 0.0]\n'
+        f'[image]\nwidth_px = 128\nheight_px = 128\n[weights]\nscheme = "w8a16"\n[onnx]\n{lines}\n'
+    )
+    return read_recipe(file)
+
+
+def test_a_recipe_names_chips(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, 'target = "qnn"\nsocs = ["8gen2", "8elite", "8gen2"]')
+    assert recipe.backend("onnx").choices == {"target": "qnn", "socs": "8gen2,8elite"}
+    every = 'socs = ["8gen2", "8gen3", "8elite", "8elite5", "xelite"]'
+    assert recipe_of(tmp_path, f'target = "qnn"\n{every}').backend("onnx").choices["socs"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('target = "qnn"\nsocs = ["8gen1"]', r"\[onnx\] socs: unknown soc '8gen1'; known: 8elite"),
+        ('socs = ["8gen2"]', r'\[onnx\] socs: needs target = "qnn"; it is "native"'),
+        ('target = "qnn"\nsocs = 3', r"\[onnx\] socs: a name or a list of names"),
+        ('target = "htp"', r"\[onnx\] target: unknown value 'htp'; known: native, qnn, web"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, lines: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        recipe_of(tmp_path, lines)
+
+
+def test_recipes_without_chips_keep_their_digest(tmp_path: Path) -> None:
+    options = json.loads(recipe_of(tmp_path, "").normal_form("onnx"))["options"]
+    assert options == {}
+    options = json.loads(recipe_of(tmp_path, 'target = "qnn"').normal_form("onnx"))["options"]
+    assert options == {"target": "qnn"}
+    chosen = recipe_of(tmp_path, 'target = "qnn"\nsocs = "xelite"')
+    assert json.loads(chosen.normal_form("onnx"))["options"]["socs"] == "xelite"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("int8", "denoiser has no weights in w8a16 or w4a16; build one of these schemes"),
+        ("int4", "onnx cannot express scheme int4 .* an NPU, .* can: w4a16, w8a16$"),
+    ],
+)
+def test_other_schemes_are_refused(
+    tiny_recipe: Recipe, tmp_path: Path, scheme: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        build(for_npu(tiny_recipe), tmp_path / "out", ["onnx"], [scheme])
+
+
+def test_a_layout_for_clients_of_others_holds_no_contexts(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, 'target = "qnn"\nsocs = "8gen2"')
+    with pytest.raises(InputError, match=r"\[onnx\] socs does not go with \[build\] layout"):
+        refuse_unfit(recipe, "diffusers", ("onnx",))
+
+
+def without(module: str) -> Any:
+    """Finds every module but one."""
+    found = importlib.util.find_spec
+    return lambda name, *rest: None if name == module else found(name, *rest)
+
+
+def test_without_the_library_chips_are_refused_before_anything_is_computed(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", without("onnxruntime_qnn"))
+    with pytest.raises(
+        InputError, match=r"onnxruntime-qnn is not installed: pip install 'fou.*qnn"
+    ):
+        build(for_npu(tiny_recipe, "8gen2"), tmp_path / "out", ["onnx"], ["w8a16"])
+    assert not list((tmp_path / "out").glob("onnx*"))
+
+
+# Processes.
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "MODULE", "tests.crashing")
+
+
+@pytest.mark.usefixtures("crashing")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("crashes", r"crashed \(SIGSEGV\) while it opened the graph$"),
+        ("leaves", "ended with code 7 while it opened the graph$"),
+    ],
+)
+def test_a_crash_is_one_line(kind: str, said: str) -> None:
+    with pytest.raises(Refused, match=f"^graphs/{kind}.onnx: Qualcomm's provider {said}") as found:
+        opened(Order(f"graphs/{kind}.onnx", "8gen2"))
+    assert found.value.crashed and "\n" not in str(found.value)
+
+
+@pytest.mark.usefixtures("crashing")
+def test_a_graph_runs_in_its_process_and_ends_with_it() -> None:
+    worker = Worker(Order("whole.onnx", "8gen2"))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(worker({"x": x})["y"], 2 * x)
+    assert worker.peak_bytes == 12 and worker.outputs == ["y"]
+    child = worker._process
+    del worker
+    assert child.poll() == 0
+    dying = Worker(Order("dies.onnx", "8gen2"))
+    with pytest.raises(
+        CheckFailed,
+        match=r"crashed \(SIGABRT, as when memory or time runs out\) while it ran the graph",
+    ):
+        dying({"x": x})
+
+
+@pytest.mark.usefixtures("crashing")
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(Refused, match="SIGKILL, as when memory or time runs out"):
+        Worker(Order("waits.onnx", "8gen2", most_s=0.01))
+
+
+@pytest.mark.usefixtures("crashing")
+def test_operators_that_the_npu_lacks_are_named_with_their_graph() -> None:
+    with pytest.raises(Refused) as found:
+        opened(Order("graphs/lacks.onnx", "8gen2"))
+    assert found.value.nodes == {"a": "MatMul", "c": "Pad"}
+    said = worded(Path("graphs/lacks.onnx"), found.value)
+    assert said.startswith("graphs/lacks.onnx: graph lacks: the NPU lacks MatMul 'a', Pad 'c'; ")
+
+
+def test_floats_between_whole_numbers_are_found_in_the_dump(tmp_path: Path) -> None:
+    whole, half = {"data_type": 0x416}, {"data_type": 0x216}
+
+    def node(kind: str, *ports: str) -> dict[str, Any]:
+        return {"type": kind, "input_names": ports[:1], "output_names": ports[1:]}
+
+    graph = {
+        "tensors": {"a": whole, "b": half, "c": half, "d": whole},
+        "nodes": {"q": node("Dequantize", "a", "b"), "n": node("LayerNorm", "b", "c"),
+                  "p": node("Quantize", "c", "d"), "m": node("MatMul", "a", "d")},
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps({"graph": graph}))
+    (tmp_path / "x_tensor_log.json").write_text('{"graph_name": "x"}')
+    assert float_islands(tmp_path) == {"n": "LayerNorm"}
+
+
+# Contexts.
+
+
+def test_a_context_is_chosen_by_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = (context("8gen2"), context("8elite"))
+    monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
+    assert fitting(there, "HTP:8elite") == there[1]
+    assert fitting((), "HTP:8elite") is None
+    with pytest.raises(InputError, match=r"compiled for xelite; it has 8gen2, 8elite; add xelite"):
+        fitting(there, "HTP:xelite")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert fitting(there, "HTP") is None  # the emulator compiles
+
+
+def test_on_a_device_linux_names_the_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "soc_id"
+    monkeypatch.setattr(socs, "SOC_ID", place)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
+    there = (context("8gen2"), context("8elite"))
+    assert fitting(there, "HTP") is None  # not a Snapdragon that says so
+    place.write_text("618\n")
+    assert fitting(there, "HTP") == there[1]
+    place.write_text("557\n")
+    with pytest.raises(InputError, match="nothing in the package was compiled for 8gen3"):
+        fitting(there, "HTP")
+
+
+@pytest.mark.parametrize("made", ["2.51.1", "2.60.0", "3.0.0", "1.99.9"])
+def test_a_context_of_another_qairt_is_refused(made: str) -> None:
+    with pytest.raises(InputError, match=rf"QAIRT {made}, and QAIRT 2.51.0 .*build the package"):
+        refuse_qairt(context(qairt=made), HERE)
+
+
+def test_contexts_of_earlier_qairt_are_read() -> None:
+    for made in (HERE, "2.50.9", "2.9.1"):
+        refuse_qairt(context(qairt=made), HERE)
+
+
+def ep_context(**attributes: object) -> bytes:
+    said: dict[str, Any] = {
+        "main_context": 1, "ep_cache_context": "g_qnn.bin", "embed_mode": 0,
+        "source": "QNNExecutionProvider", "partition_name": "p",
+    }  # fmt: skip
+    kind = str(attributes.pop("kind", "EPContext"))
+    node = helper.make_node(kind, ["x"], ["y"], domain="com.microsoft", **(said | attributes))
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
+    data: bytes = helper.make_model(
+        helper.make_graph([node], "g", ports[:1], ports[1:])
+    ).SerializeToString()
+    return data
+
+
+def files_of(data: bytes) -> GraphFiles:
+    entry, binary = context().files
+    return GraphFiles(
+        entry, *PORTS, {}, {entry: len(data), binary: 5}, {entry: memoryview(data)}, True, True
+    )
+
+
+def test_a_compiled_graph_opens_its_binary() -> None:
+    assert check_context(files_of(ep_context())) == {context().files[1]: 5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ep_cache_context": "../../other.bin"}, "none of its files"),
+        ({"ep_cache_context": "/etc/passwd"}, "none of its files"),
+        ({"ep_cache_context": ""}, "none of its files"),
+        ({"ep_cache_context": "g.onnx"}, "none of its files"),
+        ({"embed_mode": 1}, "embed_mode = 1"),
+        ({"source": "Other"}, "not for QNNExecutionProvider"),
+        ({"kind": "Identity"}, "in place of EPContext"),
+    ],
+)
+def test_other_compiled_graphs_are_refused(changed: Mapping[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_context(files_of(ep_context(**changed)))
+
+
+# Packages.
+
+
+def compiler(asked: list[str], most: int = 1000) -> Any:
+    """Stands for Qualcomm's: notes what it is asked for; stopped after the first ``most``."""
+
+    def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
+        if len(asked) == most:
+            raise KeyboardInterrupt
+        asked.append(f"{entry.stem} {chip}")
+        place = entry.parent / chip
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        model = onnx.load(str(entry), load_external_data=False)
+        inputs, outputs = (
+            [p.name for p in side] for side in (model.graph.input, model.graph.output)
+        )
+        node = helper.make_node(
+            "EPContext", inputs, outputs, domain="com.microsoft", main_context=1, embed_mode=0,
+            ep_cache_context=f"{entry.stem}_qnn.bin", source="QNNExecutionProvider",
+        )  # fmt: skip
+        graph = helper.make_graph([node], "g", model.graph.input, model.graph.output)
+        (place / entry.name).write_bytes(helper.make_model(graph).SerializeToString())
+        (place / f"{entry.stem}_qnn.bin").write_bytes(chip.encode())
+        files = tuple(sorted(place.iterdir()))
+        soc = SOCS[chip]
+        return Compiled(place / entry.name, files, soc.soc_model, soc.htp_arch, HERE, 1.5, 7)
+
+    return compile_graph
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a compiler that is none was asked for."""
+    found: list[str] = []
+    monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
+    monkeypatch.setattr(compiling, "compile_graph", compiler(found))
+    yield found
+
+
+def small(recipe: Recipe, chips: str) -> Recipe:
+    """Without golden pictures, and without what only longer models have."""
+    cut = replace(recipe.cut, t5=False, t5_tokens=8, image_to_image=False)
+    return for_npu(replace(recipe, cut=cut, prompts=()), chips)
+
+
+CHIPS = "8gen2,8gen3,8elite,8elite5,xelite"
+GRAPHS = ("clip_l", "clip_g", "conditioner", "denoiser", "vae_decoder")
+
+
+def test_a_killed_build_for_five_chips_compiles_nothing_twice(
+    tiny_recipe: Recipe, tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole = small(tiny_recipe, CHIPS), len(GRAPHS) * 5
+    monkeypatch.setattr(compiling, "compile_graph", compiler(pretended, most=7))
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe, tmp_path, ["onnx"], ["w8a16"])
+    (tmp_path / ".onnx-w8a16.partial/graphs/clip_g/8elite").mkdir()  # begun when it was killed
+    monkeypatch.setattr(compiling, "compile_graph", compiler(pretended))
+    (built,) = build(recipe, tmp_path, ["onnx"], ["w8a16"])
+    assert sorted(pretended) == sorted(f"{g} {c}" for g in GRAPHS for c in CHIPS.split(","))
+    (again,) = build(recipe, tmp_path, ["onnx"], ["w8a16"])
+    assert len(pretended) == whole and again.path == built.path
+    log = json.loads((tmp_path / "onnx-w8a16.log.json").read_text())["compiled"]
+    assert len(log) == whole - 7 and log[0]["seconds"] == 1.5 and log[0]["peak_bytes"] == 7
+    manifest = open_package(built.path).manifest
+    assert manifest.format_version == version_of(manifest) == "4.3"
+    assert manifest.origin.tools["onnxruntime-qnn"] == "2.7.0"
+    for graph in manifest.graphs:
+        assert graph.npu is not None
+        found = [(c.soc, c.htp_arch, c.soc_model, c.qairt) for c in graph.npu.contexts]
+        assert found == [(n, SOCS[n].htp_arch, SOCS[n].soc_model, HERE) for n in CHIPS.split(",")]
+    assert len(context_files(manifest)) == 2 * whole
+    chips = chips_of(manifest, ())
+    assert [c.soc for c in chips] == CHIPS.split(",") and chips[0].seconds is None
+    assert chips[0].graphs == len(GRAPHS) and chips[0].bytes > 0
+    done = CliRunner().invoke(main, ["inspect", str(built.path)])
+    assert "whole on an NPU, error at most 5.0e-03; compiled for 8gen2 (v73, QAIRT" in done.output
+    refuse_another_context(built.path)
+
+
+def refuse_another_context(package: Path) -> None:
+    """A package whose context opens something else is refused."""
+    manifest = open_package(package).manifest
+    path = manifest.graph("clip_l").npu.contexts[0].entry  # type: ignore[union-attr]
+    data = ep_context(ep_cache_context="../clip_l.onnx.data")
+    (package / path).write_bytes(data)
+    raw = json.loads((package / MANIFEST).read_text())
+    (entry,) = (f for f in raw["files"] if f["path"] == path)
+    entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (package / MANIFEST).write_text(json.dumps(raw))
+    (package / DIGEST).write_bytes(digest_line((package / MANIFEST).read_bytes()))
+    with pytest.raises(CheckFailed, match=r"8gen2/clip_l.onnx: refused: "):
+        open_package(package)
+
+
+def test_the_report_shows_what_compiling_took() -> None:
+    steps = (
+        CompileStep("8gen2", 1.5, 10, 20),
+        CompileStep("8gen2", 2.0, 30, 40),
+        CompileStep("8elite", 1.0, 1, 2),
+    )
+    graph = NpuEntry(Tolerance(5e-3, 45.0), (context("8gen2"), context("8elite")))
+    files = tuple(FileEntry(p, 100, "0" * 64) for c in graph.contexts for p in c.files)
+    graphs = (SimpleNamespace(npu=graph), SimpleNamespace(npu=graph), SimpleNamespace(npu=None))
+    manifest: Any = SimpleNamespace(graphs=graphs, sizes=(), files=files)
+    first, second = chips_of(manifest, steps)
+    assert (first.graphs, first.bytes, first.seconds) == (2, 400, 3.5)
+    assert (first.peak_bytes, first.predicted_peak_bytes) == (30, 40)
+    assert second.seconds is None  # the log has one of its two: the build had been interrupted
+    page = compiled_page({"onnx-w8a16": (first, second)})
+    assert "8elite" in page and "v79" in page and "Nothing here was measured on a device" in page
+
+
+def test_more_memory_than_there_is_is_refused(
+    tiny_package: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.build.chips.available_bytes", lambda: 1000)
+    whole = WholeGraph(open_package(tiny_package).graph("clip_l"))
+    backend = backends.load("onnx")
+    assert isinstance(backend, backends.ForNpu)
+    with pytest.raises(InputError, match="compiling clip_l for 8gen2 is predicted .* denoiser_par"):
+        compiled(backend, tiny_package, whole, "", "8gen2")
+    assert not pretended
+
+
+def test_a_package_that_is_not_for_an_npu_is_not_run_on_one(tiny_package: Path) -> None:
+    said = r'--device: onnx-int4 has no graph for HTP; build it with target = "qnn" in \[onnx\]'
+    for command in (["verify", str(tiny_package)], ["run", str(tiny_package), "a cat"]):
+        done = CliRunner().invoke(main, [*command, "--device", "HTP"])
+        assert done.exit_code == 2
+    with pytest.raises(InputError, match=said.removeprefix("--device: ")):
+        open_package(tiny_package).player(SessionOptions(device="HTP"))
+    with pytest.raises(InputError, match="onnx has no HTP:8gen1; it has CPU, HTP, HTP:8gen2"):
+        open_package(tiny_package).player(SessionOptions(device="HTP:8gen1"))
+
+
+def test_doctor_shows_the_emulator_or_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row() -> dict[str, Any]:
+        done = CliRunner().invoke(main, ["doctor", "--json"])
+        return next(r for r in json.loads(done.output) if r["name"] == "run onnx on HTP")
+
+    if not backends.missing(provider.REQUIRED.modules):
+        assert "QAIRT" in row()["version"] and row()["get"] == ""
+    monkeypatch.setattr(backends, "missing", lambda modules: [*modules.values()])
+    assert row()["get"] == "pip install 'fourstep[qnn]'"
+
+
+# The emulator.
+
+
+@pytest.fixture(scope="module")
+def emulated(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the tiny checkpoint without T5, for the NPU, compiled for one chip."""
+    cut = Cut((1.0, 0.0), 96, 96, t5=False, t5_tokens=8, image_to_image=False)
+    recipe = for_npu(replace(tiny_recipe, cut=cut), "8elite")
+    (built,) = build(recipe, tmp_path_factory.mktemp("npu"), ["onnx"], ["w8a16"])
+    return built.path
+
+
+@EMULATED
+def test_the_emulator_computes_what_the_program_computes(emulated: Path) -> None:
+    """Every graph whole on the NPU, and a picture; the ordinary provider opens the same files."""
+    package = open_package(emulated)
+    report = verify(package, options=SessionOptions(device="HTP"))
+    assert report.ok, report.failures
+    assert {g.graph for g in report.graphs} == {*GRAPHS} and report.device == "HTP"
+    for graph in report.graphs:
+        assert graph.calls and 0 < graph.exact <= graph.allowed <= 5e-3
+    on_cpu = verify(package)
+    for npu, cpu in zip(report.images, on_cpu.images, strict=True):
+        assert abs(npu.loss_db - cpu.loss_db) < 0.3
+
+
+@EMULATED
+def test_the_operator_is_named_from_which_on_a_graph_is_off(emulated: Path) -> None:
+    """Held to less than the emulator has: the one that adds most is named."""
+    package = open_package(emulated)
+    inputs, _ = golden_calls(package, package.manifest.golden.pictures[0], "clip_l")[0]
+    entry = package.folder / package.graph("clip_l").entry
+    said = where_off(entry, "HTP", inputs, 1e-5)
+    assert re.fullmatch(r"off from \w+ '\w+' on: \S+, and \S+ in what it reads", said), said
+    assert where_off(entry, "HTP", inputs, 1.0) == ""
+    parity = GraphParity("clip_l", 1, 1.0, 1.0, "", 1e-5)
+    assert _explained(package, parity, SessionOptions(device="HTP")).culprit == said
+    assert _explained(package, parity, SessionOptions()).culprit == ""
+
+
+@EMULATED
+def test_what_was_compiled_runs_and_compiles_to_the_same_bytes(
+    emulated: Path, tmp_path: Path
+) -> None:
+    package = open_package(emulated)
+    manifest: Manifest = package.manifest
+    graph = package.graph("denoiser")
+    ids = {p.name: np.zeros(p.shape, np.float32) for p in graph.inputs}
+    both = [
+        package.session("denoiser", SessionOptions(device=d))(ids) for d in ("CPU", "HTP:8elite")
+    ]
+    np.testing.assert_allclose(both[0]["velocity"], both[1]["velocity"], rtol=0.02, atol=0.02)
+    shutil.copytree(emulated / "graphs" / "denoiser", tmp_path / "else")
+    done = compiling.compile_graph(tmp_path / "else" / "denoiser.onnx", "8elite", 10**9)
+    assert graph.npu is not None
+    assert done.qairt == graph.npu.contexts[0].qairt
+    for path in graph.npu.contexts[0].files:
+        assert (done.entry.parent / Path(path).name).read_bytes() == (emulated / path).read_bytes()
+    assert {path.suffix for path in done.files} == {".onnx", ".bin"} and manifest.sizes == ()

@@ -26,7 +26,7 @@ test: .venv/ready tests/web/node_modules/ready lint
 test-full: .venv/ready tests/web/node_modules/ready tests/jvm/node_modules/ready lint
 	$(SHARED)
 
-bench: .venv/ready
+bench: .venv/ready .venv-optimum-intel/ready .venv-optimum-onnx/ready
 	$(BIN)/python -m benchmarks.onnx_forms
 	$(BIN)/python -m benchmarks.openvino_forms
 	$(BIN)/python -m benchmarks.weight_formats
@@ -35,6 +35,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.runtime
 	$(BIN)/python -m benchmarks.memory recipes/shapes-flash.toml
 	$(BIN)/python -m benchmarks.deltas artifacts/deltas
+	$(BIN)/python -m benchmarks.clients artifacts/clients --json artifacts/clients/figures.json
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --limits 1.5G 2G 3G 4G 6G
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --avx2 --only "fourstep*" "optimum-intel, OpenVINO GenAI int4"
 	$(BIN)/python -m benchmarks.fullsize artifacts/fullsize --schemes int4 --only "fourstep openvino-int4, kept open" --px 512 768 1024

@@ -156,7 +156,7 @@ MISTAKES = {
     "unknown backend": (GOOD + '[build]\nbackends = ["tflite"]', "unknown backend 'tflite'; known"),
     "unknown layout": (
         GOOD + '[build]\nlayout = "comfy"',
-        "unknown layout 'comfy'; known: diffusers, native",
+        "unknown layout 'comfy'; known: .*diffusers, .*native",
     ),
     "unknown mode": (
         GOOD.replace("[schedule]", '[schedule]\nmode = "heun"'),

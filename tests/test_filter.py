@@ -19,6 +19,7 @@ from PIL import Image as Pictures
 
 from benchmarks.shapes_flash import red_circles
 from exporter import backends
+from exporter.backends.contract import Operator
 from exporter.build import golden
 from exporter.build.filter import prepared
 from exporter.build.pipeline import build
@@ -31,6 +32,7 @@ from exporter.network.cut import Cut
 from exporter.package import consistent, pixels
 from exporter.package.manifest import Manifest, Source, Stage
 from exporter.package.read import read_manifest, write_manifest
+from exporter.predict.classifier import activation_bytes
 from exporter.recipe.again import Givens, recipe_again
 from exporter.recipe.filter import FilterChoice
 from exporter.recipe.recipe import Recipe, read_recipe
@@ -493,3 +495,28 @@ def test_shapes_flash_without_red_circles_on_every_backend(tmp_path: Path) -> No
         assert isinstance(first, Rejected) and first.score > 0.9
         assert isinstance(second, Image) and second.score is not None and second.score < 0.1
         assert verify(open_package(one.path)).ok
+
+
+@pytest.mark.parametrize("backend", ABLE)
+def test_what_a_filter_takes_is_predicted(backend: str) -> None:
+    """From its graph: at least its input and first values, and its weights; the same each time."""
+    loaded = backends.load(backend)
+    found = prepared(choice(), loaded)
+    operators = loaded.operators_of(found.classifier, found.input.shape)  # type: ignore[attr-defined]
+    sizes = [size for one in operators for size in one.gives.values()]
+    assert operators and all(size is not None for size in sizes)
+    input_bytes = 4 * int(np.prod(found.input.shape))
+    assert input_bytes + max(sizes) <= found.activation_bytes <= input_bytes + sum(sizes)
+    assert loaded.costs is not None and found.run_bytes is not None
+    files = sum(file.stat().st_size for file in found.classifier.files)
+    assert found.run_bytes > loaded.costs.process_bytes + files
+
+
+def test_values_are_alive_until_they_were_read() -> None:
+    chain = [
+        Operator(("x",), {"a": 100}),
+        Operator(("a",), {"b": 10}),
+        Operator(("b", "x"), {"c": None}),  # of an unknown size: as the largest
+    ]
+    assert activation_bytes(chain, 7) == 7 + 110
+    assert activation_bytes([*chain, Operator(("c", "a"), {"d": 1})], 7) == 7 + 100 + 10 + 100

@@ -124,6 +124,19 @@ class Classifier:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """An operator of a classifier.
+
+    Attributes:
+        reads: the names of the values that it takes.
+        gives: bytes of its results, by name; None where the size is not known.
+    """
+
+    reads: tuple[str, ...]
+    gives: Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
 class SessionOptions:
     """How a session is to run.
 
@@ -281,6 +294,9 @@ class Filtering(Protocol):
 
     def read_classifier(self, entry: Path) -> Classifier:
         """What is on the disk; raises InputError for what is no such graph."""
+
+    def operators_of(self, classifier: Classifier, shape: tuple[int, ...]) -> Sequence[Operator]:
+        """What it computes of an input of this shape, in order; constants are no operators."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from exporter.errors import CheckFailed, InputError, tell_memory
 from exporter.files.read import file_digest
 from exporter.package.manifest import Filter, GraphEntry, Port, Tolerance
 from exporter.package.names import FILTER
+from exporter.predict.classifier import activation_bytes, run_bytes
 from exporter.recipe.filter import FilterChoice
 from exporter.runtime.refuse import refuse_classifier
 
@@ -34,6 +35,8 @@ class PreparedFilter:
         session: runs it, exactly.
         input: its port for pictures.
         output: its port of scores.
+        activation_bytes: of its values, most that are alive at once.
+        run_bytes: predicted peak of a process that runs it; None where nobody measured the engine.
     """
 
     classifier: Classifier
@@ -41,6 +44,8 @@ class PreparedFilter:
     session: Session
     input: Port
     output: Port
+    activation_bytes: int
+    run_bytes: int | None
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -66,8 +71,8 @@ class PreparedFilter:
             files=(),
             formats={},
             adjusted=(),
-            activation_bytes=0,
-            run_bytes=None,
+            activation_bytes=self.activation_bytes,
+            run_bytes=self.run_bytes,
             tolerance=Tolerance(GRAPH_RELATIVE, least_psnr_db),
             session=dict(self.classifier.settings),
         )
@@ -130,7 +135,15 @@ def prepared(
     if choice.index >= values.size:
         raise InputError(f"[filter] index = {choice.index}: {place} gives {values.size} values")
     shape = tuple(values.shape) or (1,)
-    return PreparedFilter(classifier, entry, session, Port(name, entry.shape), Port(output, shape))
+    operators = backend.operators_of(classifier, entry.shape)
+    input_bytes = black[name].nbytes
+    file_bytes = sum(file.stat().st_size for file in classifier.files)
+    costs = backend.costs
+    return PreparedFilter(
+        classifier, entry, session, Port(name, entry.shape), Port(output, shape),
+        activation_bytes(operators, input_bytes),
+        run_bytes(operators, file_bytes, input_bytes, costs) if costs else None,
+    )  # fmt: skip
 
 
 def _refuse_too_large(classifier: Classifier, most_file_bytes: int | None) -> None:

@@ -47,7 +47,7 @@ from exporter.package.manifest import (
     TextEntry,
     version_of,
 )
-from exporter.package.names import graph_of, sized_name
+from exporter.package.names import FILTER, graph_of, sized_name
 from exporter.package.preview import fit, preview_of
 from exporter.package.read import write_manifest
 from exporter.package.sizes import PictureSize
@@ -240,6 +240,7 @@ def fill(
     licences = copy_licences(model.licence, folder)
     notice = write_notice(model, backend, origin, folder)
     filters = write_filter(folder, origin.filter, graphs)
+    judging = {graph.name: graph.run_bytes for graph, _ in filters}
     manifest = Manifest(
         format_version=FIRST_VERSION,
         name=recipe.name,
@@ -256,12 +257,18 @@ def fill(
         golden=entry,
         files=_with(describe(folder, list(dict.fromkeys([*files, *licences, *notice]))), whole),
         device=DeviceEntry(
-            _peak_bytes({g.name: g.run_bytes for g in graphs}, picture.preview_graph, backend.costs)
+            _peak_bytes(
+                {**{g.name: g.run_bytes for g in graphs}, **judging},
+                picture.preview_graph,
+                backend.costs,
+            )
         ),
         mark=recipe.mark.entry if recipe.mark else None,
         filter=origin.filter.entry if origin.filter else None,
         sizes=tuple(
-            _size_entry(size, whole, further.get(size, ()), picture.preview_graph, backend.costs)
+            _size_entry(
+                size, whole, further.get(size, ()), judging, picture.preview_graph, backend.costs
+            )
             for size in recipe.further_sizes
         ),
     )
@@ -280,12 +287,13 @@ def _size_entry(
     size: PictureSize,
     whole: Sequence[WholeGraph],
     pictures: tuple[Golden, ...],
+    judging: Mapping[str, int | None],
     preview_graph: str,
     costs: MeasuredCosts | None,
 ) -> SizeEntry:
     own = {one.name: one.sized[str(size)] for one in whole if str(size) in one.sized}
     run = {one.name: own.get(one.name, one.graph).run_bytes for one in whole}
-    peak_bytes = _peak_bytes(run, preview_graph, costs)
+    peak_bytes = _peak_bytes({**run, **judging}, preview_graph, costs)
     return SizeEntry(size.width_px, size.height_px, tuple(own.values()), pictures, peak_bytes)
 
 
@@ -335,7 +343,7 @@ def _peak_bytes(
 ) -> int | None:
     """Graphs run in turn: of the one that takes the most; None where that was not measured.
 
-    The graph that shows previews is open beside the denoiser.
+    The graph that shows previews is open beside the denoiser, and the filter that judges them.
 
     Args:
         run: what a process that runs a graph takes, by graph.
@@ -347,8 +355,9 @@ def _peak_bytes(
         name: max(size for part, size in sizes.items() if graph_of(part) == name)
         for name in map(graph_of, sizes)
     }
-    shown = by_graph.get(preview_graph, costs.process_bytes) - costs.process_bytes
-    return int(max(*by_graph.values(), by_graph["denoiser"] + shown))
+    shown = (by_graph.get(name, costs.process_bytes) for name in (preview_graph, FILTER))
+    beside = sum(size - costs.process_bytes for size in shown)
+    return int(max(*by_graph.values(), by_graph["denoiser"] + beside))
 
 
 def _preview(plain: Sequence[Drawing]) -> PreviewEntry | None:

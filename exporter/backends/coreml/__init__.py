@@ -7,7 +7,7 @@ can express its formats, iOS 17 or iOS 18, unless a recipe's ``target`` says whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,7 @@ from exporter.backends.contract import (
     Emitted,
     GraphFiles,
     MeasuredCosts,
+    Operator,
     Requirement,
     Session,
     SessionOptions,
@@ -126,6 +127,12 @@ class CoreMl:
         from exporter.backends.coreml.classifier import read_classifier
 
         return read_classifier(entry)
+
+    def operators_of(self, classifier: Classifier, shape: tuple[int, ...]) -> Sequence[Operator]:
+        """Of an ML Program."""
+        from exporter.backends.coreml.classifier import operators_of
+
+        return operators_of(classifier.entry, shape)
 
     def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
         """A program of the operations that are written here, and of no other."""

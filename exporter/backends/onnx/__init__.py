@@ -43,6 +43,7 @@ from exporter.backends.contract import (
     ForNpu,
     GraphFiles,
     MeasuredCosts,
+    Operator,
     Requirement,
     Session,
     SessionOptions,
@@ -206,6 +207,12 @@ class Onnx:
         from exporter.backends.onnx.classifier import read_classifier
 
         return read_classifier(entry)
+
+    def operators_of(self, classifier: Classifier, shape: tuple[int, ...]) -> Sequence[Operator]:
+        """Of an ONNX graph."""
+        from exporter.backends.onnx.classifier import operators_of
+
+        return operators_of(classifier.entry, shape)
 
     def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
         """A graph of the operators that are written here, and of no other."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from exporter.backends.contract import Classifier
+from exporter.backends.contract import Classifier, Operator
 from exporter.errors import InputError
 from exporter.files.read import panics_as
 
@@ -33,6 +34,30 @@ def read_classifier(entry: Path) -> Classifier:
         for port in opened.get_inputs()
     }
     return Classifier(entry, files, inputs)
+
+
+def operators_of(entry: Path, shape: tuple[int, ...]) -> list[Operator]:
+    """What a graph computes of a picture of this shape."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(str(entry), load_external_data=False)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    (fed,) = (port for port in model.graph.input if port.name not in stored)
+    for axis, size in zip(fed.type.tensor_type.shape.dim, shape, strict=True):
+        axis.dim_value = size
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    known: dict[str, int] = {}
+    for value in (*graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        sizes = [axis.dim_value for axis in kind.shape.dim]
+        if kind.HasField("shape") and all(sizes):
+            item = helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+            known[value.name] = item * math.prod(sizes)
+    return [
+        Operator(tuple(node.input), {name: known.get(name) for name in node.output if name})
+        for node in graph.node
+    ]
 
 
 def _external(entry: Path) -> list[Path]:

@@ -13,7 +13,7 @@ was tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,7 @@ from exporter.backends.contract import (
     Emitted,
     GraphFiles,
     MeasuredCosts,
+    Operator,
     Requirement,
     Session,
     SessionOptions,
@@ -138,6 +139,12 @@ class OpenVino:
         from exporter.backends.openvino.classifier import read_classifier
 
         return read_classifier(entry)
+
+    def operators_of(self, classifier: Classifier, shape: tuple[int, ...]) -> Sequence[Operator]:
+        """Of a graph in IR."""
+        from exporter.backends.openvino.classifier import operators_of
+
+        return operators_of(classifier.entry, shape)
 
     def check_graph(self, graph: GraphFiles) -> Mapping[str, int]:
         """A graph of the operators that are written here, and of no other."""

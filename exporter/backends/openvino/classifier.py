@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
-from exporter.backends.contract import Classifier
+from exporter.backends.contract import Classifier, Operator
 from exporter.errors import InputError
 from exporter.files.read import panics_as
 
@@ -34,3 +36,30 @@ def read_classifier(entry: Path) -> Classifier:
     weights = entry.with_suffix(".bin")
     files = (entry, weights) if weights.is_file() else (entry,)
     return Classifier(entry, files, inputs, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def operators_of(entry: Path, shape: tuple[int, ...]) -> list[Operator]:
+    """What a graph computes of a picture of this shape."""
+    import openvino as ov
+
+    model: Any = ov.Core().read_model(str(entry))
+    model.reshape(list(shape))
+    found = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Constant", "Parameter", "Result"):
+            continue
+        reads = (port.get_source_output() for port in node.inputs())
+        found.append(
+            Operator(tuple(map(_name, reads)), {_name(o): _bytes(o) for o in node.outputs()})
+        )
+    return found
+
+
+def _name(output: Any) -> str:
+    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
+
+
+def _bytes(output: Any) -> int | None:
+    if not output.get_partial_shape().is_static:
+        return None
+    return int(-(-math.prod(output.get_shape()) * output.get_element_type().bitwidth // 8))

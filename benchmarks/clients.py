@@ -118,6 +118,8 @@ def exported(client: Client, scheme: str, checkpoint: str, folder: Path) -> Path
         if client.kind == "openvino":
             groups = ["--group-size", "64", "--ratio", "1.0"] if scheme == "int4" else []
             command += ["--weight-format", scheme, *groups]
+        else:
+            command += ["--no-post-process"]  # which fails with the onnx that is pinned
         subprocess.run([*command, str(package)], check=True, env=environment())
         file = package / "scheduler" / "scheduler_config.json"
         told = json.loads(file.read_text())

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,6 @@ def folders(shapes_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def shapes_recipe() -> Recipe:
-    from dataclasses import replace
-
     from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(ROOT / "recipes" / "shapes-flash.toml")
@@ -84,6 +83,37 @@ def test_a_client_draws_what_diffusers_draws(
     measured = [snr_db(a, b) for a, b in zip(found["latents"], latents, strict=True)]
     assert min(measured) >= latent_db, measured
     assert psnr_db(found["picture"], picture) >= picture_db
+
+
+# Of each: schemes or a plan, whether T5 is on board, dB of latents, of the picture.
+VARIANTS = {
+    "without T5": ("int8", False, 35, 48),
+    "int8-w8a8": ("int8-w8a8", True, 22, 42),
+    "a plan": (str(ROOT / "recipes" / "plans" / "mixed-4.5.toml"), True, 22, 42),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_clients_draw_with_other_schemes(
+    variant: str, shapes_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Without T5, with rounded inputs, with a plan's formats: all clients, bare calls."""
+    scheme, t5, latent_db, picture_db = VARIANTS[variant]
+    clients = {"genai": "optimum-intel", **{name: name for name in CLIENTS}}
+    pythons = {client: python_of(peer) for client, peer in clients.items()}
+    recipe = replace(shapes_recipe, cut=replace(shapes_recipe.cut, t5=t5))
+    built = build(recipe, tmp_path, [*CLIENTS.values()], [scheme])
+    folders = {one.backend: one.path for one in built}
+    absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    latents, picture = diffusers_latents(str(SHAPES), PROMPT, (128, 128), 32, SEED, **absent)
+    script, out = str(ROOT / "tests" / "interop" / "draw.py"), tmp_path / "out.npz"
+    for client, python in pythons.items():
+        folder = str(folders[CLIENTS.get(client, "openvino")])
+        told_by(python, script, client, folder, PROMPT, str(SEED), "4", str(out))
+        found = np.load(out)
+        measured = [snr_db(a, b) for a, b in zip(found["latents"], latents, strict=True)]
+        assert min(measured) >= latent_db, (client, measured)
+        assert psnr_db(found["picture"], picture) >= picture_db, client
 
 
 def test_comfyui_draws_what_the_command_line_draws(

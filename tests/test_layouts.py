@@ -274,12 +274,19 @@ def test_a_folder_is_kept_and_has_the_same_bytes(
 
 
 def diffusers_latents(
-    checkpoint: str, prompt: str, size: tuple[int, int], t5_tokens: int, seed: int
+    checkpoint: str,
+    prompt: str,
+    size: tuple[int, int],
+    t5_tokens: int,
+    seed: int,
+    **components: None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The latents after each step and the picture of diffusers in float32, on SIGMAS."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        checkpoint, torch_dtype=torch.float32, **components
+    )
     pipeline.set_progress_bar_config(disable=True)
     shift = 2.004020116745039  # with the last sigma given, exactly SIGMAS
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(1000, shift, shift_terminal=0.5)

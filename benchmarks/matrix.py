@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import figures
 from exporter.files.read import file_digest
 from exporter.matrix.cluster import Cluster
 from exporter.matrix.file import read_matrix
@@ -31,6 +32,21 @@ from exporter.progress import Progress, say
 
 ROOT = Path(__file__).parents[1]
 WORKER_LIMIT = "3GB"
+WHAT = "24 packages by one matrix: wall and processor seconds, idle share, memory."
+COLUMNS = (
+    figures.Column("way", "where"),
+    figures.Column("workers", "workers"),
+    figures.Column("wall_s", "wall, s"),
+    figures.Column("cpu_s", "processor, s"),
+    figures.Column("idle_percent", "workers idle, %"),
+    figures.Column("peak_mb", "most memory of a job, MB"),
+    figures.Column("predicted_mb", "predicted, MB"),
+    figures.Column("built", "built"),
+    figures.Column("reused", "reused"),
+    figures.Column("emitted", "graphs emitted"),
+    figures.Column("taken", "graphs taken"),
+    figures.Column("same_bytes", "same bytes"),
+)
 MATRIX = """
 recipes = ["{recipe}"]
 backends = ["onnx", "openvino", "coreml"]
@@ -64,6 +80,18 @@ class Row:
     emitted: int
     taken: int
     same_bytes: bool | None
+
+    @property
+    def shown(self) -> dict[str, str | float | None]:
+        """Its cells, by the keys of ``COLUMNS``."""
+        bytes_said = {None: None, True: "yes", False: "no"}[self.same_bytes]
+        return {
+            **asdict(self),
+            "idle_percent": 100 * self.idle,
+            "peak_mb": self.peak_bytes / 1e6 or None,
+            "predicted_mb": self.predicted_bytes / 1e6 or None,
+            "same_bytes": bytes_said,
+        }
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -157,9 +185,8 @@ def main() -> None:
     first, rows = place / "local-2", []
 
     def keep(row: Row) -> None:
-        rows.append(asdict(row))
-        found = {"processors": os.cpu_count(), "rows": rows}
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8", newline="\n")
+        rows.append(row.shown)
+        figures.write(given.json, WHAT, COLUMNS, rows)
 
     keep(measured("local", matrix, first, Local(2), 2, first / "cache", None))
     cold = place / "cold"

@@ -195,6 +195,13 @@ def test_a_signed_record_is_that_of_its_key_alone() -> None:
             read_record(content, kind, key, SECRET)  # type: ignore[arg-type]
 
 
+def test_a_record_keeps_the_order_of_names() -> None:
+    """A manifest has them as the backend gave them: another order is other bytes."""
+    value = {"session": {"b": "1", "a": "2"}}
+    found = read_record(Record("graph", "k", value, ()).to_bytes(SECRET), "graph", "k", SECRET)
+    assert json.dumps(found.value) == json.dumps(value)
+
+
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../x", "a//b", "", "a\\b", "c:x"])
 def test_a_record_leads_nowhere_else(path: str) -> None:
     text = Record("graph", "a", {}, (FileEntry(path, 1, "0" * 64),)).to_bytes(b"")

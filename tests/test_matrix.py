@@ -297,6 +297,37 @@ def test_the_command_builds_what_a_build_builds(
     assert (again / "matrix.html").is_file()
 
 
+@pytest.mark.full
+def test_what_is_measured_is_the_same_apart_and_together(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers at once in one recipe, whose schemes ask for other graphs to be measured."""
+    override = '[[weights.override]]\ngraph = "denoiser"\nweight = "*"\nformat = "fp16"\n'
+    text = RECIPE.replace("prompts = []", 'prompts = ["a red circle"]')
+    text += '[calibration]\nprompts = ["a red circle"]\nmethods = ["feedback", "bias"]\n'
+    folder = recipe.read_text().partition('checkpoint = "')[2].partition('"')[0]
+    recipe.write_text(text.format(checkpoint=folder))
+    file = tmp_path / "all.toml"
+    file.write_text(
+        'recipes = ["tiny.toml"]\nbackends = ["onnx", "openvino"]\n'
+        'schemes = ["fp16", "int8", "int4"]'
+    )
+    code, told, _ = ran(capsys, file, "--out", tmp_path / "out", "--workers", "2", "--json")
+    assert code == 0 and told["built"] == 6
+    build(read_recipe(recipe), tmp_path / "plain", [], ["fp16", "int8", "int4"])
+    for job in told["jobs"]:
+        name = job["name"].rpartition("/")[2]
+        assert digests(tmp_path / "out" / job["name"]) == digests(tmp_path / "plain" / name), name
+    # The scheme of one graph changes: that graph is emitted, in each package that it changes.
+    recipe.write_text(recipe.read_text().replace("[build]", f"{override}[build]"))
+    cache = ["--cache", tmp_path / "out/cache"]
+    again = tmp_path / "again"
+    code, told, _ = ran(capsys, file, "--out", again, "--workers", "2", "--json", *cache)
+    assert code == 0
+    assert {name for job in told["jobs"] for name in job["emitted"]} == {"denoiser"}
+    assert all(job["taken"] or job["state"] == "reused" for job in told["jobs"])
+
+
 def ran(
     capsys: pytest.CaptureFixture[str], file: Path, *options: object
 ) -> tuple[int, dict[str, Any], list[str]]:

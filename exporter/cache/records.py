@@ -43,9 +43,9 @@ class Record:
     mac: str = ""
 
     def to_bytes(self, secret: bytes) -> bytes:
-        """JSON, signed where there is a secret."""
+        """JSON, signed where there is a secret; names in the order in which manifests have them."""
         body = asdict(self) | {"mac": ""}
-        return _text(body | {"mac": _mac(body, secret) if secret else ""})
+        return json.dumps(body | {"mac": _mac(body, secret) if secret else ""}).encode()
 
 
 def read_record(content: bytes, kind: Kind, key: str, secret: bytes) -> Record:
@@ -74,8 +74,5 @@ def _is_digest(text: str) -> bool:
 
 
 def _mac(body: dict[str, Any], secret: bytes) -> str:
-    return hmac.new(secret, _text(body), hashlib.sha256).hexdigest()
-
-
-def _text(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True).encode()
+    text = json.dumps(body, sort_keys=True)
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()

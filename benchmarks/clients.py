@@ -140,13 +140,17 @@ def contestants(recipe: Recipe, folder: Path) -> list[Contestant]:
     return found
 
 
-def drawn(one: Contestant) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """The latents, the picture and the seconds of a client in a process of its own."""
+def drawn(one: Contestant, t5_tokens: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """The latents, the picture and the seconds of a client in a process of its own.
+
+    Our packages get bare calls; a client's own is told how many tokens T5 has in ours.
+    """
+    tokens = [] if one.is_ours else [str(t5_tokens)]
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out.npz"
         command = [python_of(one.client.peer), DRAW, one.client.name, one.package, PROMPT]
         done = subprocess.run(
-            [*map(str, command), str(SEED), "4", str(out)],
+            [*map(str, command), str(SEED), "4", str(out), *tokens],
             check=True, stdout=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         found = np.load(out)
@@ -191,7 +195,7 @@ def measure(found: Sequence[Contestant], recipe: Recipe, rounds: int) -> list[fi
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
         for one, spent in zip(found, seconds, strict=True):
-            theirs, pixels, took = drawn(one)
+            theirs, pixels, took = drawn(one, recipe.cut.t5_tokens)
             spent.append(took)
             if number:
                 continue

@@ -1,6 +1,6 @@
 """Run by a client's environment: draws with a folder, keeps each latent, measures seconds.
 
-python draw.py genai|optimum-intel|optimum-onnx FOLDER PROMPT SEED STEPS OUT.npz
+python draw.py genai|optimum-intel|optimum-onnx FOLDER PROMPT SEED STEPS OUT.npz [T5_TOKENS]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import numpy as np
 
 CLIENT, FOLDER, PROMPT, SEED, STEPS, OUT = sys.argv[1:7]
+TOKENS = {"max_sequence_length": int(sys.argv[7])} if len(sys.argv) > 7 else {}  # else a bare call
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 PICTURES = 3  # after the first, for the seconds of the next one
 latents: list[np.ndarray] = []
@@ -28,7 +29,7 @@ def genai():
 
     def draw():
         noise = openvino_genai.TorchGenerator(int(SEED))
-        settings = {"num_inference_steps": int(STEPS), "guidance_scale": 1.0}
+        settings = {"num_inference_steps": int(STEPS), "guidance_scale": 1.0, **TOKENS}
         return pipeline.generate(PROMPT, **settings, generator=noise, callback=note).data[0]
 
     return draw
@@ -56,6 +57,7 @@ def optimum():
             PROMPT,
             num_inference_steps=int(STEPS),
             guidance_scale=1.0,
+            **TOKENS,
             generator=torch.Generator().manual_seed(int(SEED)),
             output_type="np",
             callback_on_step_end=note,

@@ -53,7 +53,14 @@ backends = ["onnx", "openvino", "coreml"]
 schemes = ["fp32", "fp16", "int8", "int4"]
 sizes = {sizes}
 """
-OVERRIDE = '\n[[weights.override]]\ngraph = "vae_decoder"\nweight = "*"\nformat = "fp16"\n'
+# What no scheme of the matrix has: a graph that some other package has would be taken.
+OVERRIDE = """
+[[weights.override]]
+graph = "denoiser"
+weight = "*"
+format = "int4"
+group_size = 32
+"""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,11 @@ class Provider:
 CPU = Provider("", "CPUExecutionProvider", "")
 WEB_GPU = Provider("-webgpu", "WebGpuExecutionProvider", "gpu", inputs=(None,))
 QNN = Provider("-qnn", "QNNExecutionProvider", "npu", inputs=(16,))
-PROVIDERS: Mapping[str, tuple[Provider, ...]] = {"native": (CPU, QNN), "web": (CPU, WEB_GPU)}
+PROVIDERS: Mapping[str, tuple[Provider, ...]] = {
+    "native": (CPU, QNN),
+    "web": (CPU, WEB_GPU),
+    "qnn": (CPU, QNN),
+}
 
 
 @dataclass(frozen=True)

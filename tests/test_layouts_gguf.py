@@ -90,7 +90,7 @@ def test_int4_in_groups_is_q4_0_to_the_last_bit(group: int) -> None:
     assert np.array_equal(found, decode(encoded).numpy())
 
 
-FITS = {"int4-g32", "int4-g64", "int4-g128", "fp16", "fp32"}
+FITS = ("int4-g32", "int4-g64", "int4-g128", "fp16", "fp32")
 OTHERS = ("int4-g16", "int4-g64-asym", "int8", "int2-g64", "pal4", "pal6", "w8a8")
 
 

@@ -164,6 +164,7 @@ def places(
             backends=json.dumps(able_to),
         )
         (place / "tiny.toml").write_text(text)
+        (place / "matrix.toml").write_text('recipes = ["tiny.toml"]\nschemes = ["fp16"]\n')
         package = open_package(place / "packages" / "onnx-int4")
         pack(package, OTA, place / "packs")
         write_delta(package, package, place / "update.delta")
@@ -180,6 +181,7 @@ def places(
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "build": ("build", "tiny.toml", "--out", "out"),
+    "matrix": ("matrix", "matrix.toml", "--out", "out", "--workers", "1"),
     "plan": ("plan", "tiny.toml", "--bits", "5", "-o", "tiny.plan.toml", "--statistics", "out"),
     "run": ("run", "packages/onnx-int4", "a red circle", "--out", "a.png", "--previews", "out"),
     "run-signed": (

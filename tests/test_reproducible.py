@@ -112,6 +112,7 @@ def assert_same(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
+@pytest.mark.full  # make test rebuilds a package of shapes-flash, elsewhere and with one thread
 def test_everything_else_at_once(tiny_folder: Path, tmp_path: Path) -> None:
     if shutil.which("taskset") is None:
         pytest.skip("taskset is not installed")

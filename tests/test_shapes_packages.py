@@ -95,7 +95,7 @@ def test_backends_draw_the_same_picture(
     [
         pytest.param("onnx-fp16", 1, marks=pytest.mark.full),
         pytest.param("onnx-int8", 1, marks=pytest.mark.full),
-        ("onnx-int8-w8a8", 2),
+        pytest.param("onnx-int8-w8a8", 2, marks=pytest.mark.full),
         pytest.param("onnx-int4", 5, marks=pytest.mark.full),
         pytest.param("openvino-int8", 1, marks=pytest.mark.full),
         pytest.param("openvino-int8-w8a8", 2, marks=pytest.mark.full),

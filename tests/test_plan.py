@@ -765,7 +765,7 @@ def test_activations_are_calibrated_in_the_units_of_the_methods(
         seen.append(calls("denoiser"))
         raise InputError("seen enough")
 
-    monkeypatch.setattr("exporter.build.pipeline.ranges_of", ranges_of)
+    monkeypatch.setattr("exporter.build.draw.ranges_of", ranges_of)
     recipe, scheme = replace(plant.recipe, prompts=()), [str(plant.file)]
     with pytest.raises(InputError, match="seen enough"):
         build(recipe, tmp_path, ["onnx"], scheme, statistics=plant.statistics)

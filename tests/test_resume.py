@@ -18,7 +18,7 @@ import pytest
 
 from exporter import backends
 from exporter.backends.onnx import BACKEND as backend
-from exporter.build import pipeline, resume, write
+from exporter.build import emit, pipeline, resume, write
 from exporter.build.pipeline import Built
 from exporter.errors import InputError
 from exporter.files import staging
@@ -90,7 +90,7 @@ def test_a_stopped_build_goes_on(
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(write, "fill"), (pipeline, "verify"), (write, "write_log"), (staging, "_put")],
+    [(write, "fill"), (emit, "verify"), (write, "write_log"), (staging, "_put")],
 )
 def test_stopped_after_the_last_graph(
     tiny_recipe: Recipe,

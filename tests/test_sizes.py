@@ -256,7 +256,7 @@ def test_a_size_that_the_network_cannot_draw(
 def test_a_backend_without_sizes_is_refused(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.build.pipeline.Sizing", type(None))
+    monkeypatch.setattr("exporter.build.asked.Sizing", type(None))
     with pytest.raises(InputError, match="onnx writes graphs of one size alone"):
         build(replace(tiny_recipe, further_sizes=(WIDE,)), tmp_path, ["onnx"], ["int8"])
 

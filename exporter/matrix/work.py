@@ -18,8 +18,9 @@ from pathlib import Path
 
 from exporter import backends
 from exporter.build.keys import libraries
-from exporter.build.pipeline import STATISTICS, Built, One, Places, TracedRecipe, traced
+from exporter.build.one import One
 from exporter.build.resume import code_of_own
+from exporter.build.shared import STATISTICS, Built, Places, TracedRecipe, traced
 from exporter.build.write import log_of, tools_of
 from exporter.cache.shared import open_cache
 from exporter.cache.url import parse_url

@@ -1,0 +1,187 @@
+"""One package: its graphs emitted or taken from a cache, what stands beside them, verified."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from exporter.backends.contract import EmitOptions, ForNpu
+from exporter.build import golden, resume, reuse, write
+from exporter.build.asked import PreparedPackage
+from exporter.build.chips import compiled, missing
+from exporter.build.draw import SchemeWork
+from exporter.build.gguf import build_gguf
+from exporter.build.keys import Sources, graph_key
+from exporter.build.layout import LayoutWork, verify_layout, write_layout
+from exporter.build.shared import Built
+from exporter.cache.shared import Cache
+from exporter.errors import CheckFailed
+from exporter.files.staging import staging
+from exporter.layouts import load_layout
+from exporter.package.layout import LAYOUT_FILE, check_layout
+from exporter.package.names import graph_of
+from exporter.package.read import MANIFEST
+from exporter.progress import Progress
+from exporter.quantize.program import QuantizedProgram
+from exporter.quantize.split import split
+from exporter.recipe.recipe import Recipe
+from exporter.runtime.package import open_package
+from exporter.runtime.verify import Report, check_files, verify
+
+
+def build_package(
+    job: PreparedPackage, work: SchemeWork, progress: Progress, cache: Cache | None
+) -> Built:
+    """A package with graphs of a cache, or with none of them where those do not verify."""
+    taken: list[str] = []
+    try:
+        return _build_package(job, work, progress, cache, taken)
+    except CheckFailed as error:
+        if cache is None or not taken:
+            raise
+        progress(f"{job.target.name}: {len(taken)} graphs of the cache are made anew: {error}")
+        return _build_package(job, work, progress, replace(cache, reads=False), [])
+
+
+def _build_package(
+    job: PreparedPackage,
+    work: SchemeWork,
+    progress: Progress,
+    cache: Cache | None,
+    taken: list[str],
+) -> Built:
+    """Emit what is not whole yet, write what stands beside it, verify.
+
+    Args:
+        taken: gets the names of the graphs that come from the cache.
+    """
+    model, basis = work.model, job.basis(work.model, work.calibration)
+    emitted_now: list[str] = []
+    with resume.resuming(job.target, basis, progress) as (folder, whole):
+        bases = {"basis": basis, "unmarked_basis": job.unmarked_basis(model, work.calibration)}
+        whole |= resume.unmarked_graphs(job.target, folder, bases["unmarked_basis"], whole)
+        # Emit: each backend translates the same programs, reading weights one at a time.
+        for part in job.parts:
+            if part.name in whole:
+                progress(f"{part.name} is whole already")
+                continue
+            whole[part.name] = _emit(job, part, work, folder, progress, cache, taken)
+            if part.name not in taken:
+                emitted_now.append(part.name)
+            resume.write_journal(job.target, basis, whole.values())
+        took = _compile(job, model.recipe, folder, whole, basis, progress)
+        graphs = [whole[part.name] for part in job.parts]
+        origin = job.origin(work.calibration)
+        first, *others = model.recipe.sizes
+        sized = {size: work.pictures[size] for size in others} if model.recipe.prompts else None
+        manifest = write.fill(
+            folder, model, job.backend, graphs, origin, work.pictures[first], sized
+        )
+        # Verify: the files, every graph against torch, whole pictures. Without golden outputs no
+        # graph is opened: a runtime may need more memory than the build.
+        progress(f"verify {job.target.name}")
+        written = open_package(folder)
+        if model.recipe.prompts:
+            report = verify(written, progress)
+        else:
+            report = Report(job.target.name, check_files(written, progress), (), (), ())
+        if not report.ok:
+            raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
+        sizes = {"bytes": manifest.bytes, "graphs": {g.name: g.bytes for g in manifest.graphs}}
+        facts = {**bases, **sizes, **({"compiled": took} if took else {})}
+        write.write_log(job.target, folder / MANIFEST, facts, report.to_json())
+    name = manifest.origin.licence_id
+    return Built(
+        job.target, job.backend.name, job.scheme.name, manifest.bytes, report, name,
+        emitted=tuple(emitted_now), taken=tuple(taken),
+    )  # fmt: skip
+
+
+def _compile(
+    job: PreparedPackage,
+    recipe: Recipe,
+    folder: Path,
+    whole: dict[str, write.WholeGraph],
+    basis: str,
+    progress: Progress,
+) -> list[dict[str, object]]:
+    """Compile for chips what is not compiled yet; returns what that took."""
+    took = []
+    for part in job.parts:
+        for size, chip in missing(whole[part.name], job.chips(recipe)):
+            at = f" at {size}" if size else ""
+            progress(f"compile {part.name}{at} for {chip}")
+            assert isinstance(job.backend, ForNpu)
+            whole[part.name], found = compiled(job.backend, folder, whole[part.name], size, chip)
+            resume.write_journal(job.target, basis, whole.values())
+            took.append(asdict(found))
+    return took
+
+
+def build_layout(job: PreparedPackage, work: SchemeWork, progress: Progress) -> Built:
+    """Write a folder for clients of others, of the same programs, and verify it."""
+    model, size = work.model, work.model.recipe.sizes[0]
+    programs = {name: work.rounded[size](name) for name in job.programs}
+    made = LayoutWork(
+        model, job.backend, load_layout(job.layout), programs, work.weights,
+        work.pictures[size], work.allowed[size],
+    )  # fmt: skip
+    basis, origin = job.basis(model, work.calibration), job.origin(work.calibration)
+    with staging(job.target) as folder:
+        progress(f"write {job.target.name}")
+        if made.layout.own:
+            report = build_gguf(made, folder, origin)
+            progress(f"read {job.target.name} back")
+        else:
+            written = write_layout(made, folder, origin)
+            progress(f"verify {job.target.name}")
+            report = verify_layout(made, folder, written)
+        report = replace(report, package=job.target.name)
+        if not report.ok:
+            raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
+        manifest = check_layout(folder)
+        write.write_log(job.target, folder / LAYOUT_FILE, {"basis": basis}, report.to_json())
+    return Built(
+        job.target, job.backend.name, job.scheme.name, manifest.bytes, report,
+        manifest.origin.licence_id, job.layout,
+    )  # fmt: skip
+
+
+def _emit(
+    job: PreparedPackage,
+    part: QuantizedProgram,
+    work: SchemeWork,
+    folder: Path,
+    progress: Progress,
+    cache: Cache | None,
+    taken: list[str],
+) -> write.WholeGraph:
+    """Write a part, at every size if it has more than one, or take it from the cache."""
+    recipe, graph = work.model.recipe, graph_of(part.name)
+    sizes = (recipe.sizes[0], *job.further.get(part.name, ()))
+    programs = {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
+    allowed = {size: work.allowed[size].get(graph, golden.USUAL) for size in sizes}
+    choices = recipe.backend(job.backend.name).choices
+    sources = Sources(work.model.checkpoint, work.calibration)
+    key = graph_key(job.backend, choices, programs, sources) if cache else ""
+    whole = reuse.take_graph(cache, key, programs, folder) if cache else None
+    if whole is not None:
+        progress(f"{part.name} is taken from the cache")
+        taken.append(part.name)
+        return whole.widened(allowed)
+    progress(f"emit {part.name}")
+    options, read = EmitOptions(choices), work.weights.read
+    if len(sizes) > 1:
+        whole = write.emit_sizes(job.backend, programs, read, folder, options)
+    else:
+        (program,) = programs.values()
+        whole = write.WholeGraph(write.emit_graph(job.backend, program, read, folder, options))
+    if cache:
+        reuse.keep_graph(cache, key, whole, folder)
+    return whole.widened(allowed)
+
+
+def _rounded_part(program: QuantizedProgram, name: str, recipe: Recipe) -> QuantizedProgram:
+    """The part of that name of a program whose inputs are rounded."""
+    cut = split(program, recipe.graph_parts.get(program.name, 1))
+    return next(part for part in cut if part.name == name)

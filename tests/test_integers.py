@@ -219,6 +219,19 @@ def test_ranges_of_another_size_are_refused(traced: dict[str, Program], tiny: Ch
         round_everything(plain, chosen)
 
 
+def test_ranges_have_room_beyond_what_was_met(traced: dict[str, Program], tiny: Checkpoint) -> None:
+    (plain,) = quantize_all({"denoiser": traced["denoiser"]}, load_scheme("w8a16")).values()
+    given = inputs_of(plain)
+    chosen = choose_all(plain, Weights(tiny).read, [given])
+    latent = chosen[plain.feeds()[0].name]
+    met = float(given[plain.inputs[0].name].max() - given[plain.inputs[0].name].min())
+    assert (2**16 - 1) * latent.step == pytest.approx(1.25 * met, rel=1e-3)
+    shares = [
+        chosen[n.name] for n in to_round(plain).values if n.target is torch.ops.aten.softmax.int
+    ]
+    assert shares and all((2**16 - 1) * found.step <= 1.0 for found in shares)
+
+
 def test_a_value_that_is_not_finite_is_named(traced: dict[str, Program], tiny: Checkpoint) -> None:
     (plain,) = quantize_all({"t5": traced["t5"]}, load_scheme("w8a16")).values()
     read = Weights(tiny).read

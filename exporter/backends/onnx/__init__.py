@@ -83,7 +83,7 @@ COSTS = MeasuredCosts(
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 ROUNDED_TOLERANCE = Tolerance(graph_relative=1e-3, image_psnr_db=45.0)
 ON_NPU = Tolerance(graph_relative=5e-3, image_psnr_db=45.0)
-ON_NPU_4_BITS = Tolerance(graph_relative=8e-3, image_psnr_db=42.0)
+ON_NPU_4_BITS = Tolerance(graph_relative=5e-3, image_psnr_db=42.0)
 IN_STEPS = ("denoiser", "vae_decoder", "tiny_decoder")  # what an NPU is for
 
 

@@ -12,7 +12,9 @@ The form that Qualcomm's NPU takes whole (``target = "qnn"``, ``docs/npu.md``), 
   of 32 bits; RMSNormalization (opset 23) has a weight of 16 bits;
 - shapes have at most 5 axes, all of them known;
 - groups of channels are an axis of four: with three the compiler gives wrong numbers for pictures
-  of 160 x 96 px, and says nothing.
+  of 160 x 96 px, and says nothing;
+- a sigmoid reads its value at levels of its own: of a value times its sigmoid the compiler makes
+  one operator, which gives a constant where a picture is at most 8 high, and says nothing.
 
 onnxruntime's CPU runs the same file: there each operator computes in float32 between its roundings.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 ATEN = torch.ops.aten
 OURS = torch.ops.fourstep
 MOST_BIAS = 2**31 - 1
+APART = 1.0001  # of a step: other levels for the compiler, the same for what computes with them
 Translate = Callable[["Emitter", fx.Node], None]
 
 
@@ -139,6 +143,15 @@ def _matmul(e: Emitter, node: fx.Node) -> None:
 def _gelu(e: Emitter, node: fx.Node) -> None:
     approximate = node.kwargs.get("approximate", "none")
     e.add("Gelu", [e.value(node.args[0])], e.name(node), approximate=approximate)
+
+
+def _sigmoid(e: Emitter, node: fx.Node) -> None:
+    """Of a value at steps that are a little larger: so the compiler leaves it alone."""
+    (x,) = node.args
+    levels = _levels(x)
+    own = replace(levels, step=float(torch.tensor(levels.step * APART)))
+    name = f"{node.name}_apart"
+    e.add("Sigmoid", [_rounded(e, e.value(x), own, name)], e.name(node))
 
 
 def _softmax(e: Emitter, node: fx.Node) -> None:
@@ -393,7 +406,7 @@ def table(native: dict[Any, Translate]) -> dict[Any, Translate]:
         ATEN.mul.Tensor: _computes("Mul"),
         ATEN.div.Tensor: _computes("Div"),
         ATEN.relu.default: _computes("Relu"),
-        ATEN.sigmoid.default: _computes("Sigmoid"),
+        ATEN.sigmoid.default: _sigmoid,
         ATEN.tanh.default: _computes("Tanh"),
         ATEN.matmul.default: _matmul,
         ATEN.softmax.int: _softmax,

@@ -50,6 +50,7 @@ def issue(
     *,
     authority: bool = False,
     purposes: tuple[x509.ObjectIdentifier, ...] | None = (MAIL,),
+    critical_purposes: bool = False,
     digital_signature: bool = True,
     first: timedelta = -DAY,
     last: timedelta = 30 * DAY,
@@ -76,7 +77,7 @@ def issue(
         .add_extension(_usage(digital_signature and not authority, authority), critical=True)
     )
     if purposes is not None and not authority:
-        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical_purposes)
     if ocsp:
         place = x509.AccessDescription(
             x509.oid.AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(ocsp)

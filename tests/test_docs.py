@@ -37,8 +37,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 RUN = ("run", "verify", "sign", "inspect", "bench", "report", "doctor")
 NOT_RUN = (
-    "--device", "--cache", "--half", "--image", "--metric", "--negative", "--recipe", "--size",
-    "--watch",
+    "--device", "--cache", "--half", "--identity", "--image", "--metric", "--negative", "--recipe",
+    "--size", "--watch",
 )  # fmt: skip
 PLACES = r"`((?:exporter|recipes|benchmarks|tests|docs|artifacts)/[\w./-]*)`"
 MADE = re.compile(r"^artifacts/(frontier|fullsize|demo-|shapes-flash/(onnx|openvino|coreml)-)")

@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "huge": (huge_signature, "model.sig: damaged: more than 4 MiB"),
     "deep": (deep_signature, "model.sig: not valid JSON: "),
     "twice": (two_keys_in_signature, "the key 'sig' is there twice"),
-    "Sigstore's": (sigstores, "is signed by an identity of Sigstore's, which is not read here"),
+    "Sigstore's": (sigstores, "is signed by an identity of Sigstore's, and "),
     "more": (more_in_signature, "holds more than a signature"),
 }
 

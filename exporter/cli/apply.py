@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from exporter.cli.options import PLACE, json_option, trusted_option
 from exporter.cli.output import megabytes, show, show_json
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
+
+if TYPE_CHECKING:
+    from exporter.trust.check import Trust
 
 
 @click.command("apply")
@@ -20,7 +24,7 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 )
 @trusted_option
 @json_option
-def command(delta: Path, old: Path, out: Path, trusted: Path | None, as_json: bool) -> None:
+def command(delta: Path, old: Path, out: Path, trusted: Trust | None, as_json: bool) -> None:
     """Make the new package that the delta FILE is for, whole or not at all.
 
     Takes at most 64 MB of memory. After an interruption the same command goes on.
@@ -29,11 +33,9 @@ def command(delta: Path, old: Path, out: Path, trusted: Path | None, as_json: bo
     fourstep apply update.delta --to artifacts/shapes-flash/onnx-int8 -o artifacts/updated
     """
     from exporter.delivery.apply import apply
-    from exporter.trust.check import Trust
 
-    trust = Trust(trusted) if trusted else None
     try:
-        made = apply(delta, old, out, Progress(bar_on_terminal), trust)
+        made = apply(delta, old, out, Progress(bar_on_terminal), trusted)
     except CheckFailed as error:  # a damaged delta or package is the user's input here
         raise InputError(str(error)) from None
     end_of_bar()

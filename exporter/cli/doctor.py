@@ -16,7 +16,12 @@ from exporter.errors import InputError
 BASE = ("numpy", "tokenizers", "Pillow", "click", "safetensors")
 
 CHECKING = {"cryptography": "cryptography"}
-SIGNING = {**CHECKING, "pkcs11": "python-pkcs11", "model_signing": "model-signing"}
+SIGNING = {
+    **CHECKING,
+    "pkcs11": "python-pkcs11",
+    "model_signing": "model-signing",
+    "sigstore": "sigstore",
+}
 
 
 @click.command("doctor")

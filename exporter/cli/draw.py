@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from exporter.package.manifest import Manifest, PictureEntry
     from exporter.package.sizes import Sized
     from exporter.runtime.package import Checks, Package
+    from exporter.trust.check import Trust
 
 GROUP = 32  # pictures for which prompts are encoded at a time: what was encoded stays in memory
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The package's folder, a file of whom it has to be signed by, if it matters, and checks."""
+    """The package's folder, whom it has to be signed by, if it matters, and checks."""
 
     folder: Path
-    trusted: Path | None
+    trusted: Trust | None
     checks: Checks = "once"
 
     def opened(self) -> Package:

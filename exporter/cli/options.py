@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter.drawing.noise import LEAST_SEED, MOST_SEED
+from exporter.errors import InputError
+
+if TYPE_CHECKING:
+    from exporter.trust.check import Trust
 
 
 class Place(click.Path):
@@ -115,12 +121,44 @@ statistics_option = click.option(
     type=PLACE,
     help="Folder of calibration statistics: used again if they fit, else measured into it.",
 )
-trusted_option = click.option(
-    "--trusted",
-    type=PLACE,
-    metavar="KEY|CERT",
-    help="PEM file of public keys or certificates: the package has to be signed by one of them.",
-)
+
+
+def trusted_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Three options that say by whom a package has to be signed; the command gets a ``Trust``."""
+
+    @click.option(
+        "--trusted",
+        type=PLACE,
+        metavar="KEY|CERT|ROOT",
+        help="The package has to be signed: by a key or certificate of this PEM file, or by the "
+        "--identity, under this trusted root of Sigstore's (JSON).",
+    )
+    @click.option(
+        "--identity", callback=as_typed, help="Who has to have signed: a mail address or a URI."
+    )
+    @click.option("--issuer", callback=as_typed, help="The URL of who vouched for the --identity.")
+    @functools.wraps(command)
+    def with_trust(
+        *args: Any, trusted: Path | None, identity: str | None, issuer: str | None, **others: Any
+    ) -> Any:
+        return command(*args, trusted=_trust(trusted, identity, issuer), **others)
+
+    return with_trust
+
+
+def _trust(file: Path | None, identity: str | None, issuer: str | None) -> Trust | None:
+    from exporter.trust.check import Trust
+
+    if file is not None:
+        return Trust(file, identity or "", issuer or "")
+    if identity is not None or issuer is not None:
+        raise InputError(
+            "--identity and --issuer say who --trusted ROOT has to vouch for; give it, or leave "
+            "them out"
+        )
+    return None
+
+
 check_always_option = click.option(
     "--check-always",
     is_flag=True,

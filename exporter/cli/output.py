@@ -30,6 +30,7 @@ FLAGS = {
     "formats": "--format",
     "graphs": "--graph",
     "half": "--half",
+    "identity": "--identity",
     "image": "--image",
     "jobs": "--job",
     "loras": "--lora",

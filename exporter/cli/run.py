@@ -36,6 +36,7 @@ from exporter.files.colours import BACKGROUND
 
 if TYPE_CHECKING:
     from exporter.credentials.sign import Credentials
+    from exporter.trust.check import Trust
 
 STDIN = Path("-")
 
@@ -138,7 +139,7 @@ def command(
     half: bool,
     at_once: bool,
     cache: Path | None,
-    trusted: Path | None,
+    trusted: Trust | None,
     check_always: bool,
     as_json: bool,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,13 +12,16 @@ from exporter.cli.output import megabytes, show, show_json
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
+if TYPE_CHECKING:
+    from exporter.trust.check import Trust
+
 
 @click.command("unpack")
 @click.argument("source", metavar="DIR_OR_FILE", type=PLACE)
 @click.option("-o", "--out", type=PLACE, required=True, help="Folder of the package.")
 @trusted_option
 @json_option
-def command(source: Path, out: Path, trusted: Path | None, as_json: bool) -> None:
+def command(source: Path, out: Path, trusted: Trust | None, as_json: bool) -> None:
     """Put together the package that fourstep pack cut into DIR_OR_FILE.
 
     Packs may lie anywhere in the folder, as a store delivered them. After an interruption the same
@@ -27,11 +31,9 @@ def command(source: Path, out: Path, trusted: Path | None, as_json: bool) -> Non
     fourstep unpack packs -o artifacts/unpacked
     """
     from exporter.delivery.unpack import unpack
-    from exporter.trust.check import Trust
 
-    trust = Trust(trusted) if trusted else None
     try:
-        made = unpack(source, out, Progress(bar_on_terminal), trust)
+        made = unpack(source, out, Progress(bar_on_terminal), trusted)
     except CheckFailed as error:  # damaged packs are the user's input here
         raise InputError(str(error)) from None
     end_of_bar()

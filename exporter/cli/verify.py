@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from exporter.cli.output import show, show_json
 from exporter.errors import CheckFailed, InputError
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
+if TYPE_CHECKING:
+    from exporter.trust.check import Trust
+
 
 @click.command("verify")
 @click.argument("package", type=PLACE)
@@ -27,7 +30,7 @@ from exporter.progress import Progress, bar_on_terminal, end_of_bar
 @trusted_option
 @json_option
 def command(
-    package: Path, device: str | None, cache: Path | None, trusted: Path | None, as_json: bool
+    package: Path, device: str | None, cache: Path | None, trusted: Trust | None, as_json: bool
 ) -> None:
     """Check PACKAGE: every file, every graph's golden outputs, whole pictures.
 
@@ -53,7 +56,7 @@ def command(
         raise CheckFailed(f"{package}: {'; '.join(report.failures)}")
 
 
-def _verify_layout(folder: Path, trusted: Path | None, as_json: bool) -> None:
+def _verify_layout(folder: Path, trusted: Trust | None, as_json: bool) -> None:
     """Check the files of a folder for clients of others, which alone can draw with it."""
     if trusted is not None:
         raise InputError(f"{folder}: folders in other layouts are not signed; leave --trusted out")

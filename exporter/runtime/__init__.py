@@ -30,6 +30,7 @@ from exporter.runtime.package import Package, open_package
 from exporter.runtime.signed import write_signed
 from exporter.runtime.verify import Report, verify
 from exporter.trust.check import Trust
+from exporter.trust.keyless import SigningIdentity
 from exporter.trust.sign import SigningKey, sign_package
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Session",
     "SessionOptions",
     "Signer",
+    "SigningIdentity",
     "SigningKey",
     "Step",
     "Trust",

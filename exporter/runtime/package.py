@@ -267,8 +267,9 @@ def open_package(
     """Open a package folder; raises InputError when it is none, CheckFailed when it is damaged.
 
     Args:
-        trust: whose signature it has to have: a PEM file of public keys or certificates. Until it
-            is known to hold for every file, nothing but the signature is parsed.
+        trust: whose signature it has to have: a PEM file of public keys or certificates, or a
+            ``Trust`` with an identity. Until it is known to hold for every file, nothing but the
+            signature is parsed.
         checks: ``once``: a file that had its digest, and is as it was then by what the kernel says,
             is not read for it again. ``always``: it is; so it is with ``trust``.
     """

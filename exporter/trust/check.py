@@ -25,6 +25,7 @@ from exporter.files.read import open_regular, panics_as, read_text, reason_of
 from exporter.package.paths import confined
 from exporter.package.read import DIGEST, MANIFEST, SIGNATURE
 from exporter.trust.chain import chain_problems
+from exporter.trust.identity import Root, Who, check_identity, read_root, told_by
 from exporter.trust.signature import MOST_BYTES, Signature, digests_in, parse, to_sign
 
 if TYPE_CHECKING:
@@ -42,10 +43,23 @@ class Trust:
 
     Attributes:
         file: PEM: public keys, or certificates, of which one has to have issued the signer's, or
-            be it.
+            be it. Or JSON: the trusted root of an instance of Sigstore, or a trust configuration.
+        identity: with a root, and only then: who has to have signed, a mail address or a URI.
+        issuer: with a root, and only then: the URL of who vouched for the identity.
     """
 
     file: Path
+    identity: str = ""
+    issuer: str = ""
+
+
+@dataclass(frozen=True)
+class _Anchors:
+    """What a file of trust holds: keys by the digest that names them, certificates, or a root."""
+
+    keys: Mapping[str, EllipticCurvePublicKey]
+    certificates: tuple[Certificate, ...] = ()
+    root: Root | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,10 @@ class Signed:
 
     Attributes:
         digests: SHA-256 of every file but the signature itself, by path.
-        by: who signed: the name in a certificate, or the beginning of a key's digest.
-        until: when the first certificate of the chain expires; None for a key.
+        by: who signed: the name in a certificate, an identity and its issuer, or the beginning of
+            a key's digest.
+        until: when the first certificate of the chain expires; None for a key, and for an
+            identity, whose certificate was valid when it signed.
     """
 
     digests: Mapping[str, str]
@@ -75,7 +91,7 @@ def check_trust(folder: Path, trust: Trust) -> Signed:
 
 def check_signer(folder: Path, trust: Trust) -> Signed:
     """Check the signature of a package alone, whose files may not be there yet; as above."""
-    keys, certificates = _read_trust(trust)
+    anchors = _read_trust(trust)
     file = folder / SIGNATURE
     content = read_signature(folder)
     if content is None:
@@ -84,18 +100,36 @@ def check_signer(folder: Path, trust: Trust) -> Signed:
             "fourstep sign signs it"
         )
     signature = parse(content, file)
-    if signature.logged:
-        raise CheckFailed(
-            f"{file}: is signed by an identity of Sigstore's, which is not read here; have it "
-            "signed with a key or a certificate"
-        )
+    if signature.logged or anchors.root is not None:
+        by = _vouched(signature, content, anchors.root, file, trust)
+        return Signed(digests_in(signature.payload, file), by)
     if signature.certificates:
-        key, by, until = _certified(signature, certificates, file, trust)
+        key, by, until = _certified(signature, anchors.certificates, file, trust)
     else:
-        key, by, until = _known(signature, keys, file, trust), f"key {signature.hint[:16]}", None
+        key, until = _known(signature, anchors.keys, file, trust), None
+        by = f"key {signature.hint[:16]}"
     with panics_as(lambda said: CheckFailed(f"{file}: cannot be checked: {said}")):
         _check_signature(key, signature, file)
     return Signed(digests_in(signature.payload, file), by, until)
+
+
+def _vouched(
+    signature: Signature, content: bytes, root: Root | None, file: Path, trust: Trust
+) -> str:
+    """The identity that signed, if a root is trusted and it is the one that is."""
+    if root is None:
+        raise CheckFailed(
+            f"{file}: is signed by an identity of Sigstore's, and {trust.file} holds keys or "
+            "certificates; trust a trusted root with the identity and its issuer"
+        )
+    if not signature.logged:
+        raise CheckFailed(
+            f"{file}: is signed with a key or a certificate, and the identity {trust.identity} "
+            "alone is trusted"
+        )
+    who = Who(trust.identity, trust.issuer)
+    check_identity(content, who, root, file)
+    return str(who)
 
 
 def signer_of(folder: Path) -> str | None:
@@ -114,7 +148,8 @@ def signer_of(folder: Path) -> str | None:
     from cryptography.x509 import load_der_x509_certificate
 
     with panics_as(lambda said: CheckFailed(f"{folder / SIGNATURE}: damaged: {said}")):
-        return repr(named(load_der_x509_certificate(signature.certificates[0])))
+        certificate = load_der_x509_certificate(signature.certificates[0])
+        return f"'{told_by(certificate) if signature.logged else named(certificate)}'"
 
 
 def read_signature(folder: Path) -> bytes | None:
@@ -186,16 +221,31 @@ def _unreadable(said: str) -> InputError:
     return InputError(f"{said}; name a PEM file of public keys or certificates")
 
 
-def _read_trust(
-    trust: Trust,
-) -> tuple[dict[str, EllipticCurvePublicKey], tuple[Certificate, ...]]:
-    """Public keys by the digest that names them, and certificates; raises InputError."""
+def _read_trust(trust: Trust) -> _Anchors:
+    """What is trusted; raises InputError."""
     if importlib.util.find_spec("cryptography") is None:
         raise needs_extra("trust", "cryptography")
+    text = read_text(trust.file, _unreadable, MOST_PEM_BYTES)
+    is_root = text.lstrip().startswith("{")
+    if is_root and not (trust.identity and trust.issuer):
+        raise InputError(
+            f"{trust.file}: is a root of trust, under which anybody can sign: say who has to have, "
+            "by identity and issuer (--identity WHO --issuer URL)"
+        )
+    if is_root:
+        return _Anchors({}, (), read_root(text, trust.file))
+    if trust.identity or trust.issuer:
+        raise InputError(
+            f"{trust.file}: is no trusted root of Sigstore's (JSON), with which alone an identity "
+            "and an issuer go"
+        )
+    return _read_pem(text, trust.file)
+
+
+def _read_pem(text: str, file: Path) -> _Anchors:
+    """The keys and certificates in PEM; raises InputError naming the file."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    file = trust.file
-    text = read_text(file, _unreadable, MOST_PEM_BYTES)
     if PRIVATE.search(text):
         raise InputError(
             f"{file}: holds a private key, which no device should have; give the public one "
@@ -210,7 +260,7 @@ def _read_trust(
     certificates = read_certificates(file) if CERTIFICATE.search(text) else ()
     if not keys and not certificates:
         raise InputError(f"{file}: holds neither a public key nor a certificate in PEM")
-    return keys, certificates
+    return _Anchors(keys, certificates)
 
 
 def ec_key(key: Any, where: object) -> EllipticCurvePublicKey:

@@ -31,6 +31,7 @@ from exporter.package.read import DIGEST, MANIFEST, SIGNATURE, manifest_bytes, r
 from exporter.package.strays import unlisted
 from exporter.trust.chain import chain_problems
 from exporter.trust.check import ec_key, hint_of
+from exporter.trust.keyless import SigningIdentity, Vouched, open_identity
 from exporter.trust.signature import Signature, statement, text_of, to_sign
 
 if TYPE_CHECKING:
@@ -71,16 +72,31 @@ class Written:
     """A signature that was written.
 
     Attributes:
-        by: the name in the certificate, or the beginning of the key's digest.
+        by: the name in the certificate, the identity, or the beginning of the key's digest.
         algorithm: ES256, ES384 or ES512.
         files: how many it is over.
         replaced: whether an earlier one was there.
+        issuer: who vouched for an identity; empty for a key.
+        log_index: the place of an identity's signature in the log; None for a key.
     """
 
     by: str
     algorithm: str
     files: int
     replaced: bool
+    issuer: str = ""
+    log_index: int | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A signature file's content, and what ``Written`` tells of it."""
+
+    content: bytes
+    by: str
+    algorithm: str
+    issuer: str = ""
+    log_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,31 +108,59 @@ class _Signer:
 
 
 def sign_package(
-    folder: Path, with_key: SigningKey, say: Callable[[str], None] = lambda line: None
+    folder: Path,
+    signer: SigningKey | SigningIdentity,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Sign every file of a package, once each was compared with the manifest.
 
     Args:
+        signer: a key, which opens no connection, or an identity, which asks an instance of
+            Sigstore.
         say: gets a line when the files are compared, and while another process works there.
 
-    Raises InputError for a key or a certificate that does not sign, or a place that cannot be
-    written; CheckFailed for a package that is damaged, or holds what its manifest does not list.
+    Raises InputError for a key, a certificate or an identity that does not sign, or a place that
+    cannot be written; CheckFailed for a package that is damaged, or holds what its manifest does
+    not list.
     """
-    with _open(with_key) as signer, alone(folder, say):
+    with _opened(signer, say) as made_of, alone(folder, say):
         manifest = read_manifest(folder)
         digests = _digests(folder, manifest)
         say(f"{len(digests)} files whole")
         name = f"{manifest.name} {manifest.backend}-{manifest.scheme}"
-        signature = _signed(statement(name, digests), signer, with_key)
+        made = made_of(statement(name, digests))
         place = folder / SIGNATURE
         replaced = os.path.lexists(place)
         try:
-            write_moved(text_of(signature), beside(folder, PART), place)
+            write_moved(made.content, beside(folder, PART), place)
         except OSError as error:
             raise unwritable(place, error) from None
-    own = signer.certificates
+    return Written(made.by, made.algorithm, len(digests), replaced, made.issuer, made.log_index)
+
+
+@contextmanager
+def _opened(
+    signer: SigningKey | SigningIdentity, say: Callable[[str], None]
+) -> Iterator[Callable[[bytes], _Made]]:
+    """What makes a signature file of a statement, while it is open."""
+    if isinstance(signer, SigningIdentity):
+        vouch = open_identity(signer, say)
+        yield lambda payload: _made_by(vouch(payload))
+        return
+    with _open(signer) as key:
+        yield lambda payload: _made_with(key, payload, signer)
+
+
+def _made_by(vouched: Vouched) -> _Made:
+    who = vouched.who
+    return _Made(vouched.content, who.identity, "ES256", who.issuer, vouched.log_index)
+
+
+def _made_with(key: _Signer, payload: bytes, with_key: SigningKey) -> _Made:
+    signature = _signed(payload, key, with_key)
+    own = key.certificates
     by = named(own[0]) if own else f"key {signature.hint[:16]}"
-    return Written(by, signer.algorithm.name, len(digests), replaced)
+    return _Made(text_of(signature), by, key.algorithm.name)
 
 
 def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:

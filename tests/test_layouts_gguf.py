@@ -170,9 +170,10 @@ def test_what_it_has_no_place_for_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="int8: .* GGUF has no type of the same numbers"):
         build(wide, tmp_path, ["onnx"], ["int8"])
-    narrow = replace(wide, checkpoint=tiny_recipe.checkpoint)
+    narrow, lines = replace(wide, checkpoint=tiny_recipe.checkpoint), list[str]()
     with pytest.raises(InputError, match="64 channels for each layer.*96 channels in 3 layers"):
-        build(narrow, tmp_path, ["onnx"], ["int4"])
+        build(narrow, tmp_path, ["onnx"], ["int4"], Progress(lambda line, *_: lines.append(line)))
+    assert not lines  # before anything was traced
     biased = replace(wide, calibration=replace(wide.calibration, methods=("bias",)))
     with pytest.raises(InputError, match="'bias' gives adaLN a bias for each step"):
         build(biased, tmp_path, ["onnx"], ["int4"])

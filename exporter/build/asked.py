@@ -229,7 +229,7 @@ def refuse_unbuildable(job: PreparedPackage, models: Models) -> None:
     """Raise InputError for what a backend cannot express or the recipe's device cannot hold."""
     recipe = next(iter(models.values())).recipe
     if load_layout(job.layout).own:
-        refuse_foreign_numbers(next(iter(models.values())), job.scheme.name, job.programs)
+        refuse_foreign_numbers(job.scheme.name, job.programs)
         return
     choices = recipe.backend(job.backend.name).choices
     backends.refuse_inexpressible(job.backend, choices, job.given, job.programs)

@@ -7,20 +7,28 @@ from pathlib import Path
 
 from exporter.build import write
 from exporter.build.layout import LayoutWork, Told, write_manifest
-from exporter.build.model import Model
+from exporter.build.model import open_asked
+from exporter.layouts import GGUF
 from exporter.layouts.gguf import check_gguf, refuse_formats, refuse_narrow, write_gguf
 from exporter.network import denoiser
 from exporter.package.layout import LayoutGraph
 from exporter.package.names import MMDIT
 from exporter.quantize.program import QuantizedProgram
+from exporter.recipe.recipe import Recipe
 from exporter.runtime.verify import Report
 
 
-def refuse_foreign_numbers(
-    model: Model, scheme: str, programs: Mapping[str, QuantizedProgram]
-) -> None:
-    """Raise InputError for a checkpoint or a scheme that the file has no form for."""
-    refuse_narrow(denoiser.read_config(model.checkpoint.component("transformer")))
+def refuse_foreign_widths(recipe: Recipe) -> None:
+    """Raise InputError for a checkpoint of widths that the file's readers do not have.
+
+    Its headers are read for that alone, before anything is traced.
+    """
+    if GGUF.name in recipe.layouts:
+        refuse_narrow(denoiser.read_config(open_asked(recipe).component("transformer")))
+
+
+def refuse_foreign_numbers(scheme: str, programs: Mapping[str, QuantizedProgram]) -> None:
+    """Raise InputError for a scheme that the file has no types for."""
     refuse_formats(scheme, _of_mmdit(programs))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from exporter.build.gguf import refuse_foreign_widths
 from exporter.build.model import Model, trace_model, trace_sizes
 from exporter.cache.shared import Cache
 from exporter.layouts import NATIVE
@@ -74,6 +75,7 @@ class TracedRecipe:
 @fixed_threads()
 def traced(recipe: Recipe, progress: Progress | None = None) -> TracedRecipe:
     """A recipe's models at all its sizes; raises InputError."""
+    refuse_foreign_widths(recipe)
     progress = progress or Progress()
     several = recipe.further_sizes or len(recipe.layouts) > 1
     keep_bytes = KEEP_BYTES if recipe.prompts or several else 0

@@ -271,11 +271,12 @@ def verify_layout(work: LayoutWork, folder: Path, written: Sequence[WrittenGraph
     drawings = work.pictures.quantized
     if not drawings:
         return Report(folder.name, files, (), (), ())
-    calls = [call for drawing in drawings for call in _calls(work, drawing)]
+    played = [_played(work, drawing) for drawing in drawings]
+    calls = [call for one in played for call in one.calls]
     graphs = tuple(_parity(work, one, calls) for one in written)
     images = tuple(
-        _image(work, written, drawing, plain)
-        for drawing, plain in zip(drawings, work.pictures.plain, strict=True)
+        _image(work, written, right, drawing, plain)
+        for right, drawing, plain in zip(played, drawings, work.pictures.plain, strict=True)
     )
     return Report(folder.name, files, graphs, images, tuple(_failures(written, graphs, images)))
 
@@ -293,8 +294,20 @@ def _failures(
             yield f"image {image.prompt!r}: PSNR {image.exact_db:.1f} dB, at least {least_db:.1f}"
 
 
-def _calls(work: LayoutWork, drawing: Drawing) -> list[Made]:
-    """Every call that a client makes for a golden picture, computed in torch.
+@dataclass(frozen=True, eq=False)
+class _Played:
+    """A golden picture's request in torch: every call that a client makes, and its own picture.
+
+    Attributes:
+        pixels: (H, W, 3) uint8. Its decoder may spare a weight that the native one rounds.
+    """
+
+    calls: Sequence[Made]
+    pixels: np.ndarray
+
+
+def _played(work: LayoutWork, drawing: Drawing) -> _Played:
+    """The calls and the picture of a golden picture's request.
 
     Raises CheckFailed when its latents are not the golden ones: then the graphs were put together
     in a wrong way.
@@ -313,7 +326,11 @@ def _calls(work: LayoutWork, drawing: Drawing) -> list[Made]:
     worst = max(map(relative_error, drawn.latents, drawing.latents))
     if not worst <= SAME:
         raise CheckFailed(f"{work.layout.name}: latents differ from the golden ones by {worst:.1e}")
-    return calls
+    return _Played(calls, to_pixels(drawn.decoded, what=_what(drawing)))
+
+
+def _what(drawing: Drawing) -> str:
+    return f"the picture of {drawing.image.request.prompt!r}"
 
 
 def _drawn(work: LayoutWork, call: Call, drawing: Drawing) -> ClientDrawing:
@@ -353,7 +370,11 @@ def _open(work: LayoutWork, written: WrittenGraph, options: SessionOptions) -> S
 
 
 def _image(
-    work: LayoutWork, written: Sequence[WrittenGraph], drawing: Drawing, plain: Drawing
+    work: LayoutWork,
+    written: Sequence[WrittenGraph],
+    right: _Played,
+    drawing: Drawing,
+    plain: Drawing,
 ) -> ImageParity:
     """A golden picture as a client draws it: exact, and as clients open the graphs."""
     pixels, latent = [], drawing.image.latent
@@ -364,14 +385,13 @@ def _image(
             return _open(work, one, options)(inputs)
 
         drawn = _drawn(work, call, drawing)
-        what = f"the picture of {drawing.image.request.prompt!r}"
-        pixels.append(to_pixels(drawn.decoded, what=what))
+        pixels.append(to_pixels(drawn.decoded, what=_what(drawing)))
         latent = drawn.latents[-1]
     return ImageParity(
         drawing.image.request.prompt,
         drawing.image.request.seed,
-        psnr_db(pixels[0], drawing.image.pixels),
-        psnr_db(pixels[1], drawing.image.pixels),
+        psnr_db(pixels[0], right.pixels),
+        psnr_db(pixels[1], right.pixels),
         psnr_db(pixels[1], plain.image.pixels),
         snr_db(latent, plain.image.latent),
     )

@@ -21,6 +21,7 @@ from exporter.quantize.rounded import RoundingNode, along, rounded_layer, roundi
 
 ALIGNMENT_BYTES = 64
 LARGE_BYTES = 1 << 16
+HALVED_BYTES = 1 << 12  # below which the operator that widens it takes more than is saved
 LINEAR = torch.ops.aten.linear.default
 ZERO_OF_2_BITS = np.array([2], np.int8)
 
@@ -80,6 +81,7 @@ class Emitter:
     Args:
         constants: where they go.
         forms: of inputs that are not as the program has them, by name.
+        halves: a large tensor that fp16 holds to the last bit is stored so.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Emitter:
         read: Callable[[object], Tensor],
         constants: Constants,
         forms: Mapping[str, PortForm],
+        halves: bool = False,
     ) -> None:
         self.program, self.read, self.constants = program, read, constants
+        self._halves = halves
         self._constant = constants.make
         self._rounded: dict[tuple[fx.Node, float], Any] = {}
         self._weights: dict[fx.Node, tuple[Any, np.ndarray]] = {}
@@ -117,11 +121,19 @@ class Emitter:
             return op.constant(np.float32(argument)).output(0)  # type: ignore[arg-type]
         if argument not in self._values:
             if argument.op == "placeholder":
-                array = self._read(argument)
-                self._values[argument] = self._constant(array, array.shape).output(0)
+                self._values[argument] = self._stored(self._read(argument)).output(0)
             else:
                 self._values[argument] = _output(self._weight(argument))
         return self._values[argument]
+
+    def _stored(self, array: np.ndarray) -> Any:
+        """A tensor as float32, or int32; stored as fp16 where that is asked for and the same."""
+        if self._halves and array.dtype == np.float32 and array.nbytes >= HALVED_BYTES:
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            if np.array_equal(half.astype(np.float32), array):
+                return op.convert(self._constant(half, half.shape), "f32")
+        return self._constant(array, array.shape)
 
     def linear(self, layer: fx.Node) -> Any:
         """x times a stored weight (N, K), transposed, plus a bias (N,)."""

@@ -46,6 +46,7 @@ def write_graphs(
     folder: Path,
     forms: Mapping[str, PortForm] | None = None,
     told: Mapping[str, str] | None = None,
+    halves: bool = False,
 ) -> dict[str, tuple[Path, ...]]:
     """Write programs with the same weights, all with one ``.bin``: the first as ``<key>.xml``, the
     others as ``<key>.xml.diff``, which says what differs from that.
@@ -56,6 +57,7 @@ def write_graphs(
     Args:
         forms: of inputs, by name.
         told: what plugins are to find in the graph, where nobody tells them when it is opened.
+        halves: a large tensor that fp16 holds to the last bit is stored so.
     """
     values = folder / f"{next(iter(programs))}.bin"
     shared: Shared[int] = Shared(len(programs))
@@ -64,7 +66,7 @@ def write_graphs(
     with values.open("wb") as stream:
         for name, program in programs.items():
             file = folder / f"{name}.xml"
-            emitter = Emitter(program, read, Constants(stream, shared), forms or {})
+            emitter = Emitter(program, read, Constants(stream, shared), forms or {}, halves)
             _write(emitter, file, told or {})
             shared.next_size()
             written[name] = (

@@ -22,7 +22,7 @@ from exporter.cli import main
 from exporter.errors import InputError
 from exporter.layouts import DIFFUSERS
 from exporter.layouts.contract import ClientGraph
-from exporter.layouts.diffusers import client_graphs
+from exporter.layouts.diffusers import LAST, as_in_checkpoint, client_graphs
 from exporter.layouts.schedule import client_schedule, client_sigmas
 from exporter.package.layout import check_layout
 from exporter.package.manifest import Guidance
@@ -333,6 +333,29 @@ def test_openvino_genai_draws_what_diffusers_draws(
     assert psnr_db(found, picture) >= 50
     other = pipeline.generate(prompt, **settings | {"num_inference_steps": 7}).data[0]
     assert not other.any()  # black, and not a wrong picture
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-w8a8", "fp16"])
+def test_the_vaes_last_convolution_is_the_checkpoints_own(tiny_recipe: Recipe, scheme: str) -> None:
+    """Every value of the picture comes from it; the other weights keep their codes."""
+    model = trace_model(replace(tiny_recipe, cut=replace(tiny_recipe.cut, t5=False)), 0, Progress())
+    native = quantize_all(model.programs, tiny_recipe.scheme(scheme))["vae_decoder"]
+    spared = as_in_checkpoint(native, LAST)
+    if scheme == "fp16":
+        assert spared is native
+        return
+    assert native.formats[LAST].name == "int8" and spared.formats[LAST].name == "fp32"
+    others = {name: form for name, form in native.formats.items() if name != LAST}
+    assert others == {name: form for name, form in spared.formats.items() if name != LAST}
+    kept = [source for source in native.tensors.values() if source in spared.tensors.values()]
+    assert len(kept) == len(native.tensors) - 2  # its codes and its scales
+    weights, latent = Weights(model.checkpoint), np.ones(native.inputs[0].shape, np.float32)
+    plain = torch_session(model.unrounded["vae_decoder"], weights)({"latent": latent})["image"]
+    errors = [
+        relative_error(torch_session(program, weights)({"latent": latent})["image"], plain)
+        for program in (native, spared)
+    ]
+    assert 0 < errors[1] < errors[0]
 
 
 UNFIT = {

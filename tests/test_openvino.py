@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor
 
 from benchmarks.shapes_flash.shapeeval import evaluation_prompts
 from exporter import backends
@@ -47,7 +49,7 @@ from exporter.program.program import Constant, Program, Stored
 from exporter.program.trace import trace
 from exporter.quantize.formats import FORMATS, Format
 from exporter.quantize.nearest import encode
-from exporter.quantize.program import Part, QuantizedProgram, quantize
+from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
 from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import Recipe
@@ -520,6 +522,53 @@ def test_activations_share_scales_in_groups_of_64(
     assert group not in openvino._products(narrow)
     whole = quantize(programs["conditioner"], load_scheme("fp16").format_of)
     assert openvino._products(whole) == {}
+
+
+@pytest.mark.parametrize(("scheme", "told"), [("int8", None), ("int4", "32")])
+def test_a_clients_graph_says_its_group_where_weights_have_groups(
+    programs: dict[str, Program], tiny: Checkpoint, tmp_path: Path, scheme: str, told: str | None
+) -> None:
+    """Elsewhere OpenVINO's default, which loses less than 64."""
+    program = quantize(programs["denoiser"], scheme_of(scheme).format_of)
+    options = EmitOptions({}, is_foreign=True)
+    emitted = backend.emit(program, Weights(tiny).read, tmp_path, options)
+    path = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+    model = ov.Core().read_model(emitted.entry)
+    found = model.get_rt_info(path).astype(str) if model.has_rt_info(path) else None
+    assert found == told
+
+
+def test_a_clients_text_encoder_is_stored_in_fp16_where_that_is_exact(
+    programs: dict[str, Program], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    """The same numbers in half the bytes; a tensor with one value between fp16's stays."""
+    program, weights = unquantized(programs["clip_l"]), Weights(tiny)
+    large = [n for n, p in program.stored().items() if 4 * math.prod(p.shape) >= 4096]
+
+    def read(source: object) -> Tensor:
+        value = weights.read(source)
+        if isinstance(source, Stored):
+            value = value.half().float()
+            if source.name == large[-1]:
+                value[0, 0] = 1 / 3
+        return value
+
+    found, bytes_ = [], []
+    for is_foreign in (False, True):
+        folder = tmp_path / str(is_foreign)
+        folder.mkdir()
+        emitted = backend.emit(program, read, folder, EmitOptions({}, is_foreign=is_foreign))
+        session = backend.open_graph(emitted.entry, emitted.session, SessionOptions("float32"))
+        found.append(session(inputs_of(program)))
+        bytes_.append(emitted.files[1].stat().st_size)
+        model = ov.Core().read_model(emitted.entry)
+        halved = [
+            o for o in model.get_ordered_ops()
+            if o.get_type_name() == "Constant" and o.get_element_type() == ov.Type.f16
+        ]  # fmt: skip
+        assert len(halved) >= len(large) - 1 if is_foreign else not halved
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+    assert bytes_[1] < 0.75 * bytes_[0]
 
 
 LISTEN = """

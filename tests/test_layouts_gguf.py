@@ -29,7 +29,8 @@ from exporter.progress import Progress
 from exporter.quantize.formats import parse_format
 from exporter.quantize.nearest import decode, encode
 from exporter.quantize.program import quantize_all
-from exporter.recipe.recipe import Recipe
+from exporter.recipe.recipe import MarkChoice, Recipe
+from tests.conftest import KEY_OF_MARKS
 
 
 @pytest.fixture(scope="module")
@@ -177,4 +178,7 @@ def test_what_it_has_no_place_for_is_refused(
     biased = replace(wide, calibration=replace(wide.calibration, methods=("bias",)))
     with pytest.raises(InputError, match="'bias' gives adaLN a bias for each step"):
         build(biased, tmp_path, ["onnx"], ["int4"])
+    marked = replace(wide, mark=MarkChoice(7, KEY_OF_MARKS))
+    with pytest.raises(InputError, match=r"\[mark\] does not go with .*'gguf': it has no decoder"):
+        build(marked, tmp_path, ["onnx"], ["int4"])
     assert not list(tmp_path.glob("gguf-*"))

@@ -121,6 +121,7 @@ def refuse_unfit(recipe: Recipe, name: str, backends: Sequence[str]) -> None:
         "[text] t5_parts": recipe.t5_parts > 1,
         "[build] denoiser_parts": recipe.denoiser_parts > 1,
         "[filter]": recipe.filter is not None,
+        "[mark]": recipe.mark is not None,
     }
     for key, reason in layout.lacks.items():
         if asked[key]:

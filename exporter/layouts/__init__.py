@@ -96,7 +96,10 @@ GGUF = Layout(
     "gguf",
     {"reference": Form(("stable-diffusion.cpp", "ComfyUI-GGUF"))},
     own="reference",
-    lacks={key: ONE_GRAPH[key] for key in ("[onnx] socs", "[schedule] mode", "[filter]")},
+    lacks={
+        "[mark]": "it has no decoder: its clients bring one of their own, which marks nothing",
+        **{key: ONE_GRAPH[key] for key in ("[onnx] socs", "[schedule] mode", "[filter]")},
+    },
 )
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout

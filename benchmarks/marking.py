@@ -177,7 +177,11 @@ def _chance(change: str, levels: np.ndarray) -> float:
 
 def row(pictures: str, change: str, given: Sequence[Named], pool: Executor) -> dict[str, Any]:
     """What was read of marked pictures after a change, and the names of those that were not."""
-    chances = list(pool.map(_chance, [change] * len(given), [p.levels for p in given]))
+    apart = {p.levels.tobytes(): p.levels for p in given}  # small photographs come again
+    read_once = dict(
+        zip(apart, pool.map(_chance, [change] * len(apart), apart.values()), strict=True)
+    )
+    chances = [read_once[p.levels.tobytes()] for p in given]
     missed = [p.name for p, chance in zip(given, chances, strict=True) if chance == 0]
     return {
         "pictures": pictures,
@@ -232,20 +236,20 @@ def _alarms(chances: Iterable[float]) -> dict[str, Any]:
 
 
 def measure(
-    drawn: Path, few: int, photos: int, sizes: Sequence[int], plain: int
+    drawn: Path, few: int, photos: int, smaller: int, sizes: Sequence[int], plain: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and details.
 
     Args:
-        few: of how many pictures of a kind two changes are read, and of how many photographs of
-            the smaller sizes one.
+        few: of how many pictures of a kind two changes are read.
         photos: of the largest size.
+        smaller: how many photographs of each of the other sizes.
         plain: how often an unmarked picture is read, each time with another key.
     """
     kinds = {"shapes-flash, 128 px": shapes(drawn)}
     largest = max(sizes)
     for size in sizes:
-        count = photos if size == largest else few
+        count = photos if size == largest else smaller
         kinds[f"photographs, {size} px"] = photographs(size, count)
     rows, costs = [], {}
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="an unmarked package of shapes-flash to draw")
     parser.add_argument("--count", type=int, default=500, help="pictures of shapes-flash")
     parser.add_argument("--photographs", type=int, default=100)
+    parser.add_argument("--smaller", type=int, default=12, help="photographs of a smaller size")
     parser.add_argument("--sizes", type=int, nargs="*", default=[128, 256, 512])
     parser.add_argument(
         "--few", type=int, default=100, help="pictures that two changes are read of"
@@ -315,7 +320,12 @@ def main() -> None:
     if arguments.package:
         draw(arguments.package, arguments.drawn, arguments.count)
     rows, details = measure(
-        arguments.drawn, arguments.few, arguments.photographs, arguments.sizes, arguments.unmarked
+        arguments.drawn,
+        arguments.few,
+        arguments.photographs,
+        arguments.smaller,
+        arguments.sizes,
+        arguments.unmarked,
     )
     if arguments.json:
         figures.write(arguments.json, f"{WHAT}.", COLUMNS, rows, **details)

@@ -17,6 +17,8 @@ BETWEEN = np.array([1.0, 7.0, 7.0, 1.0]) / 16  # from pixels to the places betwe
 WITH_NEIGHBOURS = np.array([0.5, 0.0, 1.0, 0.0, 0.5])  # a chip is two half-size pixels
 OFFSETS = range(-6, 7, 2)  # half-size pixels: the neighbours that a pixel is compared with
 NEAR, ALIKE = 2.4, 20.0  # their weights fall off with distance, and with a difference in levels
+STRENGTHS = (2.0, 8.0, 32.0)  # levels at which detail is cut off
+MAPS, PLANES = 3, 6
 
 
 def halved(luma: np.ndarray, height: int, width: int, phase: tuple[int, int]) -> np.ndarray:
@@ -43,6 +45,16 @@ def _resampling(size: int, wanted: int, phase: int) -> np.ndarray:
 def luma_of(picture: np.ndarray) -> np.ndarray:
     """(H, W) of (H, W, 3) in levels."""
     return np.asarray(picture.astype(np.float64) @ LUMA)
+
+
+def planes(half: np.ndarray) -> np.ndarray:
+    """(6, h, w) float32: what ``learned.odds`` looks at, the last three of them ``maps``.
+
+    The others are the picture's detail, cut off at three strengths.
+    """
+    detail = half - _mean(half)
+    cut = [np.clip(detail / strength, -1, 1) for strength in STRENGTHS]
+    return np.concatenate([np.stack(cut), maps(half)]).astype(np.float32)
 
 
 def maps(half: np.ndarray) -> np.ndarray:
@@ -87,8 +99,13 @@ def _unlike_neighbours(half: np.ndarray) -> np.ndarray:
 
 def _limited(values: np.ndarray, share: float) -> np.ndarray:
     """Divided by a share of the strength around, and cut to -1 ... 1."""
-    strength = np.sqrt(_along_both(values**2, np.full(BOX, 1 / BOX), BOX // 2, BOX // 2) + FLOOR**2)
+    strength = np.sqrt(_mean(values**2) + FLOOR**2)
     return np.asarray(np.clip(values / (share * strength), -1, 1))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over a box."""
+    return _along_both(values, np.full(BOX, 1 / BOX), BOX // 2, BOX // 2)
 
 
 def _along_both(values: np.ndarray, taps: np.ndarray, before: int, behind: int) -> np.ndarray:

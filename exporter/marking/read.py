@@ -1,11 +1,12 @@
 """Finding a mark: every shift of a few scales is tried, and the best payload at each.
 
-At a hypothesis (a scale, a shift, a mixture of the maps) every chip of the tile has a value v,
-summed over all tiles that the picture shows. The statistic of a payload is the sum of v times its
-signs, over the root of the sum of v squared. For a picture that knows nothing of the key the signs
-are independent fair coins, whatever the picture: Chernoff's bound over exactly these v gives the
-probability that one payload's sum is as large, and the number of payloads and hypotheses multiplies
-it. So ``false_positive_log10`` bounds the chance of a wrong alarm over everything that is tried.
+At a hypothesis (a scale, a shift) every chip of the tile has a value v, the odds of its sign
+(``learned``) summed over all tiles that the picture shows. The statistic of a payload is the sum of
+v times its signs, over the root of the sum of v squared. For a picture that knows nothing of the
+key the signs are independent fair coins, whatever the picture: the probability that one payload's
+sum is as large is that of coins times exactly these v, and the number of payloads and hypotheses
+multiplies it. So ``false_positive_log10`` bounds the chance of a wrong alarm over everything that
+is tried.
 
 What is allowed is shared out: half of it is kept for pictures that were not cropped, whose only
 shift is none. They are read first, and need less.
@@ -21,34 +22,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.marking.key import MarkKey
+from exporter.marking.learned import STRIDE, odds
 from exporter.marking.pattern import (
-    CHIP_PX,
     LEAST_PX,
     PAYLOAD_BITS,
     SYMBOL_OF_CHIP,
     SYMBOLS,
     TILE_CHIPS,
+    TILE_PX,
     VALUES,
     signs,
 )
-from exporter.marking.raster import halved, luma_of, maps
+from exporter.marking.raster import halved, luma_of, planes
 
 # A picture's size over the size that it was drawn at.
 COMMON_SCALES = (1.0, 0.5)
 OTHER_SCALES = (0.75, 2 / 3, 0.6, 0.8, 0.9, 0.7, 0.4, 1 / 3, 0.25, 1.25, 1.5, 2.0)
 # Of the allowed chance of a wrong alarm: whole pictures of either scales, and cropped ones.
 COMMON_SHARE, OTHER_SHARE, CROPPED_SHARE = 0.4, 0.1, 0.5
-MAPS = 3
-MIXTURES = ((1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # shares of maps
-FIRST_LOOK = MIXTURES[1]
+HALF_TILE = TILE_PX // 2
 MOST_FALSE_LOG10 = -6.0  # of a mark that counts as found
 SURE_LOG10 = -12.0  # of one behind which nothing else is tried
 CANDIDATES = 4  # shifts of a phase that are looked at closely
-HALF_TILE = TILE_CHIPS * CHIP_PX // 2
-STRIDE = CHIP_PX // 2  # half-size pixels from chip to chip
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 XOR = np.arange(VALUES)[:, None] ^ np.arange(VALUES)[None]
-RATES = np.geomspace(0.05, 40, 60)  # at which Chernoff's bound is tried, over the values' RMS
+STEPS = 128  # of values of unit norm: whole ones, so that chances can be computed
+HIGHEST = 63  # of a value, in steps
+RATES = np.geomspace(0.25, 1024, 120)  # at which Chernoff's bound is tried
+TERMS = 1024  # of a sum's distribution: sixteen standard deviations
+TINIEST = 1e-30
+MOST_TAIL_LOG10 = 3.0  # what Chernoff's bound is never too large by: it is by about 1.3
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Tried:
-    """Chips' values (3, 1024) by each map, at one shift."""
+    """Chips' values (1024,), of unit norm in whole steps, at one shift."""
 
     values: np.ndarray
     scale: float
@@ -98,16 +101,16 @@ def read_mark(
     luma = luma_of(picture)
     if drawn_size_px is not None:
         return _best(_whole(luma, [drawn_size_px]), key, log10_of(1, 1.0))
-    stages = [
-        (_whole(luma, _sizes(luma.shape, scales)), log10_of(len(scales), share))
-        for scales, share in ((COMMON_SCALES, COMMON_SHARE), (OTHER_SCALES, OTHER_SHARE))
-    ]
     shifts = len(COMMON_SCALES) * len(PHASES) * HALF_TILE**2
-    for size in _sizes(luma.shape, COMMON_SCALES):
-        stages.append((_cropped(luma, size, key), log10_of(shifts, CROPPED_SHARE)))
+    common = _sizes(luma.shape, COMMON_SCALES)
+    stages = [
+        *((_whole(luma, [size]), len(COMMON_SCALES), COMMON_SHARE) for size in common),
+        *((_cropped(luma, size, key), shifts, CROPPED_SHARE) for size in common),
+        (_whole(luma, _sizes(luma.shape, OTHER_SCALES)), len(OTHER_SCALES), OTHER_SHARE),
+    ]
     found: Reading | None = None
-    for tried, multiplier_log10 in stages:
-        found = _likelier(found, _best(tried, key, multiplier_log10))
+    for tried, hypotheses, share in stages:
+        found = _likelier(found, _best(tried, key, log10_of(hypotheses, share)))
         if found and found.false_positive_log10 < SURE_LOG10:
             break
     return found
@@ -127,7 +130,7 @@ def _sizes(shape: Sequence[int], scales: Sequence[float]) -> list[tuple[int, int
 
 def log10_of(shifts: int, share: float) -> float:
     """What the number of hypotheses and payloads adds to a probability's logarithm."""
-    return math.log10(2) * PAYLOAD_BITS + math.log10(shifts * len(MIXTURES) / share)
+    return math.log10(2) * PAYLOAD_BITS + math.log10(shifts / share)
 
 
 def _half(luma: np.ndarray, size: tuple[int, int], phase: tuple[int, int]) -> np.ndarray:
@@ -137,34 +140,46 @@ def _half(luma: np.ndarray, size: tuple[int, int], phase: tuple[int, int]) -> np
 def _whole(luma: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Iterator[_Tried]:
     """At no shift."""
     for size in sizes:
-        folded = fold(maps(_half(luma, size, (0, 0))))
-        values = folded[:, ::STRIDE, ::STRIDE].reshape(MAPS, -1)
-        yield _Tried(values, luma.shape[0] / size[0], (0, 0))
+        yield _Tried(chips(_half(luma, size, (0, 0)), (0, 0)), luma.shape[0] / size[0], (0, 0))
 
 
 def _cropped(luma: np.ndarray, size: tuple[int, int], key: MarkKey) -> Iterator[_Tried]:
     """At the shifts of each phase that look best."""
     for phase in PHASES:
-        folded = fold(maps(_half(luma, size, phase)))
-        lattices = [folded[:, y::STRIDE, x::STRIDE].reshape(MAPS, -1) for y, x in PHASES]
-        scores = np.concatenate([_scores(_mixed(v, FIRST_LOOK), key) for v in lattices])
+        seen = planes(_half(luma, size, phase))
+        lattices = [in_steps(fold(odds(seen, *first))) for first in PHASES]
+        scores = np.concatenate([_scores(values, key) for values in lattices])
         for place in np.argsort(-scores)[:CANDIDATES]:
             lattice, shift = divmod(int(place), TILE_CHIPS**2)
             offset = [
-                -(2 * (PHASES[lattice][a] + STRIDE * step) + phase[a]) % (2 * HALF_TILE)
+                -(2 * (PHASES[lattice][a] + STRIDE * step) + phase[a]) % TILE_PX
                 for a, step in enumerate(divmod(shift, TILE_CHIPS))
             ]
-            values = lattices[lattice][:, _moves()[shift]]
+            values = lattices[lattice][_moves()[shift]]
             yield _Tried(values, luma.shape[0] / size[0], (offset[0], offset[1]))
 
 
+def chips(half: np.ndarray, first: tuple[int, int]) -> np.ndarray:
+    """(1024,): the values of a tile's chips in a picture of half the size.
+
+    Args:
+        first: where the first chip begins, down and right.
+    """
+    return in_steps(fold(odds(planes(half), *first)))
+
+
 def fold(found: np.ndarray) -> np.ndarray:
-    """(3, 64, 64): maps (3, h, w) summed over all tiles."""
-    _, height, width = found.shape
-    down, across = (-(-side // HALF_TILE) for side in (height, width))
-    padded = np.zeros((MAPS, down * HALF_TILE, across * HALF_TILE))
-    padded[:, :height, :width] = found
-    return np.asarray(padded.reshape(MAPS, down, HALF_TILE, across, HALF_TILE).sum((1, 3)))
+    """(1024,): chips (rows, columns) summed over all tiles."""
+    down, across = (-(-side // TILE_CHIPS) for side in found.shape)
+    padded = np.zeros((down * TILE_CHIPS, across * TILE_CHIPS))
+    padded[: found.shape[0], : found.shape[1]] = found
+    return np.asarray(padded.reshape(down, TILE_CHIPS, across, TILE_CHIPS).sum((0, 2)).ravel())
+
+
+def in_steps(values: np.ndarray) -> np.ndarray:
+    """Scaled to unit norm and rounded to whole ``STEPS``, at most ``HIGHEST`` of them."""
+    steps = np.rint(values / (np.linalg.norm(values) + 1e-9) * STEPS)
+    return np.asarray(np.clip(steps, -HIGHEST, HIGHEST) / STEPS)
 
 
 @functools.cache
@@ -174,16 +189,6 @@ def _moves() -> np.ndarray:
     moved = (at[:, None] + at) % TILE_CHIPS
     rows = moved[:, None, :, None] * TILE_CHIPS
     return (rows + moved[None, :, None, :]).reshape(TILE_CHIPS**2, -1)
-
-
-def _mixed(values: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
-    """(1024,) of (3, 1024): shares of each map, of unit norm."""
-    used = [share * _unit(part) for share, part in zip(shares, values, strict=True) if share]
-    return _unit(sum(used[1:], used[0]))
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values / (np.linalg.norm(values) + 1e-9))
 
 
 @functools.lru_cache(maxsize=4)
@@ -242,21 +247,46 @@ def _best(tried: Iterator[_Tried], key: MarkKey, multiplier_log10: float) -> Rea
     """The hypothesis that is the least likely by chance."""
     best: Reading | None = None
     for one in tried:
-        for shares in MIXTURES:
-            values = _mixed(one.values, shares)
-            statistic, payload = decode(correlations(values, key))
-            chance = min(0.0, chance_log10(values, statistic) + multiplier_log10)
-            if best is None or chance < best.false_positive_log10:
-                best = Reading(payload, statistic, chance, one.scale, one.offset_px)
+        statistic, payload = decode(correlations(one.values, key))
+        chance = chance_log10(one.values, statistic, -multiplier_log10) + multiplier_log10
+        if best is None or chance < best.false_positive_log10:
+            best = Reading(payload, statistic, min(0.0, chance), one.scale, one.offset_px)
     return best
 
 
-def chance_log10(values: np.ndarray, total: float) -> float:
-    """Chernoff's bound on the chance that fair coins times values sum to so much."""
+def chance_log10(values: np.ndarray, total: float, wanted_log10: float = 0.0) -> float:
+    """The chance that fair coins times whole ``STEPS`` sum to so much or more.
+
+    Chernoff's bound, times what it is too large by: the sum's distribution under coins that are
+    tilted so that this total is usual, whose characteristic function is a product over coins. The
+    bound alone where that is far above a chance that is wanted.
+    """
     if total <= 0:
         return 0.0
-    scale = math.sqrt(float((values**2).mean())) + 1e-12
-    rates = RATES / scale
-    sizes = np.abs(rates[:, None] * values)
-    logs = (sizes + np.log1p(np.exp(-2 * sizes)) - math.log(2)).sum(1) - rates * total
-    return float(min(0.0, logs.min())) / math.log(10)
+    heights = np.minimum(np.rint(np.abs(values) * STEPS), HIGHEST).astype(np.int64)
+    counts, aim = np.bincount(heights, minlength=HIGHEST + 1), round(total * STEPS)
+    rates = RATES / STEPS
+    sizes = rates[:, None] * np.arange(HIGHEST + 1)
+    logs = (sizes + np.log1p(np.exp(-2 * sizes)) - math.log(2)) @ counts - rates * aim
+    best = int(logs.argmin())
+    bound = float(logs[best]) / math.log(10)
+    if bound > wanted_log10 + MOST_TAIL_LOG10:
+        return min(0.0, bound)
+    return min(0.0, bound + math.log10(_tail(counts, aim, float(rates[best]))))
+
+
+def _tail(counts: np.ndarray, aim: int, rate: float) -> float:
+    """Of tilted coins: the mean of exp(-rate (sum - aim)) where the sum is not less than the aim.
+
+    The sum is the aim and twice a whole number m. Its distribution is a Fourier series of as many
+    terms as there are m to tell apart; summed over m it is a geometric series.
+    """
+    turns = 2 * math.pi * np.arange(TERMS // 2 + 1) / TERMS
+    halves = turns[:, None] / 2 * np.arange(HIGHEST + 1)
+    tilt = np.tanh(rate * np.arange(HIGHEST + 1))
+    sines, cosines = tilt * np.sin(halves), np.cos(halves)
+    sizes = np.log(np.maximum(cosines**2 + sines**2, TINIEST)) @ counts / 2
+    angles = np.arctan2(sines, cosines) @ counts - turns * aim / 2
+    terms = np.exp(sizes + 1j * angles) / (1 - np.exp(-2 * rate - 1j * turns))
+    twice = np.where(np.arange(len(turns)) % (TERMS // 2) == 0, 1, 2)
+    return max(TINIEST, float((terms.real * twice).sum()) / TERMS)

@@ -207,6 +207,36 @@ def test_codes_are_the_same_in_both_layouts(folders: dict[str, Path]) -> None:
     assert ours and ours <= theirs
 
 
+def test_a_folder_is_signed_and_has_a_bill(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As a package is: verified here and by the library, opened by nobody when it was changed."""
+    from tests.test_trust import fourstep, library, mistake, write_keys
+
+    folder = Path(shutil.copytree(folders["openvino-fp32-diffusers"], tmp_path / "folder"))
+    private, public = write_keys(tmp_path)
+    mistake(fourstep("verify", folder, "--trusted", public), "is not signed", code=1)
+    told = fourstep("sign", folder, "--key", private, "--json")
+    assert json.loads(told.stdout)["files"] == len(check_layout(folder).files) + 1
+    assert fourstep("verify", folder, "--trusted", public).exit_code == 0
+    assert "package: signed by key " in fourstep("inspect", folder).stdout
+    signature = folder / "model.sig"
+    typed = ("verify", "key", folder, "--signature", signature, "--public_key", public)
+    found = library(*typed)
+    assert found.returncode == 0, found.stderr
+    told = fourstep("bom", folder, "-o", tmp_path / "bill.json", "--json")
+    raw = json.loads((tmp_path / "bill.json").read_text())
+    digests = {c["name"]: c["hashes"][0]["content"] for c in raw["components"] if "hashes" in c}
+    assert {f.path: f.sha256 for f in check_layout(folder).files}.items() <= digests.items()
+    for file in ("fourstep.json", "model_index.json"):
+        before = (folder / file).read_bytes()
+        (folder / file).write_bytes(before + b" ")
+        wrong = f"{file}: is not what was signed"
+        mistake(fourstep("verify", folder, "--trusted", public), wrong, code=1)
+        (folder / file).write_bytes(before)
+    (folder / "more").write_bytes(b"")
+    mistake(fourstep("verify", folder, "--trusted", public), "more: was not signed", code=1)
+    mistake(fourstep("sign", folder, "--key", private), "more: is not in the manifest")
+
+
 def test_a_folder_is_whole_and_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders["openvino-fp32-diffusers"]
     found = check_layout(folder)

@@ -326,14 +326,37 @@ def test_a_build_that_was_killed_goes_on(
     assert (built.path / MANIFEST).read_bytes() == (package.folder / MANIFEST).read_bytes()
 
 
+# Beside the common schemes: those of one backend, a plan, and Core ML of another target.
+FURTHER = {
+    "reference": ("pal4", "plan"),
+    "onnx": ("plan",),
+    "openvino": ("int4-a8", "plan"),
+    "coreml": ("pal6", "pal4", "pal4-grouped", "plan", "int8 iOS18", "fp16 iOS18"),
+}
+UNABLE = {("coreml", "int8-w8a8")}
+PLAN = """
+[plan]
+base = "int8"
+[formats.denoiser]
+"*" = "int4-g64"
+"transformer_blocks.1.*" = "int8"
+[formats.vae_decoder]
+"*" = "fp16"
+"""
+
+
 def matrix() -> list[tuple[str, str]]:
-    names = [
-        n for n in ("reference", "onnx", "openvino", "coreml") if not backends.missing(needs(n))
+    names = [n for n in FURTHER if not backends.missing(needs(n))]
+    return [(n, s) for n in names for s in (*SCHEMES, *FURTHER[n]) if (n, s) not in UNABLE]
+
+
+def targeted(recipe: Recipe, backend: str, target: str) -> Recipe:
+    """The recipe with another target of a backend's; with none, itself."""
+    changed = [
+        replace(one, choices={**one.choices, "target": target}) if one.name == backend else one
+        for one in recipe.choices
     ]
-    return [(n, s) for n in names for s in (*SCHEMES, "pal4") if (n, s) not in UNABLE]
-
-
-UNABLE = {(n, "pal4") for n in ("onnx", "openvino")} | {("coreml", "int8-w8a8")}
+    return replace(recipe, choices=tuple(changed)) if target else recipe
 
 
 @pytest.mark.full
@@ -341,12 +364,20 @@ UNABLE = {(n, "pal4") for n in ("onnx", "openvino")} | {("coreml", "int8-w8a8")}
 def test_every_backend_and_scheme(
     tiny_recipe: Recipe, tmp_path: Path, backend: str, scheme: str
 ) -> None:
-    recipe = replace(with_sizes(tiny_recipe, WIDE), prompts=())
+    """Pictures are those of a package of a size alone, at less than its bytes again."""
+    scheme, _, target = scheme.partition(" ")
+    if scheme == "plan":
+        (tmp_path / "plan.toml").write_text(PLAN)
+        scheme = str(tmp_path / "plan.toml")
+    recipe = targeted(replace(with_sizes(tiny_recipe, WIDE), prompts=()), backend, target)
     (built,) = build(recipe, tmp_path / "both", [backend], [scheme])
-    both = open_package(built.path)
+    both, bytes_of = open_package(built.path), []
     for size in recipe.sizes:
-        (alone,) = build(recipe.at(size), tmp_path / str(size), [backend], [scheme])
-        assert np.array_equal(picture(both, size), picture(open_package(alone.path)))
+        (made,) = build(recipe.at(size), tmp_path / str(size), [backend], [scheme])
+        alone = open_package(made.path)
+        bytes_of.append(alone.manifest.bytes)
+        assert np.array_equal(picture(both, size), picture(alone))
+    assert both.manifest.bytes < 1.5 * max(bytes_of)  # weights are in it once
 
 
 @pytest.mark.full

@@ -21,6 +21,7 @@ from exporter.bom.check import MAY_BE_ABSENT, SBOM
 from exporter.bom.licence import LIBRARY, require_library
 from exporter.errors import InputError, needs_extra
 from exporter.files.read import parse_json
+from exporter.package.layout import LayoutGraph, LayoutManifest
 from exporter.package.manifest import (
     FileEntry,
     Filter,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 PREFIX = "fourstep:"  # of properties that CycloneDX has no place for
 HEAD = ("$schema", "bomFormat", "specVersion", "serialNumber", "version", "metadata")
 PACKAGE, CHECKPOINT, CALIBRATION = "package", "checkpoint", "calibration-prompts"
+
+Described = Manifest | LayoutManifest
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,44 @@ def bill_of(manifest: Manifest, evidence: Evidence) -> str:
     return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
 
 
+def bill_of_layout(layout: LayoutManifest) -> str:
+    """The JSON text of the bill of a folder in a layout for clients of others; raises as above."""
+    require_library()
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.tool import ToolRepository
+    from cyclonedx.output.json import JsonV1Dot7
+
+    digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode()).digest()
+    bom = Bom(serial_number=uuid.UUID(bytes=digest[:16], version=5))
+    bom.metadata.timestamp = None  # type: ignore[assignment]  # the library has one by itself
+    bom.metadata.tools = ToolRepository(components=_tools(layout))
+    package = _package(layout, _layout_facts(layout))
+    bom.metadata.component = package
+    sources = [_checkpoint(layout), *_loras(layout)]
+    files = [_file(file, frozenset()) for file in layout.files]
+    bom.components.update([*sources, *files])
+    bom.register_dependency(package, [*sources, *files])
+    raw = parse_json(JsonV1Dot7(bom).output_as_string(), SBOM)
+    ordered = {key: raw[key] for key in (*HEAD, *(key for key in raw if key not in HEAD))}
+    return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+
+
+def _layout_facts(layout: LayoutManifest) -> Iterable[tuple[str, object]]:
+    """What is said of a folder for clients, by name."""
+    origin, schedule = layout.origin, layout.schedule
+    yield "backend", layout.backend
+    yield "layout", layout.layout
+    yield "clients", ", ".join(layout.clients)
+    yield "steps", schedule.steps
+    yield "schedule", f"{schedule.mode}, sigmas {list(schedule.sigmas)}"
+    yield "quantization:scheme", layout.scheme
+    yield "quantization:methods", ", ".join(origin.methods) or "to nearest"
+    yield from _formats("quantization:format", _counts(layout.graphs))
+    yield "recipe_sha256", origin.recipe_sha256
+    yield "mark", mark_words(layout.mark)
+    yield "attribution", origin.attribution
+
+
 def check_schema(text: str) -> None:
     """Raise InputError for a bill that the library's validator refuses, or where there is none."""
     require_library()
@@ -117,7 +158,7 @@ def _bom(manifest: Manifest, evidence: Evidence) -> Any:
     bom = Bom(serial_number=uuid.UUID(bytes=digest[:16], version=5))
     bom.metadata.timestamp = None  # type: ignore[assignment]  # the library has one by itself
     bom.metadata.tools = ToolRepository(components=_tools(manifest))
-    package = _package(manifest)
+    package = _package(manifest, _facts(manifest))
     bom.metadata.component = package
     sources = [_checkpoint(manifest), *_loras(manifest), *_calibration(evidence.prompts)]
     graphs = [_graph(graph) for graph in manifest.graphs]
@@ -127,7 +168,7 @@ def _bom(manifest: Manifest, evidence: Evidence) -> Any:
     return bom
 
 
-def _package(manifest: Manifest) -> Component:
+def _package(manifest: Described, facts: Iterable[tuple[str, object]]) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
@@ -137,7 +178,7 @@ def _package(manifest: Manifest) -> Component:
         bom_ref=PACKAGE,
         description=f"Draws pictures from words in {manifest.schedule.steps} steps.",
         licenses=_licences(manifest),
-        properties=_properties(_facts(manifest)),
+        properties=_properties(facts),
     )
 
 
@@ -153,7 +194,7 @@ def _facts(manifest: Manifest) -> Iterable[tuple[str, object]]:
     yield "t5", "on board" if manifest.text.t5 else "replaced by null tokens"
     yield "quantization:scheme", manifest.scheme
     yield "quantization:methods", ", ".join(origin.methods) or "to nearest"
-    yield from _formats("quantization:format", _counts(manifest))
+    yield from _formats("quantization:format", _counts(manifest.graphs))
     yield "recipe_sha256", origin.recipe_sha256
     yield "plan_sha256", origin.plan_sha256
     yield "statistics_sha256", origin.statistics_sha256
@@ -171,10 +212,10 @@ def _formats(fact: str, counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(fact, f"{name}, {bits[name]} bits: {count} values") for name, count in counts.items()]
 
 
-def _counts(manifest: Manifest) -> dict[str, int]:
+def _counts(graphs: Sequence[GraphEntry | LayoutGraph]) -> dict[str, int]:
     """How many weight values of all graphs are stored in each format."""
     found: dict[str, int] = {}
-    for graph in manifest.graphs:
+    for graph in graphs:
         for name, count in graph.formats.items():
             found[name] = found.get(name, 0) + count
     return dict(sorted(found.items()))
@@ -190,7 +231,7 @@ def _filter(entry: Filter | None) -> str:
     return f"rejects pictures that score {entry.threshold:g} or {entry.reject}: {entry.label}"
 
 
-def _checkpoint(manifest: Manifest) -> Component:
+def _checkpoint(manifest: Described) -> Component:
     """What the package was made of; its digest is of tensors, wherever they lie."""
     from cyclonedx.model.component import Component, ComponentType
 
@@ -205,7 +246,7 @@ def _checkpoint(manifest: Manifest) -> Component:
     )
 
 
-def _loras(manifest: Manifest) -> list[Component]:
+def _loras(manifest: Described) -> list[Component]:
     from cyclonedx.model.component import Component, ComponentType
 
     return [
@@ -274,7 +315,7 @@ def _golden(manifest: Manifest) -> frozenset[str]:
     return frozenset(pictures | {golden.tokens, golden.noise})
 
 
-def _tools(manifest: Manifest) -> list[Component]:
+def _tools(manifest: Described) -> list[Component]:
     """What the package was built with, and what wrote the bill, with versions."""
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL
@@ -293,7 +334,7 @@ def _tools(manifest: Manifest) -> list[Component]:
     ]
 
 
-def _licences(manifest: Manifest) -> list[License | LicenseExpression]:
+def _licences(manifest: Described) -> list[License | LicenseExpression]:
     from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
     from cyclonedx.spdx import is_supported_id
 

@@ -74,9 +74,11 @@ def _inspect_layout(folder: Path, as_json: bool) -> None:
     """A folder for clients of others."""
     from dataclasses import asdict
 
-    found = read_layout(folder)
+    from exporter.trust.check import signer_of
+
+    found, signed_by = read_layout(folder), signer_of(folder)
     if as_json:
-        show_json(asdict(found))
+        show_json({**asdict(found), "signed_by": signed_by})
         return
     show(
         f"{found.name}  {found.backend}-{found.scheme}  {megabytes(found.bytes)}  layout "
@@ -84,11 +86,18 @@ def _inspect_layout(folder: Path, as_json: bool) -> None:
         f"{found.schedule.steps} steps, {found.schedule.mode}, sigmas "
         f"{list(found.schedule.sigmas)}; no other number of steps, guidance 1\n"
         f"  {mark_words(found.mark)}\n"
-        f"  {licence_words(found.origin.licence_id)}"
+        f"  {licence_words(found.origin.licence_id)}\n"
+        f"{_signed_told(signed_by)}"
     )
     for graph in found.graphs:
         made_of = " and ".join(graph.made_of)
         show(f"  {graph.folder:24} {megabytes(graph.bytes):>10}  {made_of}")
+
+
+def _signed_told(signed_by: str | None) -> str:
+    """Who signed, as nobody checked."""
+    checked = "; verify --trusted KEY|CERT|ROOT checks it"
+    return f"package: {f'signed by {signed_by}{checked}' if signed_by else 'not signed'}"
 
 
 def _inspect_package(folder: Path, as_json: bool) -> None:
@@ -111,8 +120,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         f"predicted peak memory {_predicted(manifest.device.predicted_peak_bytes)}\n"
         "pictures: not signed, unless run is given --credentials CERT KEY"
     )
-    checked = "; verify --trusted KEY|CERT checks it"
-    show(f"package: {f'signed by {signed_by}{checked}' if signed_by else 'not signed'}")
+    show(_signed_told(signed_by))
     if manifest.sizes:
         show(_sizes_told(manifest))
     show(f"  {mark_words(manifest.mark)}")

@@ -57,13 +57,12 @@ def command(
 
     The signature is the file model.sig in it: fourstep sign PACKAGE --key maker.key.pem
     """
-    from exporter.package.layout import refuse_layout
+    from exporter.package.layout import is_layout
     from exporter.trust.sign import sign_package
 
     signer = _signer(key, certificate, identity, trust_config)
     try:
-        refuse_layout(package)
-        if not (package / "manifest.json").is_file():
+        if not (package / "manifest.json").is_file() and not is_layout(package):
             raise InputError(f"{package}: not a package (no manifest.json)")
         made = sign_package(package, signer, Progress(bar_on_terminal, 1))
     except CheckFailed as error:  # a damaged package is the user's input here

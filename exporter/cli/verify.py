@@ -16,7 +16,7 @@ from exporter.cli.options import (
     trusted_option,
 )
 from exporter.cli.output import show, show_json
-from exporter.errors import CheckFailed, InputError
+from exporter.errors import CheckFailed
 from exporter.progress import Progress, bar_on_terminal, end_of_bar
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def command(
 
 def _verify_layout(folder: Path, trusted: Trust | None, as_json: bool) -> None:
     """Check the files of a folder for clients of others, which alone can draw with it."""
-    if trusted is not None:
-        raise InputError(f"{folder}: folders in other layouts are not signed; leave --trusted out")
     from exporter.layouts import load_layout
     from exporter.package.layout import check_layout
+    from exporter.trust.check import check_trust
 
+    if trusted is not None:
+        check_trust(folder, trusted)
     found = check_layout(folder)
     if load_layout(found.layout).gathers:
         from exporter.backends.onnx.model_package import read_model_package

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import CheckFailed
+from exporter.package.layout import LAYOUT_FILE, LayoutManifest
 from exporter.package.manifest import Manifest
 from exporter.package.paths import confined
-from exporter.package.read import OWN_FILES
+from exporter.package.read import OWN_FILES, SIGNATURE
 
 # By the names that they use, from the package's folder: whatever else lies there is a stray.
 GIT = re.compile(
@@ -44,9 +45,12 @@ class Unlisted:
     beside: tuple[str, ...]
 
 
-def unlisted(folder: Path, manifest: Manifest) -> Unlisted:
+def unlisted(folder: Path, manifest: Manifest | LayoutManifest) -> Unlisted:
     """Files, and links to folders, that lie in a package and that its manifest does not list."""
-    listed = {entry.path for entry in manifest.all_files} | {*OWN_FILES}
+    if isinstance(manifest, LayoutManifest):
+        listed = {LAYOUT_FILE, SIGNATURE, *(entry.path for entry in manifest.files)}
+    else:
+        listed = {*OWN_FILES, *(entry.path for entry in manifest.all_files)}
     found = set[str]()
     for root, folders, files in os.walk(folder):
         place = Path(root)

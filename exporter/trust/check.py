@@ -22,6 +22,7 @@ from exporter.credentials.chain import CERTIFICATE, named, read_certificates
 from exporter.credentials.keys import MOST_PEM_BYTES, PRIVATE, algorithm_of
 from exporter.errors import CheckFailed, InputError, needs_extra
 from exporter.files.read import open_regular, panics_as, read_text, reason_of
+from exporter.package.layout import LAYOUT_FILE, is_layout
 from exporter.package.paths import confined
 from exporter.package.read import DIGEST, MANIFEST, SIGNATURE
 from exporter.trust.chain import chain_problems
@@ -172,7 +173,7 @@ def compare(folder: Path, digests: Mapping[str, str]) -> None:
 
     None may be missing, changed, added or anything but a file.
     """
-    for needed in (MANIFEST, DIGEST):
+    for needed in (LAYOUT_FILE,) if is_layout(folder) else (MANIFEST, DIGEST):
         if needed not in digests:
             raise CheckFailed(
                 f"{folder / SIGNATURE}: does not sign {needed}; sign the package again"

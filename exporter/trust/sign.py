@@ -23,12 +23,19 @@ from exporter.credentials.keys import (
 from exporter.credentials.token import SCHEME, open_token
 from exporter.errors import CheckFailed, InputError, needs_extra
 from exporter.files.lock import alone
-from exporter.files.read import panics_as
+from exporter.files.read import panics_as, read_bytes
 from exporter.files.staging import beside, unwritable, write_moved
 from exporter.package.check import check_file
+from exporter.package.layout import LAYOUT_FILE, LayoutManifest, check_layout, is_layout
 from exporter.package.manifest import Manifest
-from exporter.package.read import DIGEST, MANIFEST, SIGNATURE, manifest_bytes, read_manifest
-from exporter.package.strays import unlisted
+from exporter.package.read import (
+    DIGEST,
+    MANIFEST,
+    SIGNATURE,
+    manifest_bytes,
+    read_manifest,
+)
+from exporter.package.strays import Unlisted, unlisted
 from exporter.trust.chain import chain_problems
 from exporter.trust.check import ec_key, hint_of
 from exporter.trust.keyless import SigningIdentity, Vouched, open_identity
@@ -114,6 +121,8 @@ def sign_package(
 ) -> Written:
     """Sign every file of a package, once each was compared with the manifest.
 
+    A folder in a layout for clients of others is signed in the same way.
+
     Args:
         signer: a key, which opens no connection, or an identity, which asks an instance of
             Sigstore.
@@ -124,10 +133,8 @@ def sign_package(
     not list.
     """
     with _opened(signer, say) as made_of, alone(folder, say):
-        manifest = read_manifest(folder)
-        digests = _digests(folder, manifest)
+        name, digests = _layout_listed(folder) if is_layout(folder) else _listed(folder)
         say(f"{len(digests)} files whole")
-        name = f"{manifest.name} {manifest.backend}-{manifest.scheme}"
         made = made_of(statement(name, digests))
         place = folder / SIGNATURE
         replaced = os.path.lexists(place)
@@ -163,19 +170,35 @@ def _made_with(key: _Signer, payload: bytes, with_key: SigningKey) -> _Made:
     return _Made(text_of(signature), by, key.algorithm.name)
 
 
-def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of every file; raises CheckFailed for one that is not as the manifest says."""
-    found = unlisted(folder, manifest)
+def _listed(folder: Path) -> tuple[str, dict[str, str]]:
+    """A package's name, and SHA-256 of every file; raises CheckFailed for one that is not whole."""
+    manifest = read_manifest(folder)
+    _refuse_strays(folder, unlisted(folder, manifest))
+    for entry in manifest.all_files:
+        check_file(folder, entry)
+    own = {name: hashlib.sha256(manifest_bytes(folder / name)) for name in (MANIFEST, DIGEST)}
+    digests = {name: digest.hexdigest() for name, digest in own.items()}
+    return _name(manifest), digests | {entry.path: entry.sha256 for entry in manifest.all_files}
+
+
+def _layout_listed(folder: Path) -> tuple[str, dict[str, str]]:
+    """The same of a folder in another layout."""
+    content = read_bytes(folder / LAYOUT_FILE, CheckFailed)
+    layout = check_layout(folder)
+    _refuse_strays(folder, unlisted(folder, layout))
+    own = {LAYOUT_FILE: hashlib.sha256(content).hexdigest()}
+    return _name(layout), own | {entry.path: entry.sha256 for entry in layout.files}
+
+
+def _name(manifest: Manifest | LayoutManifest) -> str:
+    return f"{manifest.name} {manifest.backend}-{manifest.scheme}"
+
+
+def _refuse_strays(folder: Path, found: Unlisted) -> None:
     for stray in (*found.strays, *found.beside):
         raise CheckFailed(
             f"{folder / stray}: is not in the manifest, and no file beside it is signed; remove it"
         )
-    for entry in manifest.all_files:
-        check_file(folder, entry)
-    own = {name: hashlib.sha256(manifest_bytes(folder / name)) for name in (MANIFEST, DIGEST)}
-    return {name: digest.hexdigest() for name, digest in own.items()} | {
-        entry.path: entry.sha256 for entry in manifest.all_files
-    }
 
 
 def _signed(payload: bytes, signer: _Signer, with_key: SigningKey) -> Signature:

@@ -1,11 +1,15 @@
 """Wall time, processor seconds, idle share and memory of one matrix, here and on Dask workers.
 
     python -m benchmarks.matrix FOLDER --json results.json
+    python -m benchmarks.matrix FOLDER --full sd3.5-flash --json results.json
 
 24 packages of the model in the box: three backends, four schemes, two sizes; codes to nearest and
 one golden picture, so that what is measured is the matrix. Built from nothing by local processes;
 on a machine that has nothing but their cache; there with another format for one graph; and on a
 Dask scheduler with each number of workers, compared byte for byte.
+
+With ``--full`` one recipe of that checkpoint (``fourstep synth``), without golden pictures, for three
+backends on two Dask workers of 4 GiB each: a row for each package and one for all.
 """
 
 from __future__ import annotations
@@ -31,8 +35,10 @@ from exporter.matrix.run import Result, Runner, run
 from exporter.progress import Progress, say
 
 ROOT = Path(__file__).parents[1]
-WORKER_LIMIT = "3GB"
+WORKER_LIMIT, FULL_LIMIT = "3GB", "4GiB"
+FULL_WORKERS = 2
 WHAT = "24 packages by one matrix: wall and processor seconds, idle share, memory."
+WHAT_FULL = "The full size for three backends on two Dask workers of 4 GiB each."
 COLUMNS = (
     figures.Column("way", "where"),
     figures.Column("workers", "workers"),
@@ -45,6 +51,7 @@ COLUMNS = (
     figures.Column("reused", "reused"),
     figures.Column("emitted", "graphs emitted"),
     figures.Column("taken", "graphs taken"),
+    figures.Column("package_mb", "package, MB"),
     figures.Column("same_bytes", "same bytes"),
 )
 MATRIX = """
@@ -109,12 +116,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def dask(folder: Path, workers: int) -> Iterator[str]:
+def dask(folder: Path, workers: int, limit: str = WORKER_LIMIT) -> Iterator[str]:
     """``HOST:PORT`` of a scheduler with so many workers, each a process under a nanny."""
     folder.mkdir(parents=True)
     file = folder / "scheduler.json"
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
-    worker = ["worker", "--nthreads", "1", "--memory-limit", WORKER_LIMIT, "--no-dashboard"]
+    worker = ["worker", "--nthreads", "1", "--memory-limit", limit, "--no-dashboard"]
     worker += ["--local-directory", str(folder), "--nworkers", str(workers)]
     with (folder / "said").open("w") as said:
 
@@ -166,16 +173,62 @@ def measured(
     return row
 
 
+def full(place: Path, checkpoint: Path, file: Path) -> None:
+    """Build one recipe of the full size for three backends on two workers."""
+    recipe = (ROOT / "recipes/sd3.5-flash.toml").read_text(encoding="utf-8")
+    recipe = recipe.replace('"../sd3.5-flash"', json.dumps(str(checkpoint.absolute())))
+    recipe = re.sub(r"(?m)^prompts = \[.*\]$", "prompts = []", recipe)
+    (place / "flash.toml").write_text(recipe, encoding="utf-8", newline="\n")
+    matrix = place / "full.toml"
+    matrix.write_text(
+        'recipes = ["flash.toml"]\nbackends = ["onnx", "openvino", "coreml"]\nschemes = ["int4"]\n',
+        encoding="utf-8",
+        newline="\n",
+    )
+    out = place / "packages"
+    with dask(place / "scheduler", FULL_WORKERS, FULL_LIMIT) as address:
+        result = run(
+            read_matrix(matrix), out, Cluster(f"dask://{address}"), str(place / "cache"),
+            Progress(lambda line, *_: say(f"{line}\n")), lambda line: say(f"{line}\n"),
+        )  # fmt: skip
+    rows = [
+        {
+            "way": job.name.rpartition("/")[2],
+            "wall_s": job.seconds,
+            "cpu_s": job.cpu_s,
+            "peak_mb": (job.peak_bytes or 0) / 1e6,
+            "predicted_mb": (job.predicted_bytes or 0) / 1e6,
+            "emitted": len(job.emitted),
+            "package_mb": job.bytes / 1e6,
+        }
+        for job in result.outcomes
+    ]
+    busy_s = sum(job.seconds for job in result.outcomes)
+    total: dict[str, str | float | None] = {
+        "way": "all of them",
+        "workers": FULL_WORKERS,
+        "wall_s": result.seconds,
+        "cpu_s": sum(job.cpu_s for job in result.outcomes),
+        "idle_percent": 100 * max(0.0, 1 - busy_s / (FULL_WORKERS * result.seconds)),
+        "built": result.count("built"),
+    }
+    figures.write(file, WHAT_FULL, COLUMNS, [*rows, total])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, required=True, help="where results are written")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/shapes-flash.toml")
     parser.add_argument("--sizes", nargs="+", default=["64x64", "96x64"])
+    parser.add_argument("--full", type=Path, metavar="CHECKPOINT", help="of the full size")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     given = parser.parse_args()
     place: Path = given.folder
     place.mkdir(parents=True)
+    if given.full:
+        full(place, given.full, given.json)
+        return
     text = given.recipe.read_text(encoding="utf-8")
     sizes = json.dumps(given.sizes)
     for near in ("../artifacts/shapes-flash", "plans/", "shapes-flash.prompts.txt"):

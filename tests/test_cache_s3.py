@@ -16,29 +16,11 @@ from exporter.cli import main
 from exporter.errors import InputError
 from exporter.files.read import file_digest
 from exporter.package.manifest import FileEntry
+from tests.test_matrix import RECIPE
 from tests.test_package import digests
 
+ONLY = ("--backend", "onnx", "--scheme", "int4")
 KEY, SECRET = "AKIDEXAMPLEOFATEST", "the+secret/key/of/a/test"
-RECIPE = """
-[model]
-checkpoint = "{checkpoint}"
-[schedule]
-sigmas = [1.0, 0.0]
-[image]
-width_px = 32
-height_px = 32
-image_to_image = false
-[text]
-t5 = false
-t5_tokens = 8
-[weights]
-scheme = "int4"
-group_size = 32
-[build]
-backends = ["onnx"]
-[golden]
-prompts = []
-"""
 
 
 @pytest.fixture
@@ -73,7 +55,7 @@ def test_a_build_is_taken_from_s3_and_no_credential_is_told(
     told = ""
     for place in ("one", "two"):
         with pytest.raises(SystemExit) as ended:
-            main(["build", str(recipe), "--out", str(tmp_path / place), "--cache", bucket])
+            main(["build", str(recipe), "--out", str(tmp_path / place), "--cache", bucket, *ONLY])
         assert not ended.value.code
         said = capfd.readouterr()
         told += said.out + said.err

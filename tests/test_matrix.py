@@ -49,17 +49,29 @@ import json, os, signal, sys, time
 
 for line in sys.stdin:
     raw = json.loads(line)
-    job, forecast = raw["order"]["job"], raw["forecast"]
+    job, forecast, part = raw["order"]["job"], raw["forecast"], raw["part"]
     name, what = job["name"], job["scheme"]
     log = os.path.join(raw["order"]["out"], "log")
     with open(log, "a") as out:
-        out.write(("build " if forecast else "look ") + name + chr(10))
+        out.write(raw["phase"] + " " + name + chr(10))
     begun = open(log).read().count(name)
+    phase = open(log).read().splitlines().count(raw["phase"] + " " + name)
     if what == "dies" or what == "dies once" and begun == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "dies at b" and part and part["name"] == "b" and phase == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "falls":
         sys.exit("falls over")
-    if not forecast and what.isdigit():
+    if part:
+        answer = {"outcome": {"name": name, "state": "built", "emitted": [part["name"]],
+                              "cpu_s": 1.0, "peak_bytes": 5, "predicted_bytes": 9}}
+        if what == "wrong at a" and part["name"] == "a":
+            answer = {"outcome": {"name": name, "state": "failed", "reason": "a is wrong"}}
+    elif not forecast and " at " in what:
+        parts = [{"name": n, "memory_bytes": 1, "disk_bytes": 0, "is_first": n == "statistics"}
+                 for n in ("statistics", "a", "b")]
+        answer = {"forecast": {"memory_bytes": 1, "disk_bytes": 0, "parts": parts}}
+    elif not forecast and what.isdigit():
         answer = {"forecast": {"memory_bytes": int(what), "disk_bytes": 0}}
     else:
         answer = {"outcome": {"name": name, "state": "built", "worker": str(os.getpid())}}
@@ -188,8 +200,26 @@ def test_a_killed_worker_costs_its_job_alone(tmp_path: Path) -> None:
         "g/1": ("built", 2),
         "g/2": ("built", 1),
     }
-    assert sorted(begun) == ["look g/0", "look g/1", "look g/1", "look g/2"]
+    assert sorted(begun) == ["look up g/0", "look up g/1", "look up g/1", "look up g/2"]
     assert [line for line in lines if line.endswith("it is begun again")]
+
+
+def test_a_split_job_makes_what_is_measured_then_graphs_then_the_rest(tmp_path: Path) -> None:
+    """One of its graphs loses its worker: that graph alone is begun again."""
+    (found,), lines, begun = fakes(tmp_path, ["dies at b"], workers=2)
+    assert (found.state, found.attempts) == ("built", 2)
+    assert sorted(found.emitted) == ["a", "b", "statistics"]
+    assert found.cpu_s == 3.0 and found.peak_bytes == 5
+    assert begun[:2] == ["look up g/0", "make statistics g/0"]
+    assert sorted(begun[2:-1]) == ["make a g/0", "make b g/0", "make b g/0"]
+    assert begun[-1] == "build g/0"
+    assert [line.partition(" its")[0] for line in lines] == ["g/0: b:"]
+
+
+def test_a_graph_that_cannot_be_made_fails_its_job_in_a_line(tmp_path: Path) -> None:
+    (found,), _, begun = fakes(tmp_path, ["wrong at a"])
+    assert (found.state, found.reason) == ("failed", "a is wrong")
+    assert sorted(begun)[-1] == "make statistics g/0" and "make b g/0" in begun
 
 
 def test_a_job_that_always_ends_its_worker_fails_in_a_line(tmp_path: Path) -> None:
@@ -200,7 +230,7 @@ def test_a_job_that_always_ends_its_worker_fails_in_a_line(tmp_path: Path) -> No
         "g/1": "its worker ended: falls over, 2 times",
     }
     assert [o.name for o in found if o.state == "built"] == ["g/2"]
-    assert begun.count("look g/0") == 2
+    assert begun.count("look up g/0") == 2
 
 
 def test_a_job_waits_until_what_it_may_take_is_free(tmp_path: Path) -> None:
@@ -215,7 +245,7 @@ def test_a_job_waits_until_what_it_may_take_is_free(tmp_path: Path) -> None:
     found, lines, begun = fakes(tmp_path, ["5000000000"], free=free)
     assert [o.state for o in found] == ["built"]
     assert lines == ["g/0: waits until 5,000 MB are free"]
-    assert begun == ["look g/0", "build g/0"]
+    assert begun == ["look up g/0", "build g/0"]
 
 
 def test_jobs_share_what_they_may_take_together(tmp_path: Path) -> None:
@@ -224,7 +254,7 @@ def test_jobs_share_what_they_may_take_together(tmp_path: Path) -> None:
         tmp_path, ["5000000000", "5000000001"], workers=2, memory_bytes=8 * 10**9
     )
     assert [o.state for o in found] == ["built", "built"]
-    assert sorted(begun) == ["build g/0", "build g/1", "look g/0", "look g/1"]
+    assert sorted(begun) == ["build g/0", "build g/1", "look up g/0", "look up g/1"]
 
 
 def test_what_there_is_not_at_all_fails_in_a_line(tmp_path: Path) -> None:
@@ -281,8 +311,11 @@ def test_the_command_builds_what_a_build_builds(
         'recipes = ["bad.toml", "tiny.toml"]\nbackends = ["onnx"]\nschemes = ["fp16", "int4"]'
     )
     place = tmp_path / "out"
-    code, told, errors = ran(capsys, file, "--out", place, "--workers", "1", "--json")
+    whole = ["--workers", "1", "--json", "--split", "1"]  # every graph is a job of its own
+    code, told, errors = ran(capsys, file, "--out", place, *whole)
     assert code == 2 and told["failed"] == 2 and told["built"] == 2
+    assert all(job["emitted"] and not job["taken"] for job in told["jobs"] if job["bytes"])
+    assert [line for line in errors if "taken from the cache" in line]
     assert len([line for line in errors if line.startswith("fourstep: bad/")]) == 2
     build(read_recipe(recipe), tmp_path / "plain", ["onnx"], ["fp16", "int4"])
     for name in ("onnx-fp16", "onnx-int4"):

@@ -36,63 +36,81 @@ class SchemeWork:
     allowed: Mapping[PictureSize, Mapping[str, golden.Allowance]]
 
 
+def unpainted_work(
+    job: PreparedPackage, shared: TracedRecipe, calibration: Calibration | None
+) -> SchemeWork:
+    """The work of a job's scheme without pictures: all that emitting a graph takes."""
+    model = shared.models[shared.recipe.sizes[0]]
+    measured, scheme = _identity(job, calibration)
+    weights = shared.once(
+        "weights",
+        measured,
+        lambda: Weights(model.checkpoint, keep_bytes=shared.keep_bytes, calibration=calibration),
+    )
+    rounded = shared.once(
+        "rounded", (measured, scheme), lambda: _rounded(job, shared.models, weights)
+    )
+    none = dict.fromkeys(shared.recipe.sizes, golden.Pictures((), ()))
+    return SchemeWork(model, weights, calibration, rounded, none, {size: {} for size in none})
+
+
 def work_of(
     job: PreparedPackage, shared: TracedRecipe, calibration: Calibration | None, progress: Progress
 ) -> SchemeWork:
     """The work of a job's scheme, with its pictures drawn."""
-    measured = calibration.sha256 if calibration else ""
-    scheme = digest_of(asdict(job.scheme))
-    canvas = shared.once("canvas", measured, lambda: _canvas(shared, calibration, progress))
+    unpainted = unpainted_work(job, shared, calibration)
+    if not shared.recipe.prompts:
+        return unpainted
+    measured, scheme = _identity(job, calibration)
+    painters = _painters(shared.models, unpainted.weights)
+    plain = shared.once("plain", measured, lambda: _plain(shared.models, painters, progress))
     return shared.once(
-        "work", (measured, scheme), lambda: _drawn(job, shared.models, canvas, progress)
+        "work", (measured, scheme), lambda: _painted(job, unpainted, painters, plain, progress)
     )
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """What draws the golden pictures, and those of the unquantized program, of each size."""
-
-    calibration: Calibration | None
-    weights: Weights
-    painters: Mapping[PictureSize, golden.Painter]
-    plain: Mapping[PictureSize, Sequence[golden.Drawing]]
+def _identity(job: PreparedPackage, calibration: Calibration | None) -> tuple[str, str]:
+    """What decides the work of a scheme of a recipe: statistics, and formats."""
+    return calibration.sha256 if calibration else "", digest_of(asdict(job.scheme))
 
 
-def _canvas(shared: TracedRecipe, calibration: Calibration | None, progress: Progress) -> _Canvas:
-    models = shared.models
-    model = models[shared.recipe.sizes[0]]
-    weights = Weights(model.checkpoint, keep_bytes=shared.keep_bytes, calibration=calibration)
-    painters = _painters(models, weights)
-    if shared.recipe.prompts:
-        progress("golden pictures, unquantized, in torch")
-    plain = {size: p.draw(models[size].unrounded) for size, p in painters.items()}
-    return _Canvas(calibration, weights, painters, plain)
-
-
-def _drawn(job: PreparedPackage, models: Models, canvas: _Canvas, progress: Progress) -> SchemeWork:
-    model = next(iter(models.values()))
-    weights, painters, calibration = canvas.weights, canvas.painters, canvas.calibration
+def _rounded(
+    job: PreparedPackage, models: Models, weights: Weights
+) -> dict[PictureSize, Callable[[str], QuantizedProgram]]:
+    """Of each size that is drawn, what gives a graph's program with its rounded inputs."""
     # What layers read is rounded in the program too, in ranges chosen on the trajectories, which
     # are of one size: the ranges serve all.
-    at = model.recipe.calibrated_size
+    recipe = next(iter(models.values())).recipe
+    at = recipe.calibrated_size
     ranges = ranges_of(job.sized[at], weights.read, models[at].calls_as(job.sized[at], weights))
-    rounded = {size: rounded_by(job.sized[size], ranges) for size in painters}
-    if not model.recipe.prompts:
-        none = dict.fromkeys(painters, golden.Pictures((), ()))
-        return SchemeWork(
-            model, weights, calibration, rounded, none, {size: {} for size in painters}
-        )
+    return {size: rounded_by(job.sized[size], ranges) for size in recipe.sizes}
+
+
+Painters = Mapping[PictureSize, golden.Painter]
+Plain = Mapping[PictureSize, Sequence[golden.Drawing]]
+
+
+def _plain(models: Models, painters: Painters, progress: Progress) -> Plain:
+    """The golden pictures of the unquantized program."""
+    progress("golden pictures, unquantized, in torch")
+    return {size: p.draw(models[size].unrounded) for size, p in painters.items()}
+
+
+def _painted(
+    job: PreparedPackage, work: SchemeWork, painters: Painters, plain: Plain, progress: Progress
+) -> SchemeWork:
     progress(f"{job.scheme.name}: golden pictures in torch")
     pictures, allowed = {}, {}
     for size, painter in painters.items():
-        programs = {name: rounded[size](name) for name in job.programs}
+        programs = {name: work.rounded[size](name) for name in job.programs}
         drawings = painter.draw(programs)
-        pictures[size] = golden.Pictures(drawings, canvas.plain[size])
-        allowed[size] = golden.allowances(programs, weights, drawings[0], painter.schedule.guidance)
-    return SchemeWork(model, weights, calibration, rounded, pictures, allowed)
+        pictures[size] = golden.Pictures(drawings, plain[size])
+        guidance = painter.schedule.guidance
+        allowed[size] = golden.allowances(programs, work.weights, drawings[0], guidance)
+    return replace(work, pictures=pictures, allowed=allowed)
 
 
-def _painters(models: Models, weights: Weights) -> dict[PictureSize, golden.Painter]:
+def _painters(models: Models, weights: Weights) -> Painters:
     """What draws the golden pictures of each size: of a further one, the first prompt alone."""
     model = next(iter(models.values()))
     recipe = model.recipe

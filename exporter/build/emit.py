@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from exporter.layouts import load_layout
 from exporter.package.layout import LAYOUT_FILE, check_layout
 from exporter.package.names import graph_of
 from exporter.package.read import MANIFEST
+from exporter.package.sizes import PictureSize
 from exporter.progress import Progress
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.split import split
@@ -147,6 +149,30 @@ def build_layout(job: PreparedPackage, work: SchemeWork, progress: Progress) -> 
     )  # fmt: skip
 
 
+def emit_apart(
+    job: PreparedPackage,
+    name: str,
+    work: SchemeWork,
+    folder: Path,
+    progress: Progress,
+    cache: Cache,
+) -> bool:
+    """Put one graph of a package, which others assemble, into a cache; False: it is there.
+
+    Args:
+        folder: empty; what is written there is of no further use.
+    """
+    part = next(part for part in job.parts if part.name == name)
+    programs = _sized(job, part, work)
+    key = _key(job, programs, work)
+    if cache.find("graph", key) is not None:
+        progress(f"{name} is in the cache")
+        return False
+    progress(f"emit {name}")
+    reuse.keep_graph(cache, key, _written(job, programs, work, folder), folder)
+    return True
+
+
 def _emit(
     job: PreparedPackage,
     part: QuantizedProgram,
@@ -157,28 +183,47 @@ def _emit(
     taken: list[str],
 ) -> write.WholeGraph:
     """Write a part, at every size if it has more than one, or take it from the cache."""
-    recipe, graph = work.model.recipe, graph_of(part.name)
-    sizes = (recipe.sizes[0], *job.further.get(part.name, ()))
-    programs = {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
-    allowed = {size: work.allowed[size].get(graph, golden.USUAL) for size in sizes}
-    choices = recipe.backend(job.backend.name).choices
-    sources = Sources(work.model.checkpoint, work.calibration)
-    key = graph_key(job.backend, choices, programs, sources) if cache else ""
+    programs, graph = _sized(job, part, work), graph_of(part.name)
+    allowed = {size: work.allowed[size].get(graph, golden.USUAL) for size in programs}
+    key = _key(job, programs, work) if cache else ""
     whole = reuse.take_graph(cache, key, programs, folder) if cache else None
     if whole is not None:
         progress(f"{part.name} is taken from the cache")
         taken.append(part.name)
         return whole.widened(allowed)
     progress(f"emit {part.name}")
-    options, read = EmitOptions(choices), work.weights.read
-    if len(sizes) > 1:
-        whole = write.emit_sizes(job.backend, programs, read, folder, options)
-    else:
-        (program,) = programs.values()
-        whole = write.WholeGraph(write.emit_graph(job.backend, program, read, folder, options))
+    whole = _written(job, programs, work, folder)
     if cache:
         reuse.keep_graph(cache, key, whole, folder)
     return whole.widened(allowed)
+
+
+Sized = Mapping[PictureSize, QuantizedProgram]  # the first one first
+
+
+def _sized(job: PreparedPackage, part: QuantizedProgram, work: SchemeWork) -> Sized:
+    """A part at every size that has one of its own, its inputs rounded."""
+    recipe, graph = work.model.recipe, graph_of(part.name)
+    sizes = (recipe.sizes[0], *job.further.get(part.name, ()))
+    return {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
+
+
+def _key(job: PreparedPackage, programs: Sized, work: SchemeWork) -> str:
+    choices = work.model.recipe.backend(job.backend.name).choices
+    sources = Sources(work.model.checkpoint, work.calibration)
+    return graph_key(job.backend, choices, programs, sources)
+
+
+def _written(
+    job: PreparedPackage, programs: Sized, work: SchemeWork, folder: Path
+) -> write.WholeGraph:
+    options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
+    if len(programs) > 1:
+        return write.emit_sizes(job.backend, programs, work.weights.read, folder, options)
+    (program,) = programs.values()
+    return write.WholeGraph(
+        write.emit_graph(job.backend, program, work.weights.read, folder, options)
+    )
 
 
 def _rounded_part(program: QuantizedProgram, name: str, recipe: Recipe) -> QuantizedProgram:

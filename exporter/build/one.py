@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,16 +14,25 @@ from exporter.build.asked import (
     prepared_packages,
     refuse_unbuildable,
 )
-from exporter.build.pipeline import build_asked, requested
-from exporter.build.shared import Built, Places, TracedRecipe
+from exporter.build.pipeline import (
+    build_asked,
+    found_calibration,
+    make_part,
+    measured_graphs,
+    requested,
+)
+from exporter.build.resume import unfinished_bytes
+from exporter.build.shared import STATISTICS, Built, Places, TracedRecipe
 from exporter.files.lock import alone
 from exporter.predict.graph import build_bytes, run_bytes
 from exporter.program.sizes import activation_bytes
 from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
+from exporter.quantize.everywhere import has_levels
 from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.recipe import Recipe
 
+COPIES = 4  # of the largest weight, while it is decoded and multiplied with
 DRAWN_ACTIVATIONS = 3  # of a graph's, that torch holds at once while it draws
 LIBRARY_BYTES = 250_000_000  # of backends' libraries, and of what torch keeps for later
 HEADROOM = 1.25  # of predictions, for what is rounded up and freed late
@@ -58,14 +68,25 @@ class One:
         with self._alone(asked, progress):
             return build_asked(shared, asked, self.places, progress)
 
-    def needs(self, shared: TracedRecipe) -> Needs:
-        """What building them is predicted to take; raises InputError for what cannot be built."""
+    @fixed_threads()
+    def make(self, part: str, shared: TracedRecipe, progress: Progress) -> bool:
+        """Put a part of ``Needs.parts`` into the cache; False: it is there, or no graph."""
+        (asked,) = self._asked
+        return make_part(shared, asked, part, self.places, progress)
+
+    def needs(self, shared: TracedRecipe, split_bytes: int | None = None) -> Needs:
+        """What building them is predicted to take; raises InputError for what cannot be built.
+
+        Args:
+            split_bytes: of files, from which on a package's parts are named; None: never.
+        """
         jobs = prepared_packages(shared.models, self._asked)
         for job in jobs:
             refuse_unbuildable(job, shared.models)
-        return Needs(
-            max(_more_bytes(job, shared) for job in jobs), sum(job.missing_bytes() for job in jobs)
-        )
+        disk_bytes = sum(job.missing_bytes() for job in jobs)
+        splits = split_bytes is not None and disk_bytes >= split_bytes and self.places.cache
+        parts = _parts(jobs[0], shared, self.places) if splits and len(jobs) == 1 else ()
+        return Needs(max(_more_bytes(job, shared) for job in jobs), disk_bytes, parts)
 
     @contextmanager
     def _alone(self, asked: Sequence[AskedPackage], progress: Progress) -> Iterator[None]:
@@ -77,40 +98,104 @@ class One:
 
 
 @dataclass(frozen=True)
+class PartNeeds:
+    """What a part of a package is predicted to take, where it is made apart; as ``Needs``.
+
+    Attributes:
+        name: of a graph; ``STATISTICS`` for what is to be measured before any graph is made.
+    """
+
+    name: str
+    more_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a build is predicted to take.
 
     Attributes:
         more_bytes: of memory, besides what the process has taken before.
         disk_bytes: of files that are not there yet.
+        parts: what can be made apart, anywhere, before the rest; none where that does not pay.
     """
 
     more_bytes: int
     disk_bytes: int
+    parts: tuple[PartNeeds, ...] = ()
+
+
+def _parts(job: PreparedPackage, shared: TracedRecipe, places: Places) -> tuple[PartNeeds, ...]:
+    """The statistics, if they have to be measured, and every graph.
+
+    None where inputs are rounded: each worker would find the ranges of each graph anew. None where
+    an interrupted build is gone on with.
+    """
+    if any(map(has_levels, job.programs.values())) or unfinished_bytes(job.target):
+        return ()
+    found: list[PartNeeds] = []
+    if job.scheme.used_methods:
+        graphs = measured_graphs(shared, [job], places)
+        if found_calibration(shared.models, [job], graphs, places, Progress()) is None:
+            found.append(PartNeeds(STATISTICS, _headroom(_measuring_bytes(job, shared)), 0))
+    for part in job.parts:
+        more = [part, *job.further.get(part.name, {}).values()]
+        disk_bytes = sum(one.stored_bytes() for one in more)
+        found.append(PartNeeds(part.name, _headroom(_writing_bytes(job, more, shared)), disk_bytes))
+    return tuple(found)
 
 
 def _more_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:
     """Memory for measuring, drawing, emitting or running a graph, whichever takes the most."""
     recipe, costs = shared.recipe, job.backend.costs
-    programs = [p for sized in job.sized.values() for p in sized.values()]
     parts = [*job.parts, *(part for sized in job.further.values() for part in sized.values())]
-    written = run = 0
-    if costs is not None:
-        written = max(build_bytes(part, costs, 0) - costs.build_process_bytes for part in parts)
-        run = max(run_bytes(part, costs) - costs.process_bytes for part in parts)
-    drawn = max(4 * _values(p) + DRAWN_ACTIVATIONS * activation_bytes(p) for p in programs)
-    measured = max(_covariance_bytes(p) for p in programs) if job.scheme.used_methods else 0
-    codes = sum(program.stored_bytes() for program in job.programs.values())
-    held = min(shared.keep_bytes, 4 * codes)
-    most = max(written, run, measured, drawn if recipe.prompts else 0)
-    return LIBRARY_BYTES + int(HEADROOM * (held + most))
+    most = [_writing_bytes(job, parts, shared)]
+    if job.scheme.used_methods:
+        most.append(_measuring_bytes(job, shared))
+    if recipe.prompts or any(map(has_levels, job.programs.values())):
+        most.append(_drawing_bytes(job, shared))
+    if recipe.prompts and costs is not None:  # without any, no graph is opened
+        held = _held_bytes(job, shared)
+        most.append(held + max(run_bytes(part, costs) - costs.process_bytes for part in parts))
+    return _headroom(max(most))
 
 
-def _covariance_bytes(program: QuantizedProgram) -> int:
-    """Of what a layer meets, while it is measured: a sum in float64, and a factor of it."""
-    widths = [source.shape[-1] for source in program.stored().values() if len(source.shape) == 2]
-    return 2 * 8 * max(widths, default=0) ** 2
+def _headroom(taken_bytes: int) -> int:
+    return LIBRARY_BYTES + int(HEADROOM * taken_bytes)
 
 
-def _values(program: QuantizedProgram) -> int:
-    return sum(program.values_by_format().values())
+def _writing_bytes(
+    job: PreparedPackage, parts: Sequence[QuantizedProgram], shared: TracedRecipe
+) -> int:
+    """For emitting parts, the largest weight of which decides."""
+    costs, held = job.backend.costs, _held_bytes(job, shared)
+    if costs is None:
+        return held + COPIES * max(map(_largest_bytes, parts))
+    return held + max(build_bytes(part, costs, 0) - costs.build_process_bytes for part in parts)
+
+
+def _measuring_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:
+    """For what layers meet: of the widest a sum in float64, and a factor of it; and for drawing."""
+    weights = [s for p in job.programs.values() for s in p.stored().values() if len(s.shape) == 2]
+    widest = max((source.shape[-1] for source in weights), default=0)
+    return _drawing_bytes(job, shared) + 2 * 8 * widest**2
+
+
+def _drawing_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:
+    """For running programs in torch, where each tensor is read when it is needed and dropped."""
+    programs = [p for sized in job.sized.values() for p in sized.values()]
+    most = max(
+        COPIES * _largest_bytes(p) + DRAWN_ACTIVATIONS * activation_bytes(p) for p in programs
+    )
+    return _held_bytes(job, shared) + most
+
+
+def _held_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:
+    """Values of weights that are kept, those of unquantized pictures among them."""
+    values = sum(sum(p.values_by_format().values()) for p in job.programs.values())
+    return min(shared.keep_bytes, 2 * 4 * values)
+
+
+def _largest_bytes(program: QuantizedProgram) -> int:
+    """Of a weight, in float32."""
+    return 4 * max((math.prod(source.shape) for source in program.stored().values()), default=0)

@@ -17,8 +17,8 @@ from exporter.build.asked import (
     refuse_unbuildable,
     schemes_of,
 )
-from exporter.build.draw import work_of
-from exporter.build.emit import build_layout, build_package
+from exporter.build.draw import unpainted_work, work_of
+from exporter.build.emit import build_layout, build_package, emit_apart
 from exporter.build.gather import LINES as LINES_TO_GATHER
 from exporter.build.gather import gather
 from exporter.build.licence import licence_of, warn_of_missing
@@ -29,8 +29,8 @@ from exporter.build.shared import Models, Places, Source, TracedRecipe, traced
 from exporter.cache.shared import Cache
 from exporter.calibrate.store import Calibration, kept
 from exporter.checkpoint.open import Checkpoint
-from exporter.files.lock import locked
-from exporter.files.staging import refuse_place
+from exporter.files.lock import alone, locked
+from exporter.files.staging import refuse_place, scratch
 from exporter.layouts import NATIVE, load_layout
 from exporter.program.threads import fixed_threads
 from exporter.progress import Progress
@@ -201,10 +201,7 @@ def build_asked(
 
     # Calibrate: the inputs that layers meet on the model's own trajectories, if a scheme asks.
     if measures:
-        measured = models[recipe.calibrated_size]
-        calibration = calibrate(measured, graphs, places.statistics, progress)
-        if cache:
-            reuse.keep_statistics(cache, calibration)
+        calibration = _calibrated(models, graphs, places, progress)
 
     # Emit and verify, the packages of a scheme one after the other.
     for _, same in itertools.groupby(left, key=lambda job: job.given):
@@ -218,6 +215,41 @@ def build_asked(
     if cache:
         _keep(shared, (jobs, left), calibration, graphs, there, places)
     return [found for found in built.values() if found is not None]
+
+
+def _calibrated(
+    models: Models, graphs: Sequence[str], places: Places, progress: Progress
+) -> Calibration:
+    """Measure graphs, for this build and for others by the cache."""
+    measured = models[next(iter(models.values())).recipe.calibrated_size]
+    found = calibrate(measured, graphs, places.statistics, progress)
+    if places.cache:
+        reuse.keep_statistics(places.cache, found)
+    return found
+
+
+def make_part(
+    shared: TracedRecipe, asked: AskedPackage, part: str, places: Places, progress: Progress
+) -> bool:
+    """Put a part of a package, which others assemble, into the cache; False: it is there.
+
+    Args:
+        part: a graph, or ``STATISTICS``.
+    """
+    assert places.cache is not None
+    models = shared.models
+    (job,) = prepared_packages(models, [asked])
+    refuse_unbuildable(job, models)
+    graphs = measured_graphs(shared, [job], places)
+    calibration = found_calibration(models, [job], graphs, places, progress)
+    if calibration is None and job.scheme.used_methods:
+        calibration = _calibrated(models, graphs, places, progress)
+    if part == STATISTICS:
+        return False
+    target = job.target.with_name(f"{job.target.name}-{part}")
+    with alone(target, progress), scratch(target) as folder:
+        work = unpainted_work(job, shared, calibration)
+        return emit_apart(job, part, work, folder, progress, places.cache)
 
 
 def measured_graphs(

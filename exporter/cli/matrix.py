@@ -48,6 +48,12 @@ LOCAL = "local"
     help="How often a job is begun again whose worker was killed.",
 )
 @click.option(
+    "--split",
+    default="256MB",
+    show_default=True,
+    help="Files of a package from which on each of its graphs is a job of its own; such as 2GB.",
+)
+@click.option(
     "--job", "jobs", multiple=True, help="Only this one, by its name; as often as wanted."
 )
 @click.option(
@@ -72,6 +78,7 @@ def command(
     workers: int | None,
     memory: str | None,
     retries: int,
+    split: str,
     jobs: Sequence[str],
     shared_cache: str | None,
     service: str | None,
@@ -101,7 +108,8 @@ def command(
     place = out or Path("artifacts") / matrix.name
     cache = parse_url(shared_cache or str(place / CACHE))
     open_cache(cache, complain)  # says at once where there can be none
-    result = run(matrix, place, runner, cache.text, Progress(bar_on_terminal), complain)
+    progress, split_bytes = Progress(bar_on_terminal), bytes_of("--split", split) or 0
+    result = run(matrix, place, runner, cache.text, progress, complain, split_bytes)
     end_of_bar()
     if as_json:
         show_json(result.to_json() | {"page": str(place / PAGE)})

@@ -106,6 +106,28 @@ def staging(target: Path, remedy: str = REMEDY, journal: Path | None = None) -> 
                 remove_if_empty(folder)
 
 
+@contextmanager
+def scratch(target: Path, remedy: str = REMEDY) -> Iterator[Path]:
+    """An empty folder beside ``target`` while the block lasts, for what is put elsewhere from it.
+
+    What a kill has left there is removed first. Raises InputError as ``staging`` does.
+    """
+    partial = partial_of(target)
+    try:
+        try:
+            remove(partial)
+            partial.mkdir(parents=True)
+            yield partial
+        except Exception:
+            tell_wish()
+            raise
+    except OSError as error:
+        raise unwritable(target, error, remedy) from error
+    finally:
+        with suppress(OSError):
+            remove(partial)
+
+
 def settle(target: Path) -> None:
     """Mend what a kill has left between two moves: the older folder goes back, or goes."""
     retired = retired_of(target)

@@ -16,15 +16,16 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from exporter.errors import InputError, needs_extra, printable
 from exporter.files.memory import anonymous_bytes, free_memory
 from exporter.files.stop import tell_wish
 from exporter.matrix import work
+from exporter.matrix.course import Course, Task
 from exporter.matrix.outcome import Assignment, Forecast, Outcome
-from exporter.matrix.worker import answered, heard, told
+from exporter.matrix.worker import answered, asked, heard, told
 from exporter.progress import Progress
 
 PREFIX = "dask://"
@@ -60,7 +61,7 @@ def on_worker(raw: dict[str, Any]) -> dict[str, Any]:
     """What a Dask worker does for a job: as a worker of this machine, in its own process."""
     from distributed import get_worker
 
-    name, phase = raw["order"]["job"]["name"], "build" if raw["forecast"] else "look up"
+    name, phase = raw["order"]["job"]["name"], raw["phase"]
     worker = get_worker()
 
     def say(line: str) -> None:
@@ -70,7 +71,7 @@ def on_worker(raw: dict[str, Any]) -> dict[str, Any]:
     with suppress(Exception):
         worker.log_event(TOPIC, {"job": name, "begun": phase, "pid": os.getpid()})
     if raw["forecast"]:
-        _await_memory(raw["forecast"]["memory_bytes"], say)
+        _await_memory((raw["part"] or raw["forecast"])["memory_bytes"], say)
     found = answered(raw, say)
     if isinstance(found, Outcome):
         found = replace(found, worker=worker.address)
@@ -127,34 +128,22 @@ def _forget() -> None:
     work.BENCH.group, work.BENCH.traced = None, None
 
 
-@dataclass(frozen=True)
-class _Task:
-    """An assignment, to be looked up or to be built, and how often it was handed in."""
-
-    assignment: Assignment
-    forecast: Forecast | None = None
-    submitted: int = 1
-
-    @property
-    def name(self) -> str:
-        return self.assignment.job.name
-
-
 @dataclass
 class _Run:
     """What is on its way.
 
     Attributes:
         unfit: addresses of workers that would build something else.
-        begun: how often jobs were begun to be built, also by workers that ended.
+        begun: how often tasks were begun, by job and phase, also by workers that ended.
     """
 
     client: Any  # distributed.Client
     retries: int
     progress: Progress
     unfit: set[str] = field(default_factory=set)
-    begun: Counter[str] = field(default_factory=Counter)
-    tasks: dict[str, _Task] = field(default_factory=dict)
+    begun: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    course: Course = field(default_factory=Course)
     futures: dict[str, Any] = field(default_factory=dict)
     done: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
 
@@ -163,21 +152,35 @@ class _Run:
         if assignments and not self._workers():
             self.progress("no worker is there yet; waiting for one")
         for one in assignments:
-            if (outcome := self._submit(_Task(one))) is not None:
-                yield outcome
+            yield from self._submitted([Task(one)])
         while self.tasks:
             future = self.done.get()
-            found = self._heard(future, self.tasks.pop(future.key))
+            task = self.tasks.pop(future.key)
             del self.futures[future.key]
-            outcome = self._submit(found) if isinstance(found, _Task) else found
-            if outcome is not None:
-                yield replace(outcome, attempts=max(1, self.begun[outcome.name]))
+            found = self._heard(future, task)
+            yield from self._submitted(
+                [found] if isinstance(found, Task) else self._after(task, found)
+            )
+
+    def _submitted(self, tasks: Sequence[Task] | Outcome) -> Iterator[Outcome]:
+        """Hand tasks in; an outcome is none, and what no worker can do comes to one."""
+        if isinstance(tasks, Outcome):
+            yield tasks
+            return
+        for task in tasks:
+            if (failed := self._submit(task)) is not None:
+                yield from self._submitted(self._after(task, failed))
+
+    def _after(self, task: Task, answer: Outcome | Forecast) -> list[Task] | Outcome:
+        """What follows for a job, each task begun as often as workers have said."""
+        begun = max(1, self.begun[task.order.job.name, task.phase])
+        return self.course.after(replace(task, attempts=begun), answer)
 
     def _listen(self, event: tuple[float, dict[str, Any]]) -> None:
         """A worker says what it does; in a thread of the client's."""
         _, said = event
-        if said.get("begun") == "build":
-            self.begun[said["job"]] += 1
+        if "begun" in said:
+            self.begun[said["job"], said["begun"]] += 1
         elif "line" in said:
             self.progress(f"{said['job']}: {said['line']}")
 
@@ -186,29 +189,26 @@ class _Run:
         found = self.client.scheduler_info(n_workers=-1)["workers"]
         return {address: facts for address, facts in found.items() if address not in self.unfit}
 
-    def _submit(self, task: _Task) -> Outcome | None:
+    def _submit(self, task: Task) -> Outcome | None:
         """Hand a task to the scheduler; an outcome of what no worker can do."""
-        raw = {
-            "order": asdict(task.assignment),
-            "forecast": asdict(task.forecast) if task.forecast else None,
-        }
-        needed = task.forecast.memory_bytes if task.forecast else 0
+        about = task.part or task.forecast
+        needed = about.memory_bytes if about else 0
         workers = self._workers()
         able = [a for a, facts in workers.items() if (facts["memory_limit"] or needed) >= needed]
         if workers and not able:
             most = max(facts["memory_limit"] for facts in workers.values())
             return Outcome(
-                task.name,
+                task.order.job.name,
                 "failed",
                 f"is predicted to take {needed / 1e6:,.0f} MB of memory, and no worker has more "
                 f"than {most / 1e6:,.0f} MB; start larger ones, or choose a smaller size",
             )
         declared = any(RESOURCE in facts["resources"] for facts in workers.values())
-        phase = f"{'build' if task.forecast else 'look'}-{task.submitted}"
+        phase = f"{task.phase.replace(' ', '-')}-{task.attempts}"
         future = self.client.submit(
             on_worker,
-            raw,
-            key=f"fourstep-{task.assignment.run}-{task.name}-{phase}",
+            asked(task),
+            key=f"fourstep-{task.order.run}-{task.order.job.name}-{phase}",
             pure=False,
             priority=BUILDS_FIRST if task.forecast else 0,
             resources={RESOURCE: needed} if declared and needed else None,
@@ -219,35 +219,36 @@ class _Run:
         future.add_done_callback(self.done.put)
         return None
 
-    def _heard(self, future: Any, task: _Task) -> _Task | Outcome:
-        """What came of a task: another one, or an outcome."""
+    def _heard(self, future: Any, task: Task) -> Task | Outcome | Forecast:
+        """What came of a task: it has to be handed in again, or an answer."""
+        name = task.order.job.name
         if future.status == "finished":
             answer = heard(future.result())
             assert not isinstance(answer, str)
-            if isinstance(answer, Forecast):
-                return replace(task, forecast=answer)
-            return self._elsewhere(answer, task) if answer.is_unfit else answer
+            if isinstance(answer, Outcome) and answer.is_unfit:
+                return self._elsewhere(answer, task)
+            return answer
         if future.status != "error":
-            return Outcome(task.name, "failed", "the scheduler is gone, or has let go of it")
+            return Outcome(name, "failed", "the scheduler is gone, or has let go of it")
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
-            if task.submitted <= self.retries:
-                return replace(task, submitted=task.submitted + 1)
+            if task.attempts <= self.retries:
+                return replace(task, attempts=task.attempts + 1)
             return Outcome(
-                task.name,
+                name,
                 "failed",
                 "the workers that had it ended, as when memory runs out; start larger ones",
             )
-        return Outcome(task.name, "failed", _reason(error))
+        return Outcome(name, "failed", _reason(error))
 
-    def _elsewhere(self, answer: Outcome, task: _Task) -> _Task | Outcome:
+    def _elsewhere(self, answer: Outcome, task: Task) -> Task | Outcome:
         """The same task for other workers than one that would build something else."""
         if answer.worker not in self.unfit:
             self.unfit.add(answer.worker)
             self.progress(f"{answer.worker}: is left out: {answer.reason}")
         if not self._workers():
             return answer
-        return replace(task, submitted=task.submitted + 1)
+        return replace(task, attempts=task.attempts + 1)
 
 
 def _reason(error: BaseException) -> str:

@@ -17,14 +17,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from exporter.files.memory import Free, anonymous_bytes, free_memory
 from exporter.files.read import parse_json
+from exporter.matrix.course import Course, Task
 from exporter.matrix.outcome import Assignment, Forecast, Outcome
-from exporter.matrix.worker import heard
+from exporter.matrix.worker import asked, heard
 from exporter.progress import Progress
 
 LOOK_BYTES = 700_000_000  # of a worker that has traced and builds nothing yet
@@ -56,28 +57,18 @@ class Local:
         self, assignments: Sequence[Assignment], progress: Progress
     ) -> Generator[Outcome, None, None]:
         """The outcome of each order, as they come."""
-        shop = _Shop(self, progress, [_Task(one) for one in assignments])
+        shop = _Shop(self, progress, [Task(one) for one in assignments])
         try:
             yield from shop.run()
         finally:
             shop.close()
 
 
-@dataclass(frozen=True)
-class _Task:
-    """An order that is to be looked up, or to be built as was predicted."""
-
-    order: Assignment
-    forecast: Forecast | None = None
-    attempts: int = 1
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.forecast.memory_bytes if self.forecast else LOOK_BYTES
-
-    @property
-    def disk_bytes(self) -> int:
-        return self.forecast.disk_bytes if self.forecast else 0
+def memory_of(task: Task) -> int:
+    """What a task may take, predicted."""
+    if task.part is not None:
+        return task.part.memory_bytes
+    return task.forecast.memory_bytes if task.forecast else LOOK_BYTES
 
 
 @dataclass(eq=False)
@@ -87,8 +78,8 @@ class _Worker:
     process: subprocess.Popen[str]
     said: IO[bytes]
     listener: threading.Thread
-    task: _Task | None = None
-    last: _Task | None = None
+    task: Task | None = None
+    last: Task | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -97,15 +88,13 @@ class _Worker:
     @property
     def to_come_bytes(self) -> int:
         """What it may still take of what was predicted of its task."""
-        return max(0, self.task.memory_bytes - self.held_bytes) if self.task else 0
+        return max(0, memory_of(self.task) - self.held_bytes) if self.task else 0
 
-    def give(self, task: _Task) -> None:
+    def give(self, task: Task) -> None:
         self.task = self.last = task
-        forecast = asdict(task.forecast) if task.forecast else None
         assert self.process.stdin is not None
         try:
-            line = json.dumps({"order": asdict(task.order), "forecast": forecast})
-            self.process.stdin.write(line + "\n")
+            self.process.stdin.write(json.dumps(asked(task)) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:  # it has ended, and its thread says so
             pass
@@ -136,10 +125,11 @@ class _Shop:
 
     given: Local
     progress: Progress
-    left: list[_Task]
+    left: list[Task]
     workers: list[_Worker] = field(default_factory=list)
     events: queue.Queue[tuple[_Worker, str | None]] = field(default_factory=queue.Queue)
     waits: set[str] = field(default_factory=set)
+    course: Course = field(default_factory=Course)
 
     def run(self) -> Iterator[Outcome]:
         while self.left or any(worker.task for worker in self.workers):
@@ -150,47 +140,50 @@ class _Shop:
                 worker, line = self.events.get(timeout=POLL_S if self.left else None)
             except queue.Empty:
                 continue
-            found = self._heard(worker, line)
-            if found is not None:
-                yield found
+            yield from self._heard(worker, line)
 
-    def _heard(self, worker: _Worker, line: str | None) -> Outcome | None:
+    def _heard(self, worker: _Worker, line: str | None) -> list[Outcome]:
         """What an event comes to: an outcome, or none yet."""
         if worker not in self.workers:  # let go of
-            return None
+            return []
         if line is None:
             return self._lost(worker)
         answer, task = heard(parse_json(line, "a worker's answer")), worker.task
         assert task is not None
         if isinstance(answer, str):
             self.progress(f"{task.order.job.name}: {answer}")
-            return None
+            return []
         worker.task = None
-        if isinstance(answer, Forecast):
-            self.left.insert(0, replace(task, forecast=answer))
-            return None
-        return replace(answer, attempts=task.attempts)
+        return self._after(task, answer)
 
-    def _lost(self, worker: _Worker) -> Outcome | None:
+    def _after(self, task: Task, answer: Outcome | Forecast) -> list[Outcome]:
+        found = self.course.after(task, answer)
+        if isinstance(found, Outcome):
+            return [found]
+        self.left[:0] = found
+        return []
+
+    def _lost(self, worker: _Worker) -> list[Outcome]:
         """A worker has ended: its job is begun again, or has failed too often."""
         self.workers.remove(worker)
         task, why = worker.task, worker.ending()
         worker.end()
         if task is None:
-            return None
-        name = task.order.job.name
+            return []
         if task.attempts > self.given.retries:
             times = f", {task.attempts} times" if task.attempts > 1 else ""
-            return Outcome(name, "failed", f"{why}{times}", attempts=task.attempts)
-        self.progress(f"{name}: {why}; it is begun again")
+            failed = Outcome(task.order.job.name, "failed", f"{why}{times}")
+            return self._after(task, failed)
+        self.progress(f"{task.name}: {why}; it is begun again")
         self.left.insert(0, replace(task, attempts=task.attempts + 1))
-        return None
+        return []
 
     def _assign(self) -> Iterator[Outcome]:
         """Give tasks to workers that have none, as memory allows; what never fits has failed."""
         for large in [task for task in self.left if self._never_fits(task)]:
             self.left.remove(large)
-            yield Outcome(large.order.job.name, "failed", self._too_large(large))
+            failed = Outcome(large.order.job.name, "failed", self._too_large(large))
+            yield from self._after(large, failed)
         while self.left:
             free = [worker for worker in self.workers if worker.task is None]
             if not free and len(self.workers) >= self.given.workers:
@@ -203,12 +196,12 @@ class _Shop:
             self.left.remove(task)
             (worker or self._begin()).give(task)
 
-    def _next_for(self, worker: _Worker | None) -> _Task | None:
+    def _next_for(self, worker: _Worker | None) -> Task | None:
         """The task that fits and lies nearest to what a worker has done, or None."""
         busy = {w.task.order.job.group for w in self.workers if w.task is not None}
         last = worker.last.order.job if worker and worker.last else None
 
-        def distance(task: _Task) -> tuple[bool, bool, bool, bool]:
+        def distance(task: Task) -> tuple[bool, bool, bool, bool]:
             job = task.order.job
             same = last is not None and job.group == last.group
             alike = same and last is not None and job.scheme == last.scheme
@@ -220,10 +213,10 @@ class _Shop:
             self._tell(task)
         return None
 
-    def _fits(self, task: _Task, worker: _Worker | None) -> bool:
+    def _fits(self, task: Task, worker: _Worker | None) -> bool:
         """Whether what a task may take is free, besides what others may still take."""
         own = worker.held_bytes if worker else 0
-        more = max(0, task.memory_bytes - own)
+        more = max(0, memory_of(task) - own)
         more += sum(w.to_come_bytes for w in self.workers)
         free, most = self.given.free().free_bytes, self.given.memory_bytes
         if free is not None and more > free:
@@ -233,24 +226,23 @@ class _Shop:
         disk = sum(w.task.disk_bytes for w in self.workers if w.task)
         return not disk or disk + task.disk_bytes <= shutil.disk_usage(task.order.out).free
 
-    def _never_fits(self, task: _Task) -> bool:
+    def _never_fits(self, task: Task) -> bool:
         limits = (self.given.free().total_bytes, self.given.memory_bytes)
-        return any(most is not None and task.memory_bytes > most for most in limits)
+        return any(most is not None and memory_of(task) > most for most in limits)
 
-    def _too_large(self, task: _Task) -> str:
+    def _too_large(self, task: Task) -> str:
         limits = (self.given.free().total_bytes, self.given.memory_bytes)
         most = min(limit for limit in limits if limit is not None)
         return (
-            f"is predicted to take {task.memory_bytes / 1e6:,.0f} MB of memory, and there are "
+            f"is predicted to take {memory_of(task) / 1e6:,.0f} MB of memory, and there are "
             f"{most / 1e6:,.0f} MB at all; build it on a larger machine, or choose a smaller size"
         )
 
-    def _tell(self, task: _Task) -> None:
+    def _tell(self, task: Task) -> None:
         """Say once that a task waits."""
-        name = task.order.job.name
-        if name not in self.waits:
-            self.waits.add(name)
-            self.progress(f"{name}: waits until {task.memory_bytes / 1e6:,.0f} MB are free")
+        if task.name not in self.waits:
+            self.waits.add(task.name)
+            self.progress(f"{task.name}: waits until {memory_of(task) / 1e6:,.0f} MB are free")
 
     def _make_room(self) -> None:
         """Where nothing runs and nothing fits, workers that have nothing to do give theirs back."""

@@ -21,6 +21,7 @@ class Assignment:
         out: the folder of the matrix.
         cache: a folder or URL of the shared cache, or empty.
         run: of all orders of one command: files may have changed before the next.
+        split_bytes: of files, from which on a package's graphs are jobs of their own.
     """
 
     job: Job
@@ -30,6 +31,22 @@ class Assignment:
     out: str
     cache: str
     run: str
+    split_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A graph of a package that is made apart, into the cache, and what that is predicted to take.
+
+    Attributes:
+        memory_bytes, disk_bytes: as a forecast's.
+        is_first: whether it is measured for all graphs, and none can be made before.
+    """
+
+    name: str
+    memory_bytes: int
+    disk_bytes: int
+    is_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,12 +57,14 @@ class Forecast:
         memory_bytes: of anonymous memory, the whole process.
         disk_bytes: of files that are not there yet.
         seconds, cpu_s: that it took to know this: the job's model is traced for it.
+        parts: what is made apart, before the rest; none of a small package.
     """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float = 0.0
     cpu_s: float = 0.0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from exporter.progress import Progress
 STATES: tuple[State, ...] = get_args(State)
 PAGE, DATA = "matrix.html", "matrix.json"
 CACHE = "cache"  # in the folder of a matrix, where no other is named
+SPLIT_BYTES = 256_000_000  # of files: below, a second worker that traces the model costs more
 MOST_EXIT_CODE = 100  # beyond are those that shells and signals use
 
 
@@ -75,12 +76,14 @@ def run(
     cache: str,
     progress: Progress,
     complain: Callable[[str], None],
+    split_bytes: int = SPLIT_BYTES,
 ) -> Result:
     """Build a matrix into ``out``, and write its page there.
 
     Args:
         cache: a folder or URL that machines share.
         complain: gets a line for each job that failed, and for one that took more than predicted.
+        split_bytes: of files, from which on a package's graphs are jobs of their own.
 
     Raises InputError where nothing can be begun.
     """
@@ -90,7 +93,7 @@ def run(
         # Workers lock packages; who else builds into these folders waits for all of them.
         for group in dict.fromkeys(job.group for job in matrix.jobs):
             folders.enter_context(locked(out / group, progress))
-        orders, refused = _orders(matrix, out, cache)
+        orders, refused = _orders(matrix, out, cache, split_bytes)
         progress.expect(len(matrix.names))
         outcomes: dict[str, Outcome] = {}
         by_name = {order.job.name: order for order in orders}
@@ -123,7 +126,9 @@ def _report(found: Outcome, complain: Callable[[str], None]) -> None:
         complain(f"{found.name}: {remark}")
 
 
-def _orders(matrix: Matrix, out: Path, cache: str) -> tuple[list[Assignment], list[Outcome]]:
+def _orders(
+    matrix: Matrix, out: Path, cache: str, split_bytes: int
+) -> tuple[list[Assignment], list[Outcome]]:
     """What is to be done, and the jobs that cannot be begun."""
     code, name = code_of_own(), secrets.token_hex(8)
     orders: list[Assignment] = []
@@ -136,9 +141,10 @@ def _orders(matrix: Matrix, out: Path, cache: str) -> tuple[list[Assignment], li
             continue
         orders.append(
             Assignment(
-                job, digest, code, versions_of(job.backend), str(out.absolute()), cache, name
+                job, digest, code, versions_of(job.backend), str(out.absolute()), cache, name,
+                split_bytes,
             )
-        )
+        )  # fmt: skip
     return orders, refused
 
 

@@ -29,7 +29,7 @@ from exporter.files.heap import release
 from exporter.files.memory import anonymous_bytes, watched
 from exporter.files.read import file_digest, read_json, reason_of
 from exporter.matrix.file import asked_recipe
-from exporter.matrix.outcome import Assignment, Forecast, Outcome
+from exporter.matrix.outcome import Assignment, Forecast, Outcome, Part
 from exporter.package.read import MANIFEST, read_manifest
 from exporter.progress import Progress
 
@@ -85,8 +85,13 @@ def look_up(order: Assignment, say: Say) -> Outcome | Forecast:
         found = one.look_up(progress)
         if found:
             return found
-        needs = one.needs(BENCH.models(order, one, progress))
-        return Forecast(anonymous_bytes() + needs.more_bytes, needs.disk_bytes)
+        needs = one.needs(BENCH.models(order, one, progress), order.split_bytes)
+        held = anonymous_bytes()
+        parts = tuple(
+            Part(part.name, held + part.more_bytes, part.disk_bytes, part.name == STATISTICS)
+            for part in needs.parts
+        )
+        return Forecast(held + needs.more_bytes, needs.disk_bytes, parts=parts)
 
     return _worked(order, say, work, None)
 
@@ -102,10 +107,25 @@ def build(order: Assignment, forecast: Forecast, say: Say) -> Outcome:
     return found
 
 
+def make(order: Assignment, forecast: Forecast, part: Part, say: Say) -> Outcome:
+    """Make a part of a package, into the cache; whatever goes wrong is an outcome."""
+
+    def work(one: One, progress: Progress) -> Outcome:
+        emitted = one.make(part.name, BENCH.models(order, one, progress), progress)
+        return Outcome(order.job.name, "built", emitted=(part.name,) if emitted else ())
+
+    apart = replace(
+        forecast, memory_bytes=part.memory_bytes, disk_bytes=part.disk_bytes, seconds=0.0, cpu_s=0.0
+    )
+    found = _worked(order, say, work, apart)
+    assert isinstance(found, Outcome)
+    return found
+
+
 def _worked(
     order: Assignment,
     say: Say,
-    work: Callable[[One, Progress], list[Built] | Forecast],
+    work: Callable[[One, Progress], list[Built] | Forecast | Outcome],
     forecast: Forecast | None,
 ) -> Outcome | Forecast:
     """What work on an order comes to, with what it took."""
@@ -115,7 +135,7 @@ def _worked(
     with BENCH.lock, watched() as peak:
         try:
             done = work(_one(order, remarks.append), Progress(lambda line, *_: say(line)))
-            found = done if isinstance(done, Forecast) else _outcome(order, done)
+            found = _outcome(order, done) if isinstance(done, list) else done
         except Exception as error:
             unfit = isinstance(error, Unfit) or _is_full(error, order, forecast)
             found = Outcome(order.job.name, "failed", _reason(error), is_unfit=unfit)

@@ -17,12 +17,13 @@ from typing import Any, TextIO
 
 from exporter.files.read import parse_json
 from exporter.matrix import work
-from exporter.matrix.outcome import Assignment, Forecast, Outcome
+from exporter.matrix.course import Task
+from exporter.matrix.outcome import Assignment, Forecast, Outcome, Part
 from exporter.package.decode import parse
 
 
 def main() -> None:
-    """Answer each line of stdin: ``{"order": ..., "forecast": ... or null}``."""
+    """Answer each line of stdin, an ``asked``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever gives orders
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -31,11 +32,24 @@ def main() -> None:
         _answer(answers, told(answered(raw, lambda said: _answer(answers, {"line": said}))))
 
 
+def asked(task: Task) -> dict[str, Any]:
+    """What a worker is to do, as JSON data; ``answered`` does it."""
+    return {
+        "order": asdict(task.order),
+        "forecast": asdict(task.forecast) if task.forecast else None,
+        "part": asdict(task.part) if task.part else None,
+        "phase": task.phase,
+    }
+
+
 def answered(raw: dict[str, Any], say: work.Say) -> Outcome | Forecast:
     order = parse(Assignment, raw["order"])
     if raw["forecast"] is None:
         return work.look_up(order, say)
-    return work.build(order, parse(Forecast, raw["forecast"]), say)
+    forecast = parse(Forecast, raw["forecast"])
+    if raw["part"] is not None:
+        return work.make(order, forecast, parse(Part, raw["part"]), say)
+    return work.build(order, forecast, say)
 
 
 def told(found: Outcome | Forecast) -> dict[str, Any]:

@@ -8,8 +8,8 @@ one golden picture, so that what is measured is the matrix. Built from nothing b
 on a machine that has nothing but their cache; there with another format for one graph; and on a
 Dask scheduler with each number of workers, compared byte for byte.
 
-With ``--full`` one recipe of that checkpoint (``fourstep synth``), without golden pictures, for three
-backends on two Dask workers of 4 GiB each: a row for each package and one for all.
+With ``--full`` one recipe of that checkpoint (``fourstep synth``), without golden pictures, for
+three backends on two Dask workers of 4 GiB each: a row for each package and one for all.
 """
 
 from __future__ import annotations

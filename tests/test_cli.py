@@ -557,7 +557,9 @@ def test_doctor() -> None:
     assert result.exit_code == 0
     assert "run onnx" in result.stdout and "onnxruntime 1." in result.stdout
     rows = json.loads(fourstep("doctor", "--json").stdout)
-    assert {r["name"] for r in rows} >= {"python", "numpy", "build", "build onnx", "run onnx"}
+    assert {r["name"] for r in rows} >= {
+        "python", "numpy", "build", "build onnx", "run onnx", "--cache s3://", "--on dask://"
+    }  # fmt: skip
 
 
 def test_missing_extras_name_the_pip_line(

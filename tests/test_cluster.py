@@ -330,7 +330,7 @@ def test_a_worker_says_what_it_has_instead(tiny_folder: Path, tmp_path: Path) ->
     file.write_text(RECIPE.format(checkpoint=tiny_folder))
     job = Job("tiny/onnx-fp16", str(file), "", "", "onnx", "fp16", ("fp16",))
     digest = asked_recipe(job).digest("onnx")
-    there = versions_of("onnx")
+    there = versions_of("onnx", {})
 
     def reason(code: str, versions: dict[str, str], recipe: str) -> str:
         asked = Assignment(job, recipe, code, versions, str(tmp_path / "out"), "", "run")

@@ -15,7 +15,7 @@ from exporter.cli import main
 from exporter.errors import InputError
 from exporter.files.memory import Free, free_memory
 from exporter.matrix.ci import listed
-from exporter.matrix.file import Job, Matrix, read_matrix
+from exporter.matrix.file import Job, Matrix, asked_recipe, read_matrix
 from exporter.matrix.local import Local
 from exporter.matrix.outcome import Assignment, Outcome
 from exporter.matrix.page import page
@@ -134,6 +134,31 @@ def test_what_is_not_given_is_the_recipes(recipe: Path, tiny_copy: Path) -> None
         for backend in ("onnx", "openvino")
     ]
     assert {job.checkpoint for job in found.jobs} == {str(tiny_copy)}
+
+
+def test_chips_are_an_axis_of_backends_that_compile_for_them(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + '[onnx]\ntarget = "qnn"\nsocs = ["8gen2"]\n')
+    text = """
+        recipes = ["tiny.toml"]
+        socs = ["8gen3", "8elite", "8gen9"]
+        backends = ["onnx", "openvino"]
+        schemes = ["w8a16"]
+        [[exclude]]
+        soc = "8elite"
+        """
+    found = matrix_of(recipe.parent, text)
+    assert [(job.name, job.soc) for job in found.jobs] == [
+        ("tiny/8gen3/onnx-w8a16", "8gen3"),
+        ("tiny/openvino-w8a16", ""),
+    ]
+    assert asked_recipe(found.jobs[0]).backend("onnx").choices["socs"] == "8gen3"
+    (refused,) = found.refused
+    assert refused.name == "tiny/8gen9/onnx-w8a16" and "unknown soc '8gen9'" in refused.reason
+    alone = '[[include]]\nrecipe = "tiny.toml"\nbackend = "openvino"\nsoc = "8gen3"'
+    (refused,) = matrix_of(recipe.parent, alone).refused
+    assert refused.reason == "soc = '8gen3': openvino compiles for no chips; leave it out"
+    with pytest.raises(InputError, match=r"socs: no job compiles for chips"):
+        matrix_of(recipe.parent, text.replace('"onnx", ', ""))
 
 
 @pytest.mark.parametrize(

@@ -208,8 +208,15 @@ def _sized(job: PreparedPackage, part: QuantizedProgram, work: SchemeWork) -> Si
     return {size: _rounded_part(work.rounded[size](graph), part.name, recipe) for size in sizes}
 
 
+def _choices(job: PreparedPackage, work: SchemeWork) -> dict[str, str]:
+    """The recipe's for emitting: what graphs are compiled for comes later, and is none of it."""
+    chosen = work.model.recipe.backend(job.backend.name).choices
+    later = job.backend.lists if isinstance(job.backend, ForNpu) else {}
+    return {key: value for key, value in chosen.items() if key not in later}
+
+
 def _key(job: PreparedPackage, programs: Sized, work: SchemeWork) -> str:
-    choices = work.model.recipe.backend(job.backend.name).choices
+    choices = _choices(job, work)
     sources = Sources(work.model.checkpoint, work.calibration)
     return graph_key(job.backend, choices, programs, sources)
 
@@ -217,7 +224,7 @@ def _key(job: PreparedPackage, programs: Sized, work: SchemeWork) -> str:
 def _written(
     job: PreparedPackage, programs: Sized, work: SchemeWork, folder: Path
 ) -> write.WholeGraph:
-    options = EmitOptions(work.model.recipe.backend(job.backend.name).choices)
+    options = EmitOptions(_choices(job, work))
     if len(programs) > 1:
         return write.emit_sizes(job.backend, programs, work.weights.read, folder, options)
     (program,) = programs.values()

@@ -53,6 +53,9 @@ def command(as_json: bool) -> None:
     rows.append(_row("sign", backends.Requirement("fourstep[signing]", SIGNING)))
     stores = backends.Requirement("fourstep[stores]", {"zstandard": "zstandard"})
     rows.append(_row("stores", stores))
+    rows.append(_row("--cache s3://", backends.Requirement("fourstep[s3]", {"s3fs": "s3fs"})))
+    cluster = backends.Requirement("fourstep[dask]", {"distributed": "distributed"})
+    rows.append(_row("--on dask://", cluster))
     if as_json:
         show_json(rows)
         return

@@ -22,6 +22,7 @@ AXES = {  # of a file, and what a row of include or exclude calls one value
     "recipes": "recipe",
     "checkpoints": "checkpoint",
     "sizes": "size",
+    "socs": "soc",
     "backends": "backend",
     "schemes": "scheme",
 }
@@ -30,10 +31,12 @@ EXAMPLES = {
     "recipes": '["recipe.toml"]',
     "checkpoints": '["model-a", "model-b"]',
     "sizes": '["512x512", "768x512"]',
+    "socs": '["8gen3", "8elite"]',
     "backends": '["onnx", "openvino"]',
     "schemes": '["int8", "int4"]',
 }
 MOST_JOBS = 10_000
+CHIPS = "socs"  # of a backend's table in a recipe, and the axis
 Row = Mapping[str, str]
 
 
@@ -44,7 +47,7 @@ class Job:
     Attributes:
         name: its folder, from that of the whole matrix; unlike that of any other job.
         recipe: an absolute path.
-        checkpoint, size: in place of the recipe's; empty: the recipe's own.
+        checkpoint, size, soc: in place of the recipe's; empty: the recipe's own.
         scheme: its name, or the absolute path of a plan.
         beside: all schemes that the matrix builds of the same recipe, checkpoint and size, in
             order: layers are measured for them together.
@@ -57,6 +60,7 @@ class Job:
     backend: str
     scheme: str
     beside: tuple[str, ...] = ()
+    soc: str = ""
 
     @property
     def group(self) -> str:
@@ -111,7 +115,7 @@ def read_matrix(file: Path) -> Matrix:
 
 
 def asked_recipe(job: Job) -> Recipe:
-    """The recipe of a job, with its own checkpoint and size; raises InputError."""
+    """The recipe of a job, with its own checkpoint, size and chip; raises InputError."""
     recipe = read_recipe(Path(job.recipe))
     others = [layout for layout in recipe.layouts if layout != NATIVE]
     if others:
@@ -126,7 +130,30 @@ def asked_recipe(job: Job) -> Recipe:
         recipe = recipe.at(size)
         if recipe.calibration.size is not None:
             recipe = replace(recipe, calibration=replace(recipe.calibration, size=None))
-    return recipe
+    return _for_chip(recipe, job.backend, job.soc) if job.soc else recipe
+
+
+def _for_chip(recipe: Recipe, backend: str, soc: str) -> Recipe:
+    """A recipe whose graphs are compiled for one chip; raises InputError where none can be."""
+    loaded = backends.load(backend)
+    chips = backends.lists_of(loaded).get(CHIPS)
+    if chips is None:
+        raise InputError(f"soc = {soc!r}: {backend} compiles for no chips; leave it out")
+    if soc not in chips:
+        raise InputError(known("soc", soc, chips))
+    choices = {**recipe.backend(backend).choices, CHIPS: soc}
+    reason = backends.refuse_choices(loaded, choices)
+    if reason:
+        raise InputError(f"[{backend}] {reason}")
+    return recipe.choosing(backend, choices)
+
+
+def _takes_chips(recipe: Recipe, backend: str) -> bool:
+    """Whether a recipe's graphs for a backend are such as are compiled for chips."""
+    loaded = backends.load(backend)
+    chips = backends.lists_of(loaded).get(CHIPS, ())
+    choices = recipe.backend(backend).choices
+    return any(backends.refuse_choices(loaded, {**choices, CHIPS: c}) is None for c in chips[:1])
 
 
 def _matrix(file: Path, raw: Mapping[str, Any]) -> Matrix:
@@ -138,10 +165,11 @@ def _matrix(file: Path, raw: Mapping[str, Any]) -> Matrix:
     excluded = [_placed(_row(raw, "exclude", r), file.parent) for r in _rows(raw, "exclude")]
     if not axes["recipes"] and not included:
         raise InputError('recipes: at least one is expected, such as recipes = ["recipe.toml"]')
-    rows = [dict(zip(AXES.values(), c, strict=True)) for c in _combinations(axes)]
+    crossed = [dict(zip(AXES.values(), c, strict=True)) for c in _combinations(axes)]
+    rows = [*((row, True) for row in crossed), *((row, False) for row in included)]
     found: dict[str, Job | Refused] = {}
-    for row in (*rows, *included):
-        for one, values in _expanded(_placed(row, file.parent)):
+    for row, is_crossed in rows:
+        for one, values in _expanded(_placed(row, file.parent), is_crossed):
             if any(r.items() <= values.items() for r in excluded):
                 continue
             if found.setdefault(one.name, one) != one:
@@ -151,6 +179,10 @@ def _matrix(file: Path, raw: Mapping[str, Any]) -> Matrix:
     if not found:
         raise InputError("no job is left; exclude fewer")
     jobs = [one for one in found.values() if isinstance(one, Job)]
+    if axes["socs"] and not any(job.soc for job in jobs):
+        raise InputError(
+            'socs: no job compiles for chips; say target = "qnn" in [onnx] of a recipe'
+        )
     refused = [one for one in found.values() if isinstance(one, Refused)]
     return Matrix(file.stem, tuple(_together(jobs)), tuple(refused))
 
@@ -210,12 +242,16 @@ def _absolute(given: str, folder: Path) -> str:
     return os.path.normpath(folder.absolute() / Path(given).expanduser())
 
 
-def _expanded(row: Row) -> Iterator[tuple[Job | Refused, Row]]:
+def _expanded(row: Row, is_crossed: bool) -> Iterator[tuple[Job | Refused, Row]]:
     """A row's jobs, each with its values: where it names no backend or scheme, all of the recipe's.
 
     What a mistake keeps from being a job is a refused one.
+
+    Args:
+        is_crossed: whether it comes from axes: a chip is for the backends alone that compile for
+            chips, and others have one job for all chips.
     """
-    place = _place_of(row)
+    place = _place_of({**row, "soc": ""})
     plain = Job("", row["recipe"], row["checkpoint"], row["size"], "", "")
     try:
         recipe = asked_recipe(plain)
@@ -225,7 +261,11 @@ def _expanded(row: Row) -> Iterator[tuple[Job | Refused, Row]]:
         yield Refused(f"{place}/{asked}", str(error)), row
         return
     for backend in names:
-        yield from _of_backend(replace(plain, backend=backend), place, recipe, row)
+        given = row
+        if is_crossed and backend in recipe.works_with and not _takes_chips(recipe, backend):
+            given = {**row, "soc": ""}
+        job = replace(plain, backend=backend, soc=given["soc"])
+        yield from _of_backend(job, _place_of(given), recipe, given)
 
 
 def _of_backend(
@@ -234,6 +274,7 @@ def _of_backend(
     values = {**row, "backend": job.backend}
     try:
         backends.load(job.backend)
+        recipe = _for_chip(recipe, job.backend, job.soc) if job.soc else recipe
         schemes = [row["scheme"]] if row["scheme"] else recipe.backend(job.backend).schemes
     except FourstepError as error:
         name = f"{place}/{job.backend}-{_label(row['scheme']) or '*'}"
@@ -254,7 +295,7 @@ def _of_backend(
 def _place_of(row: Row) -> str:
     """The folder of a row's packages, from that of the matrix: a level for each axis it is on."""
     checkpoint = row["checkpoint"].rstrip("/").rpartition("/")[2]
-    return "/".join(filter(None, [Path(row["recipe"]).stem, checkpoint, row["size"]]))
+    return "/".join(filter(None, [Path(row["recipe"]).stem, checkpoint, row["size"], row["soc"]]))
 
 
 def _label(scheme: str) -> str:

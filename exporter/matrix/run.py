@@ -135,13 +135,15 @@ def _orders(
     refused = [Outcome(one.name, "failed", one.reason, attempts=0) for one in matrix.refused]
     for job in matrix.jobs:
         try:
-            digest = asked_recipe(job).digest(job.backend)
+            recipe = asked_recipe(job)
+            digest = recipe.digest(job.backend)
+            versions = versions_of(job.backend, recipe.backend(job.backend).choices)
         except FourstepError as error:
             refused.append(Outcome(job.name, "failed", str(error), attempts=0))
             continue
         orders.append(
             Assignment(
-                job, digest, code, versions_of(job.backend), str(out.absolute()), cache, name,
+                job, digest, code, versions, str(out.absolute()), cache, name,
                 split_bytes,
             )
         )  # fmt: skip

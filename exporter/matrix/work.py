@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,15 +41,22 @@ class Unfit(InputError):
     """A worker would build something else than was asked for."""
 
 
-def versions_of(backend: str) -> dict[str, str]:
+def versions_of(backend: str, choices: Mapping[str, str]) -> dict[str, str]:
     """What decides the bytes of a backend's packages besides fourstep's own code, as far as known.
 
-    A backend whose library is not installed tells none: whoever asks need not have it.
+    A library that is not installed tells none, nor does a compiler for chips: whoever asks need
+    not have it.
+
+    Args:
+        choices: the recipe's for the backend.
     """
     loaded = backends.load(backend)
     if backends.missing(loaded.to_build.modules):
         return libraries()
-    tools = tools_of(loaded, backends.default_choices(loaded))
+    try:
+        tools = tools_of(loaded, choices)
+    except InputError:
+        tools = tools_of(loaded, backends.default_choices(loaded))
     return {**libraries(), **tools}
 
 
@@ -161,13 +168,12 @@ def _one(order: Assignment, say: Say) -> One:
     """The package of an order; raises InputError where this worker would make another one."""
     if code_of_own() != order.code_sha256:
         raise Unfit("a worker has another fourstep than this command; install the same one there")
-    here = versions_of(order.job.backend)
+    job, recipe = order.job, asked_recipe(order.job)
+    here = versions_of(job.backend, recipe.backend(job.backend).choices)
     for name, version in order.versions.items():
         if here.get(name) != version:
             found = f"{name} {here[name]}" if here.get(name) else f"no {name}"
             raise Unfit(f"a worker has {found}, and this command {version}; install the same there")
-    job = order.job
-    recipe = asked_recipe(job)
     if recipe.digest(job.backend) != order.recipe_sha256:
         raise Unfit(f"{job.recipe}: is another recipe where a worker is; share its folder")
     folder = Path(order.out) / job.group

@@ -248,6 +248,17 @@ class Recipe:
         return next(choice for choice in self.choices if choice.name == name)
 
     @property
+    def works_with(self) -> tuple[str, ...]:
+        """The backends that work here."""
+        return tuple(choice.name for choice in self.choices)
+
+    def choosing(self, name: str, choices: Mapping[str, str]) -> Recipe:
+        """The recipe with other choices for a backend, which go together."""
+        own = replace(self.backend(name), choices=dict(choices))
+        chosen = tuple(own if choice.name == name else choice for choice in self.choices)
+        return replace(self, choices=chosen)
+
+    @property
     def graph_parts(self) -> dict[str, int]:
         """Into how many consecutive graphs a graph is cut, by its name."""
         return {"t5": self.t5_parts, "denoiser": self.denoiser_parts}

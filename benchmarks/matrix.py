@@ -5,8 +5,8 @@
 
 24 packages of the model in the box: three backends, four schemes, two sizes; codes to nearest and
 one golden picture, so that what is measured is the matrix. Built from nothing by local processes;
-on a machine that has nothing but their cache; there with another format for one graph; and on a
-Dask scheduler with each number of workers, compared byte for byte.
+on a machine that has nothing but their cache; there with another format for one graph; on a Dask
+scheduler with each number of workers; and with every graph a job of its own; compared byte for byte.
 
 With ``--full`` one recipe of that checkpoint (``fourstep synth``), without golden pictures, for
 three backends on two Dask workers of 4 GiB each: a row for each package and one for all.
@@ -31,7 +31,7 @@ from exporter.files.read import file_digest
 from exporter.matrix.cluster import Cluster
 from exporter.matrix.file import read_matrix
 from exporter.matrix.local import Local
-from exporter.matrix.run import Result, Runner, run
+from exporter.matrix.run import SPLIT_BYTES, Result, Runner, run
 from exporter.progress import Progress, say
 
 ROOT = Path(__file__).parents[1]
@@ -144,12 +144,20 @@ def dask(folder: Path, workers: int, limit: str = WORKER_LIMIT) -> Iterator[str]
 
 
 def measured(
-    way: str, matrix: Path, out: Path, runner: Runner, workers: int, cache: Path, first: Path | None
+    way: str,
+    matrix: Path,
+    out: Path,
+    runner: Runner,
+    workers: int,
+    cache: Path,
+    first: Path | None,
+    split_bytes: int = SPLIT_BYTES,
 ) -> Row:
     """Build into ``out`` and compare with the packages of ``first``."""
     result: Result = run(
-        read_matrix(matrix), out, runner, str(cache), Progress(), lambda line: say(f"{line}\n")
-    )
+        read_matrix(matrix), out, runner, str(cache), Progress(), lambda line: say(f"{line}\n"),
+        split_bytes,
+    )  # fmt: skip
     jobs = result.outcomes
     busy_s = sum(job.seconds for job in jobs)
     row = Row(
@@ -264,6 +272,8 @@ def main() -> None:
         with dask(place / f"scheduler-{workers}", workers) as address:
             where = Cluster(f"dask://{address}")
             keep(measured("Dask", matrix, out, where, workers, out / "cache", first))
+    out = place / "graphs"
+    keep(measured("every graph a job", matrix, out, Local(2), 2, out / "cache", first, 1))
 
 
 if __name__ == "__main__":

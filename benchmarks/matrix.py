@@ -6,7 +6,7 @@
 24 packages of the model in the box: three backends, four schemes, two sizes; codes to nearest and
 one golden picture, so that what is measured is the matrix. Built from nothing by local processes;
 on a machine that has nothing but their cache; there with another format for one graph; on a Dask
-scheduler with each number of workers; and with every graph a job of its own; compared byte for byte.
+scheduler with each number of workers; with every graph a job of its own; compared byte for byte.
 
 With ``--full`` one recipe of that checkpoint (``fourstep synth``), without golden pictures, for
 three backends on two Dask workers of 4 GiB each: a row for each package and one for all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from exporter.matrix.file import Job, Matrix, asked_recipe, read_matrix
 from exporter.matrix.local import Local
 from exporter.matrix.outcome import Assignment, Outcome
 from exporter.matrix.page import page
+from exporter.matrix.run import run
 from exporter.progress import Progress
 from exporter.recipe.recipe import read_recipe
 from tests.test_package import digests
@@ -315,6 +316,25 @@ def test_the_page_says_what_was_built_reused_and_failed() -> None:
     assert "More memory than predicted" in text and "denoiser" in text
 
 
+def test_a_job_over_its_own_prediction_is_reported(recipe: Path) -> None:
+    class Over:
+        def run(
+            self, assignments: Sequence[Assignment], progress: Progress
+        ) -> Generator[Outcome, None, None]:
+            for one in assignments:
+                yield Outcome(
+                    one.job.name, "failed", "x", peak_bytes=3 * 10**8, predicted_bytes=2 * 10**8
+                )
+
+    matrix = matrix_of(recipe.parent, 'recipes = ["tiny.toml"]\nbackends = ["onnx"]')
+    lines: list[str] = []
+    run(matrix, recipe.parent / "out", Over(), "", Progress(), lines.append)
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        f"warning: {name}: took 300 MB of memory, more than the 200 MB that were predicted"
+        for name in matrix.names
+    ]
+
+
 def test_a_ci_reads_the_jobs(recipe: Path) -> None:
     found = matrix_of(recipe.parent, 'recipes = ["tiny.toml", "gone.toml"]\nschemes = ["int4"]')
     github = json.loads(listed(found, "github", "all.toml"))
@@ -359,7 +379,10 @@ def test_the_command_builds_what_a_build_builds(
 def test_what_is_measured_is_the_same_apart_and_together(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers at once in one recipe, whose schemes ask for other graphs to be measured."""
+    """Two workers at once in one recipe, whose schemes ask for other graphs to be measured.
+
+    Every graph is a job of its own, and what is measured for them another one.
+    """
     override = '[[weights.override]]\ngraph = "denoiser"\nweight = "*"\nformat = "fp32"\n'
     text = RECIPE.replace("prompts = []", 'prompts = ["a red circle"]')
     text += '[calibration]\nprompts = ["a red circle"]\nmethods = ["feedback", "bias"]\n'
@@ -370,7 +393,8 @@ def test_what_is_measured_is_the_same_apart_and_together(
         'recipes = ["tiny.toml"]\nbackends = ["onnx", "openvino"]\n'
         'schemes = ["fp16", "int8", "int4"]'
     )
-    code, told, _ = ran(capsys, file, "--out", tmp_path / "out", "--workers", "2", "--json")
+    split = ["--workers", "2", "--json", "--split", "1"]
+    code, told, _ = ran(capsys, file, "--out", tmp_path / "out", *split)
     assert code == 0 and told["built"] == 6
     build(read_recipe(recipe), tmp_path / "plain", [], ["fp16", "int8", "int4"])
     for job in told["jobs"]:
@@ -380,7 +404,7 @@ def test_what_is_measured_is_the_same_apart_and_together(
     recipe.write_text(recipe.read_text().replace("[build]", f"{override}[build]"))
     cache = ["--cache", tmp_path / "out/cache"]
     again = tmp_path / "again"
-    code, told, _ = ran(capsys, file, "--out", again, "--workers", "2", "--json", *cache)
+    code, told, _ = ran(capsys, file, "--out", again, *split, *cache)
     assert code == 0
     assert {name for job in told["jobs"] for name in job["emitted"]} == {"denoiser"}
     assert all(job["taken"] or job["state"] == "reused" for job in told["jobs"])

@@ -163,14 +163,19 @@ def emit_apart(
         folder: empty; what is written there is of no further use.
     """
     part = next(part for part in job.parts if part.name == name)
-    programs = _sized(job, part, work)
-    key = _key(job, programs, work)
-    if cache.find("graph", key) is not None:
+    if is_cached(job, part, work, cache):
         progress(f"{name} is in the cache")
         return False
     progress(f"emit {name}")
+    programs = _sized(job, part, work)
+    key = _key(job, programs, work)
     reuse.keep_graph(cache, key, _written(job, programs, work, folder), folder)
     return True
+
+
+def is_cached(job: PreparedPackage, part: QuantizedProgram, work: SchemeWork, cache: Cache) -> bool:
+    """Whether a cache says that it has a part; its files are checked when they are taken."""
+    return cache.find("graph", _key(job, _sized(job, part, work), work)) is not None
 
 
 def _emit(

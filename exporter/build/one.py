@@ -14,6 +14,8 @@ from exporter.build.asked import (
     prepared_packages,
     refuse_unbuildable,
 )
+from exporter.build.draw import unpainted_work
+from exporter.build.emit import is_cached
 from exporter.build.pipeline import (
     build_asked,
     found_calibration,
@@ -126,23 +128,30 @@ class Needs:
 
 
 def _parts(job: PreparedPackage, shared: TracedRecipe, places: Places) -> tuple[PartNeeds, ...]:
-    """The statistics, if they have to be measured, and every graph.
+    """The statistics, if they have to be measured, and every graph that the cache lacks.
 
-    None where inputs are rounded: each worker would find the ranges of each graph anew. None where
-    an interrupted build is gone on with.
+    None where that is one alone, and where inputs are rounded: each worker would find the ranges of
+    each graph anew. None where an interrupted build is gone on with.
     """
+    assert places.cache is not None
     if any(map(has_levels, job.programs.values())) or unfinished_bytes(job.target):
         return ()
-    found: list[PartNeeds] = []
+    calibration = None
     if job.scheme.used_methods:
         graphs = measured_graphs(shared, [job], places)
-        if found_calibration(shared.models, [job], graphs, places, Progress()) is None:
-            found.append(PartNeeds(STATISTICS, _headroom(_measuring_bytes(job, shared)), 0))
-    for part in job.parts:
-        more = [part, *job.further.get(part.name, {}).values()]
-        disk_bytes = sum(one.stored_bytes() for one in more)
-        found.append(PartNeeds(part.name, _headroom(_writing_bytes(job, more, shared)), disk_bytes))
-    return tuple(found)
+        calibration = found_calibration(shared.models, [job], graphs, places, Progress())
+        if calibration is None:
+            first = PartNeeds(STATISTICS, _headroom(_measuring_bytes(job, shared)), 0)
+            return (first, *(_part(job, part, shared) for part in job.parts))
+    work = unpainted_work(job, shared, calibration)
+    lacking = [part for part in job.parts if not is_cached(job, part, work, places.cache)]
+    return tuple(_part(job, part, shared) for part in lacking) if len(lacking) > 1 else ()
+
+
+def _part(job: PreparedPackage, part: QuantizedProgram, shared: TracedRecipe) -> PartNeeds:
+    sized = [part, *job.further.get(part.name, {}).values()]
+    disk_bytes = sum(one.stored_bytes() for one in sized)
+    return PartNeeds(part.name, _headroom(_writing_bytes(job, sized, shared)), disk_bytes)
 
 
 def _more_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from exporter.matrix.outcome import Assignment, Forecast, Outcome, Part
+from exporter.matrix.outcome import Assignment, Forecast, Outcome, PackagePart
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
 
     order: Assignment
     forecast: Forecast | None = None
-    part: Part | None = None
+    part: PackagePart | None = None
     attempts: int = 1
 
     @property

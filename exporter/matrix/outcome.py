@@ -35,7 +35,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Part:
+class PackagePart:
     """A graph of a package that is made apart, into the cache, and what that is predicted to take.
 
     Attributes:
@@ -64,7 +64,7 @@ class Forecast:
     disk_bytes: int
     seconds: float = 0.0
     cpu_s: float = 0.0
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PackagePart, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from exporter.files.heap import release
 from exporter.files.memory import anonymous_bytes, watched
 from exporter.files.read import file_digest, read_json, reason_of
 from exporter.matrix.file import asked_recipe
-from exporter.matrix.outcome import Assignment, Forecast, Outcome, Part
+from exporter.matrix.outcome import Assignment, Forecast, Outcome, PackagePart
 from exporter.package.read import MANIFEST, read_manifest
 from exporter.progress import Progress
 
@@ -95,7 +95,7 @@ def look_up(order: Assignment, say: Say) -> Outcome | Forecast:
         needs = one.needs(BENCH.models(order, one, progress), order.split_bytes)
         held = anonymous_bytes()
         parts = tuple(
-            Part(part.name, held + part.more_bytes, part.disk_bytes, part.name == STATISTICS)
+            PackagePart(part.name, held + part.more_bytes, part.disk_bytes, part.name == STATISTICS)
             for part in needs.parts
         )
         return Forecast(held + needs.more_bytes, needs.disk_bytes, parts=parts)
@@ -114,7 +114,7 @@ def build(order: Assignment, forecast: Forecast, say: Say) -> Outcome:
     return found
 
 
-def make(order: Assignment, forecast: Forecast, part: Part, say: Say) -> Outcome:
+def make(order: Assignment, forecast: Forecast, part: PackagePart, say: Say) -> Outcome:
     """Make a part of a package, into the cache; whatever goes wrong is an outcome."""
 
     def work(one: One, progress: Progress) -> Outcome:

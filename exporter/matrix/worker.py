@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from exporter.files.read import parse_json
 from exporter.matrix import work
 from exporter.matrix.course import Task
-from exporter.matrix.outcome import Assignment, Forecast, Outcome, Part
+from exporter.matrix.outcome import Assignment, Forecast, Outcome, PackagePart
 from exporter.package.decode import parse
 
 
@@ -48,7 +48,7 @@ def answered(raw: dict[str, Any], say: work.Say) -> Outcome | Forecast:
         return work.look_up(order, say)
     forecast = parse(Forecast, raw["forecast"])
     if raw["part"] is not None:
-        return work.make(order, forecast, parse(Part, raw["part"]), say)
+        return work.make(order, forecast, parse(PackagePart, raw["part"]), say)
     return work.build(order, forecast, say)
 
 

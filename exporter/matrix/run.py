@@ -19,7 +19,7 @@ from exporter.cache.url import parse_url
 from exporter.errors import FourstepError
 from exporter.files.lock import locked, write_alone
 from exporter.files.read import file_digest
-from exporter.files.staging import refuse_place
+from exporter.files.staging import refuse_place, unwritable
 from exporter.matrix.file import Matrix, asked_recipe
 from exporter.matrix.outcome import Assignment, Outcome, State
 from exporter.matrix.page import page
@@ -109,6 +109,10 @@ def run(
         tuple(outcomes[name] for name in matrix.names),
         time.monotonic() - began_s,
     )
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # nothing was built there
+    except OSError as error:
+        raise unwritable(out, error) from None
     write_alone(out / DATA, json.dumps(result.to_json(), indent=1) + "\n")
     write_alone(out / PAGE, page(result.name, result.outcomes, result.seconds))
     return result

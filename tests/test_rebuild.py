@@ -217,13 +217,14 @@ def test_tools_that_came_or_went() -> None:
 
 
 def test_a_file_that_only_one_has(tiny_package: Path, tmp_path: Path) -> None:
-    """Strays beside a package are not compared."""
+    """Strays beside a package are not compared, and neither is who signed it."""
     copy = Path(shutil.copytree(tiny_package, tmp_path / "copy"))
     (copy / ".gitattributes").write_text("x")
+    (copy / "model.sig").write_text("x")
     manifest = json.loads((copy / "manifest.json").read_text())
     seal(copy, manifest)
     listed = again._listed(open_package(copy), tiny_package)
-    assert ".gitattributes" not in listed and "recipe.json" in listed
+    assert not {".gitattributes", "model.sig"} & listed and "recipe.json" in listed
 
 
 def assert_rebuilt(built: Built, place: Path) -> None:

@@ -15,7 +15,7 @@ from exporter.build.write import tools_of
 from exporter.errors import CheckFailed, InputError
 from exporter.files.read import parse_json, parse_text, read_text
 from exporter.package.manifest import Manifest
-from exporter.package.read import OWN_FILES, read_manifest
+from exporter.package.read import DIGEST, MANIFEST, read_manifest
 from exporter.progress import Progress
 from exporter.recipe.again import Givens, loras_of, recipe_again
 from exporter.recipe.recipe import Recipe
@@ -162,9 +162,12 @@ def _paths(folder: Path) -> set[str]:
 
 
 def _listed(package: Package, built: Path) -> set[str]:
-    """What either manifest names: others may keep files of theirs beside a package."""
+    """What either manifest names: others may keep files of theirs beside a package.
+
+    A signature is over the manifest, and nobody builds it.
+    """
     files = (*package.manifest.all_files, *read_manifest(built).all_files)
-    return {*OWN_FILES, *(file.path for file in files)}
+    return {MANIFEST, DIGEST, *(file.path for file in files)}
 
 
 def _difference(path: str, then: Path, now: Path) -> Difference | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ISSUER = "1.3.6.1.4.1.57264.1.8"  # Fulcio's extension: who says so, a string in DER
 OLD_ISSUER = "1.3.6.1.4.1.57264.1.1"  # the same as bare text
+MOST_SAID = 300  # characters of what the library says
 CONFIG = "application/vnd.dev.sigstore.clienttrustconfig"
 # A note of a log: lines of text, a blank one, and a line for each that signed it.
 NOTE = re.compile(r"(?P<origin>[^\n]+)\n(?P<size>[0-9]+)\n[^\n]+\n(?:[^\n]+\n)*\n(?:— \S+ \S+\n)+")
@@ -141,10 +142,15 @@ def read_root(text: str, file: Path) -> Root:
 
     wrong = "is no trusted root, and no trust configuration, of Sigstore's"
     raw = parse_json(text, file, InputError, unique=True)
-    with quiet(), panics_as(lambda said: InputError(f"{file}: {wrong}: {said}")):
+    with quiet(), panics_as(lambda said: InputError(f"{file}: {wrong}: {shortened(said)}")):
         if str(raw.get("mediaType", "")).startswith(CONFIG):
             return root_of(ClientTrustConfig.from_json(text).trusted_root)
         return root_of(TrustedRoot.from_file(str(file)))
+
+
+def shortened(said: str) -> str:
+    """What pydantic says of a record, without where to read of it and beyond some of its fields."""
+    return said.partition(" For further information")[0][:MOST_SAID]
 
 
 def root_of(trusted: TrustedRoot) -> Root:
@@ -175,7 +181,8 @@ def check_identity(content: bytes, who: Who, root: Root, file: Path) -> None:
     from sigstore.verify.policy import Identity
 
     with quiet():
-        with panics_as(lambda said: CheckFailed(f"{file}: is no bundle of Sigstore's: {said}")):
+        wrong = f"{file}: is no bundle of Sigstore's: "
+        with panics_as(lambda said: CheckFailed(wrong + shortened(said))):
             bundle = Bundle.from_json(content)
             raw = parse_json(content.decode(), file, CheckFailed, unique=True)
             if parse_json(bundle.to_json(), file, CheckFailed) != raw:

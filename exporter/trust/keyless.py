@@ -18,7 +18,16 @@ from urllib.parse import urlsplit
 
 from exporter.errors import InputError
 from exporter.files.read import panics_as, parse_json, read_text, reason_of
-from exporter.trust.identity import Root, Who, check_identity, need_library, quiet, root_of, told_by
+from exporter.trust.identity import (
+    Root,
+    Who,
+    check_identity,
+    need_library,
+    quiet,
+    root_of,
+    shortened,
+    told_by,
+)
 
 if TYPE_CHECKING:
     from sigstore.models import Bundle, ClientTrustConfig
@@ -162,7 +171,7 @@ def _refusing(identity: SigningIdentity, what: str) -> Iterator[None]:
 
     def worded(said: str) -> InputError:
         found = sys.exception()
-        reasons = said if found is None else _reasons(found)
+        reasons = shortened(said if found is None else _reasons(found))
         line = f"{identity.instance}: {what}: {reasons}"
         return InputError(line.replace(identity.token, "(the token)"))
 

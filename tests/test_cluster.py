@@ -171,7 +171,7 @@ def test_two_workers_killed_at_random_moments_ten_times(matrix: Path, tmp_path: 
             assert "failed" not in {one.state for one in found.values()}
             again = {one.name for one in found.values() if one.attempts > 1}
             assert emitted_again(lines) <= again
-            # A worker may hold one that it has done and nobody has fetched, besides the one it does.
+            # A worker may hold one that is done and that nobody has fetched, besides its own.
             assert sum(one.attempts - 1 for one in found.values()) <= 2 * len(killed)
 
 

@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 from distributed import Client
 
+from exporter import backends
 from exporter.build.pipeline import build
 from exporter.build.resume import code_of_own
 from exporter.cli import main
+from exporter.errors import InputError
 from exporter.matrix.cluster import TOPIC, Cluster, _Run
 from exporter.matrix.file import Job, asked_recipe, read_matrix
 from exporter.matrix.outcome import Assignment, Forecast, Outcome
@@ -359,6 +361,26 @@ def test_a_worker_says_what_it_has_instead(tiny_folder: Path, tmp_path: Path) ->
     said = reason(code_of_own(), other, digest)
     assert said.startswith(f"a worker has torch {there['torch']}, and this command 1.0")
     assert "is another recipe where a worker is" in reason(code_of_own(), there, "0")
+
+
+def test_the_compiler_for_chips_is_compared_where_a_recipe_asks_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compiler(_: object, choices: dict[str, str]) -> dict[str, str]:
+        return {"onnxruntime-qnn": "2.7.0"} if choices.get("socs") else {}
+
+    def missing(_: object, choices: dict[str, str]) -> dict[str, str]:
+        if choices.get("socs"):
+            raise InputError("onnxruntime-qnn is not installed")
+        return {}
+
+    chips = {"target": "qnn", "socs": "8gen3"}
+    kind = type(backends.load("onnx"))
+    monkeypatch.setattr(kind, "compiler", compiler)
+    assert versions_of("onnx", chips)["onnxruntime-qnn"] == "2.7.0"
+    assert "onnxruntime-qnn" not in versions_of("onnx", {"target": "qnn"})
+    monkeypatch.setattr(kind, "compiler", missing)  # whoever asks need not have it
+    assert "onnxruntime-qnn" not in versions_of("onnx", chips)
 
 
 def test_a_worker_whose_disk_is_full_is_left_out(

@@ -335,7 +335,7 @@ def compiler(asked: list[str], most: int = 1000) -> Any:
         (place / f"{entry.stem}_qnn.bin").write_bytes(chip.encode())
         files = tuple(sorted(place.iterdir()))
         soc = SOCS[chip]
-        return Compiled(place / entry.name, files, soc.soc_model, soc.htp_arch, HERE, 1.5, 7)
+        return Compiled(place / entry.name, files, soc.soc_model, soc.htp_arch, HERE, 1.5, 0.5, 7)
 
     return compile_graph
 

@@ -94,7 +94,7 @@ class Compiled:
         htp_arch: of the chip's NPU.
         soc_model: the maker's number of the chip.
         qairt: the version of the compiler.
-        seconds, peak_bytes: what compiling took, which is another thing from time to time.
+        seconds, cpu_seconds, peak_bytes: what compiling took, another thing from time to time.
     """
 
     entry: Path
@@ -103,6 +103,7 @@ class Compiled:
     htp_arch: int
     qairt: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 

@@ -31,6 +31,7 @@ class Took:
     graph: str
     soc: str
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     predicted_peak_bytes: int
     bytes: int
@@ -63,7 +64,8 @@ def compiled(
     done = backend.compile(folder / graph.entry, chip, most_bytes)
     files = describe(folder, done.files)
     bytes_ = sum(file.bytes for file in files)
-    took = Took(said, chip, round(done.seconds, 1), done.peak_bytes, most_bytes, bytes_)
+    seconds = round(done.seconds, 1), round(done.cpu_seconds, 1)
+    took = Took(said, chip, *seconds, done.peak_bytes, most_bytes, bytes_)
     entry = _entry(folder, chip, done)
     beside = tuple(sorted((*whole.beside, *files), key=lambda file: file.path))
     if not size:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from exporter.network import operators as _registers_operators  # noqa: F401
 from exporter.program import aten
 from exporter.program.program import Constant, Program
 from exporter.quantize.program import QuantizedProgram

@@ -53,9 +53,10 @@ def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
     except Refused as refused:
         remove(place)
         raise InputError(f"{chip}: {worded(entry, refused)}") from None
-    seconds, peak_bytes = time.perf_counter() - started, worker.peak_bytes
+    seconds = time.perf_counter() - started
     worker.close()
     files = tuple(sorted(f for f in place.iterdir() if f.suffix in (".onnx", ".bin")))
     return Compiled(
-        place / entry.name, files, soc.soc_model, soc.htp_arch, versions.qairt, seconds, peak_bytes
-    )
+        place / entry.name, files, soc.soc_model, soc.htp_arch, versions.qairt,
+        seconds, worker.cpu_seconds, worker.peak_bytes,
+    )  # fmt: skip

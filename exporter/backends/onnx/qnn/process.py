@@ -63,6 +63,7 @@ class Worker:
     Attributes:
         outputs: the names of what it gives.
         peak_bytes: resident memory of the process, at most, by the time that it is open.
+        cpu_seconds: of processors that it has taken by then.
     """
 
     def __init__(self, order: Order) -> None:
@@ -86,6 +87,7 @@ class Worker:
             late.cancel()
         self.outputs: list[str] = found["outputs"]
         self.peak_bytes: int = found["peak_bytes"]
+        self.cpu_seconds: float = found["cpu_seconds"]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name; raises CheckFailed."""

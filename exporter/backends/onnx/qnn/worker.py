@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +34,8 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
             order["severity"],
         )  # fmt: skip
         names = [port.name for port in opened.get_outputs()]
-        send(answers, {"outputs": names, "peak_bytes": _peak_bytes()}, {})
+        took = {"peak_bytes": _peak_bytes(), "cpu_seconds": time.process_time()}
+        send(answers, {"outputs": names, **took}, {})
         while (asked := receive(orders)) is not None:
             send(answers, {}, dict(zip(names, opened.run(names, asked[1]), strict=True)))
     except Exception as error:  # onnxruntime raises its own types, some bare

@@ -1,0 +1,169 @@
+"""Graphs of any checkpoint for Qualcomm's NPU: bytes, seconds and memory of compiling, and errors.
+
+    python -m benchmarks.npu CHECKPOINT [--graph denoiser ...] [--scheme w8a16 ...] [--soc 8elite]
+                             [--size 512x512 ...] [--run] [--json FILE]
+
+Without ``--run`` nothing is computed: every value has the range of -8 to 8, since ranges decide no
+byte and no second of the compiler's. With it ranges are those met on random inputs, and the graph
+is run on them by the program in torch, by onnxruntime's CPU, and by the NPU or its emulator. Each
+graph that was compiled is opened again from its context. Several sizes share one context's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import figures
+from exporter import backends
+from exporter.backends.contract import EmitOptions, SessionOptions
+from exporter.backends.onnx.qnn.compile import compile_bytes, compile_graph
+from exporter.backends.onnx.qnn.process import Order, opened
+from exporter.calibrate.ranges import choose_all
+from exporter.calibrate.weights import Weights
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
+from exporter.network.assemble import cut_graphs
+from exporter.network.cut import Cut
+from exporter.package.measures import relative_error
+from exporter.program.program import Program
+from exporter.program.run import constant_value, run
+from exporter.program.sizes import activation_bytes
+from exporter.program.trace import trace
+from exporter.quantize.everywhere import round_everything, to_round
+from exporter.quantize.program import QuantizedProgram, quantize_all
+from exporter.quantize.rounded import RoundedInput
+from exporter.quantize.schemes import load_scheme
+
+WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time"
+COLUMNS = (
+    figures.Column("graph", "graph"),
+    figures.Column("size", "pixels"),
+    figures.Column("scheme", "scheme"),
+    figures.Column("soc", "chip"),
+    figures.Column("codes_mb", "codes MB"),
+    figures.Column("context_mb", "context MB", 1),
+    figures.Column("seconds", "compiling s"),
+    figures.Column("cpu_seconds", "of processors"),
+    figures.Column("peak_gb", "peak GB", 2),
+    figures.Column("predicted_gb", "predicted GB", 2),
+    figures.Column("open_s", "opening s", 1),
+    figures.Column("open_gb", "peak GB of it", 2),
+    figures.Column("npu_error", "error on the NPU", 5),
+    figures.Column("cpu_error", "on the CPU", 5),
+    figures.Column("run_s", "emulated s"),
+)
+RANGE = 8.0
+SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
+
+
+def traced(checkpoint: Checkpoint, size: str, wanted: Sequence[str]) -> dict[str, Program]:
+    """The graphs of these names, for a size of the picture."""
+    width_px, height_px = map(int, size.split("x"))
+    cut = Cut(SIGMAS, width_px, height_px, t5=False, t5_tokens=77, image_to_image=False)
+    return {g.name: trace(g) for g in cut_graphs(checkpoint, cut) if g.name in wanted}
+
+
+def inputs_of(program: Program) -> dict[str, np.ndarray]:
+    """Normal values, and codes of tokens."""
+    values = np.random.default_rng(0)
+    return {
+        port.name: values.standard_normal(port.shape).astype(np.float32)
+        if port.dtype == "float32"
+        else values.integers(0, 1000, port.shape).astype(np.int32)
+        for port in program.inputs
+    }
+
+
+def stated(program: QuantizedProgram, weights: Weights) -> dict[str, RoundedInput]:
+    """A range of -8 to 8 for whatever a program computes; constants have their own."""
+    asked = to_round(program)
+    ends = dict.fromkeys(asked.values, (-RANGE, RANGE))
+    for node in asked.constants:
+        low, high = torch.aminmax(constant_value(asked.program, weights.read, node))
+        ends[node] = float(low), float(high)
+    return {node.name: asked.range_of(node, *found) for node, found in ends.items()}
+
+
+def compiled(entry: Path, soc: str, program: QuantizedProgram) -> figures.Row:
+    """What compiling a graph takes, and opening its context again."""
+    stored_bytes = sum(f.stat().st_size for f in entry.parent.iterdir() if f.is_file())
+    predicted = compile_bytes(stored_bytes, activation_bytes(program))
+    done = compile_graph(entry, soc, predicted)
+    row = {
+        "codes_mb": stored_bytes / 1e6,
+        "context_mb": sum(f.stat().st_size for f in done.files) / 1e6,
+        "seconds": done.seconds,
+        "cpu_seconds": done.cpu_seconds,
+        "peak_gb": done.peak_bytes / 1e9,
+        "predicted_gb": predicted / 1e9,
+    }
+    started = time.perf_counter()
+    worker = opened(Order(str(done.entry), soc))
+    row |= {"open_s": time.perf_counter() - started, "open_gb": worker.peak_bytes / 1e9}
+    worker.close()
+    return row
+
+
+def ran(entry: Path, soc: str, program: QuantizedProgram, weights: Weights) -> figures.Row:
+    """How far a graph is from its program, on the NPU and on the processor."""
+    given = inputs_of(program)
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(value) for name, value in given.items()}
+        exact = {n: v.numpy() for n, v in run(program, weights.read, tensors).items()}
+    onnx = backends.load("onnx")
+    on_cpu = onnx.open_graph(entry, {}, SessionOptions())(given)
+    worker = opened(Order(str(entry.parent / soc / entry.name), soc))
+    started = time.perf_counter()
+    on_npu = worker(given)
+    seconds = time.perf_counter() - started
+    worker.close()
+
+    def error(found: Mapping[str, np.ndarray]) -> float:
+        return max(relative_error(found[name], value) for name, value in exact.items())
+
+    return {"npu_error": error(on_npu), "cpu_error": error(on_cpu), "run_s": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile graphs of a checkpoint for an NPU.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--graph", nargs="+", default=["denoiser", "vae_decoder", "conditioner"])
+    parser.add_argument("--scheme", nargs="+", default=["w8a16", "w4a16"])
+    parser.add_argument("--soc", default="8elite")
+    parser.add_argument("--size", default="512x512")
+    parser.add_argument("--run", action="store_true", help="also run each graph")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    checkpoint, soc = open_checkpoint(arguments.checkpoint), arguments.soc
+    weights, rows = Weights(checkpoint), []
+    programs = traced(checkpoint, arguments.size, arguments.graph)
+    for scheme in arguments.scheme:
+        for name, plain in quantize_all(programs, load_scheme(scheme)).items():
+            read = weights.read
+            met = choose_all(plain, read, [inputs_of(plain)]) if arguments.run else None
+            program = round_everything(plain, met or stated(plain, weights))
+            with tempfile.TemporaryDirectory(prefix="fourstep-npu-") as folder:
+                onnx = backends.load("onnx")
+                emitted = onnx.emit(program, read, Path(folder), EmitOptions({"target": "qnn"}))
+                row = {"graph": name, "size": arguments.size, "scheme": scheme, "soc": soc}
+                row |= compiled(emitted.entry, soc, program)
+                if arguments.run:
+                    row |= ran(emitted.entry, soc, program, weights)
+            rows.append(row)
+            print(
+                figures.markdown(COLUMNS, rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True
+            )
+    print(figures.markdown(COLUMNS, rows))
+    if arguments.json:
+        figures.write(arguments.json, WHAT, COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()

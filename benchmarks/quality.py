@@ -3,10 +3,12 @@
 Draws the evaluation prompts with each package and compares with the fp32 package's pictures of the
 same seeds. Points are hundredths of the share of prompts whose picture passes.
 
-    python -m benchmarks.quality [PACKAGE ...] [--per-category 40] [--json FILE] [--agreement FILE]
+    python -m benchmarks.quality [PACKAGE ...] [--per-category 40] [--device HTP] [--json FILE]
+                                 [--agreement FILE]
 
-The first package is the yardstick; without names, all packages of artifacts/shapes-flash are
-compared with onnx-fp32. Packages of one scheme are also compared across backends.
+The first package is the yardstick, and draws on the processor whatever ``--device`` says; without
+names, all packages of artifacts/shapes-flash are compared with onnx-fp32. Packages of one scheme
+are also compared across backends.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 
 from benchmarks import figures
 from benchmarks.shapes_flash.shapeeval import EvalPrompt, evaluation_prompts, score, summarize
+from exporter.backends.contract import SessionOptions
 from exporter.drawing.loop import Image, Request, generate
 from exporter.package.measures import SAME_DB, psnr_db, snr_db
 from exporter.runtime.package import open_package
@@ -53,9 +56,9 @@ class Drawn:
     seconds: float
 
 
-def draw(package: Path, prompts: Sequence[EvalPrompt]) -> Drawn:
+def draw(package: Path, prompts: Sequence[EvalPrompt], device: str | None = None) -> Drawn:
     """Draw every prompt with its own seed."""
-    player = open_package(package).player()
+    player = open_package(package).player(SessionOptions(device=device))
     started = time.perf_counter()
     requests = [Request(p.text, p.seed) for p in prompts]
     images = [e for e in generate(player, requests) if isinstance(e, Image)]
@@ -106,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Quality of packages against the first of them.")
     parser.add_argument("packages", nargs="*", type=Path)
     parser.add_argument("--per-category", type=int, default=40)
+    parser.add_argument("--device", help="of a backend; of those that are compared")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--agreement", type=Path, help="also write those across backends here")
     arguments = parser.parse_args()
@@ -114,7 +118,8 @@ def main() -> None:
     drawn: dict[str, Drawn] = {}
     rows: list[figures.Row] = []
     for package in packages:
-        drawn[package.name] = draw(package, prompts)
+        device = arguments.device if drawn else None
+        drawn[package.name] = draw(package, prompts, device)
         found = compare(prompts, drawn[package.name], drawn[packages[0].name])
         share = found["shapeeval"]["overall"]  # type: ignore[index]
         rows.append(

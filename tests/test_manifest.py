@@ -224,9 +224,9 @@ def test_numbers_are_finite(package: Path, number: str) -> None:
 
 
 def test_a_newer_format_that_cannot_be_read_says_so(package: Path, raw: dict[str, Any]) -> None:
-    raw["format_version"], raw["schedule"]["mode"] = "4.4", "flow"
+    raw["format_version"], raw["schedule"]["mode"] = "4.5", "flow"
     seal(package, raw)
-    with pytest.raises(CheckFailed, match="mode: invalid enum value.*format 4.4: update fourstep"):
+    with pytest.raises(CheckFailed, match="mode: invalid enum value.*format 4.5: update fourstep"):
         open_package(package)
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from exporter import backends
-from exporter.backends.contract import Compiled, GraphFiles, SessionOptions
+from exporter.backends.contract import Compiled, CompiledGraph, GraphFiles, SessionOptions
 from exporter.backends.onnx.qnn import compile as compiling
 from exporter.backends.onnx.qnn import process, provider, socs
 from exporter.backends.onnx.qnn.check import check_context
@@ -45,7 +45,7 @@ from exporter.package.manifest import (
 )
 from exporter.package.measures import relative_error
 from exporter.package.read import DIGEST, MANIFEST, digest_line
-from exporter.package.sizes import context_files
+from exporter.package.sizes import PictureSize, context_files
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.report.chips import CompileStep, chips_of
 from exporter.report.chips import compiled as compiled_page
@@ -92,7 +92,8 @@ def recipe_of(tmp_path: Path, lines: str) -> Recipe:
 
 def test_a_recipe_names_chips(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, 'target = "qnn"\nsocs = ["8gen2", "8elite", "8gen2"]')
-    assert recipe.backend("onnx").choices == {"target": "qnn", "socs": "8gen2,8elite"}
+    chosen = {"target": "qnn", "contexts": "beside", "socs": "8gen2,8elite"}
+    assert recipe.backend("onnx").choices == chosen
     every = 'socs = ["8gen2", "8gen3", "8elite", "8elite5", "xelite"]'
     assert recipe_of(tmp_path, f'target = "qnn"\n{every}').backend("onnx").choices["socs"]
 
@@ -103,6 +104,11 @@ def test_a_recipe_names_chips(tmp_path: Path) -> None:
         ('target = "qnn"\nsocs = ["8gen1"]', r"\[onnx\] socs: unknown soc '8gen1'; known: 8elite"),
         ('socs = ["8gen2"]', r'\[onnx\] socs: needs target = "qnn"; it is "native"'),
         ('target = "qnn"\nsocs = 3', r"\[onnx\] socs: a name or a list of names"),
+        ('target = "qnn"\ncontexts = "instead"', r'\[onnx\] contexts: "instead" needs chips'),
+        (
+            'target = "qnn"\ncontexts = "none"',
+            r"contexts: unknown value 'none'; known: beside, ins",
+        ),
         ('target = "htp"', r"\[onnx\] target: unknown value 'htp'; known: native, qnn, web"),
     ],
 )
@@ -234,12 +240,12 @@ def test_floats_between_whole_numbers_are_found_in_the_dump(tmp_path: Path) -> N
 def test_a_context_is_chosen_by_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     there = (context("8gen2"), context("8elite"))
     monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
-    assert fitting(there, "HTP:8elite") == there[1]
-    assert fitting((), "HTP:8elite") is None
+    assert fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP:8elite") == there[1]
+    assert fitting(NpuEntry(Tolerance(5e-3, 45.0)), "HTP:8elite") is None
     with pytest.raises(InputError, match=r"compiled for xelite; it has 8gen2, 8elite; add xelite"):
-        fitting(there, "HTP:xelite")
+        fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP:xelite")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert fitting(there, "HTP") is None  # the emulator compiles
+    assert fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP") is None  # the emulator compiles
 
 
 def test_on_a_device_linux_names_the_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,12 +254,14 @@ def test_on_a_device_linux_names_the_chip(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
     there = (context("8gen2"), context("8elite"))
-    assert fitting(there, "HTP") is None  # not a Snapdragon that says so
+    assert (
+        fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP") is None
+    )  # not a Snapdragon that says so
     place.write_text("618\n")
-    assert fitting(there, "HTP") == there[1]
+    assert fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP") == there[1]
     place.write_text("557\n")
     with pytest.raises(InputError, match="nothing in the package was compiled for 8gen3"):
-        fitting(there, "HTP")
+        fitting(NpuEntry(Tolerance(5e-3, 45.0), there), "HTP")
 
 
 @pytest.mark.parametrize("made", ["2.51.1", "2.60.0", "3.0.0", "1.99.9"])
@@ -315,27 +323,32 @@ def test_other_compiled_graphs_are_refused(changed: Mapping[str, object], said: 
 def compiler(asked: list[str], most: int = 1000) -> Any:
     """Stands for Qualcomm's: notes what it is asked for; stopped after the first ``most``."""
 
-    def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
+    def compile_graph(entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
         if len(asked) == most:
             raise KeyboardInterrupt
-        asked.append(f"{entry.stem} {chip}")
-        place = entry.parent / chip
+        first = entries[0]
+        asked.append(f"{first.stem} {chip}")
+        place = first.parent / chip
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
+        binary = place / f"{first.stem}_qnn.bin"
+        binary.write_bytes(chip.encode())
+        graphs = tuple(written(entry, place / entry.name, binary) for entry in entries)
+        soc = SOCS[chip]
+        return Compiled(graphs, soc.soc_model, soc.htp_arch, HERE, 1.5, 0.5, 7)
+
+    def written(entry: Path, target: Path, binary: Path) -> CompiledGraph:
         model = onnx.load(str(entry), load_external_data=False)
         inputs, outputs = (
             [p.name for p in side] for side in (model.graph.input, model.graph.output)
         )
         node = helper.make_node(
             "EPContext", inputs, outputs, domain="com.microsoft", main_context=1, embed_mode=0,
-            ep_cache_context=f"{entry.stem}_qnn.bin", source="QNNExecutionProvider",
+            ep_cache_context=binary.name, source="QNNExecutionProvider",
         )  # fmt: skip
         graph = helper.make_graph([node], "g", model.graph.input, model.graph.output)
-        (place / entry.name).write_bytes(helper.make_model(graph).SerializeToString())
-        (place / f"{entry.stem}_qnn.bin").write_bytes(chip.encode())
-        files = tuple(sorted(place.iterdir()))
-        soc = SOCS[chip]
-        return Compiled(place / entry.name, files, soc.soc_model, soc.htp_arch, HERE, 1.5, 0.5, 7)
+        target.write_bytes(helper.make_model(graph).SerializeToString())
+        return CompiledGraph(target, (target, binary))
 
     return compile_graph
 
@@ -390,6 +403,60 @@ def test_a_killed_build_for_five_chips_compiles_nothing_twice(
     refuse_another_context(built.path)
 
 
+def test_contexts_in_place_of_graphs(
+    tiny_recipe: Recipe, tmp_path: Path, pretended: list[str]
+) -> None:
+    """The processor's graphs are gone, of every size; without an NPU one line says so."""
+    recipe = small(tiny_recipe, "8gen2,8elite")
+    recipe = replace(recipe, cut=replace(recipe.cut, width_px=64, height_px=48))
+    recipe = replace(recipe, further_sizes=(PictureSize(48, 64),))
+    choices = tuple(
+        replace(c, choices={**c.choices, "contexts": "instead"}) if c.name == "onnx" else c
+        for c in recipe.choices
+    )
+    (built,) = build(replace(recipe, choices=choices), tmp_path, ["onnx"], ["w8a16"])
+    assert len(pretended) == 2 * len(GRAPHS)  # all sizes of a graph at once
+    assert not list(built.path.rglob("*.data"))
+    package = open_package(built.path)
+    assert package.manifest.format_version == "4.4"
+    (entry,) = package.manifest.sizes
+    first = package.graph("denoiser")
+    (other,) = (graph for graph in entry.graphs if graph.name == "denoiser")
+    assert first.entry == "graphs/denoiser/8gen2/denoiser.onnx"
+    assert other.entry == "graphs/denoiser/8gen2/denoiser-48x64.onnx"
+    assert first.npu is not None and first.npu.alone and first.npu.contexts[0].shared
+    there = {p.relative_to(built.path).as_posix() for p in built.path.glob("graphs/*/*/*")}
+    assert there == context_files(package.manifest)
+    said = r"has contexts in place of its graphs and draws on an NPU alone \(8gen2, 8elite\): say"
+    for size in package.sizes:
+        with pytest.raises(InputError, match=said):
+            package.at(size).session("denoiser")
+    for command in (["run", str(built.path), "a cat"], ["verify", str(built.path)]):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2 or command[0] == "verify", done.output
+    done = CliRunner().invoke(main, ["inspect", str(built.path)])
+    assert "on an NPU alone, error at most 5.0e-03; compiled for 8gen2" in done.output
+    assert "MB for all sizes)" in done.output
+
+
+def test_contexts_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator opens the first of them, and none whose weights sizes share."""
+    monkeypatch.setattr(provider, "require", lambda: provider.Versions("2.7.0", HERE))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    alone = NpuEntry(Tolerance(5e-3, 45.0), (context("8elite"), context("8gen2")), alone=True)
+    assert fitting(alone, "HTP") == alone.contexts[0]
+    assert fitting(alone, "HTP:8gen2") == alone.contexts[1]
+    shared = replace(context("8elite"), shared=True)
+    with pytest.raises(InputError, match='emulator cannot open; .* contexts = "beside" in'):
+        fitting(replace(alone, contexts=(shared,)), "HTP")
+    with pytest.raises(InputError, match=r"emulator cannot open; .*, say --device HTP$"):
+        fitting(NpuEntry(alone.tolerance, (shared,)), "HTP:8elite")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(socs, "SOC_ID", Path("none"))
+    with pytest.raises(InputError, match="compiled for this chip; it has 8elite, 8gen2"):
+        fitting(alone, "HTP")
+
+
 def refuse_another_context(package: Path) -> None:
     """A package whose context opens something else is refused."""
     manifest = open_package(package).manifest
@@ -414,9 +481,9 @@ def test_the_report_shows_what_compiling_took() -> None:
     graph = NpuEntry(Tolerance(5e-3, 45.0), (context("8gen2"), context("8elite")))
     files = tuple(FileEntry(p, 100, "0" * 64) for c in graph.contexts for p in c.files)
     graphs = (SimpleNamespace(npu=graph), SimpleNamespace(npu=graph), SimpleNamespace(npu=None))
-    manifest: Any = SimpleNamespace(graphs=graphs, sizes=(), files=files)
+    manifest: Any = SimpleNamespace(graphs=graphs, sizes=(), all_files=files)
     first, second = chips_of(manifest, steps)
-    assert (first.graphs, first.bytes, first.seconds) == (2, 400, 3.5)
+    assert (first.graphs, first.bytes, first.seconds) == (2, 200, 3.5)
     assert (first.peak_bytes, first.predicted_peak_bytes) == (30, 40)
     assert second.seconds is None  # the log has one of its two: the build had been interrupted
     page = compiled_page({"onnx-w8a16": (first, second)})
@@ -431,7 +498,7 @@ def test_more_memory_than_there_is_is_refused(
     backend = backends.load("onnx")
     assert isinstance(backend, backends.ForNpu)
     with pytest.raises(InputError, match="compiling clip_l for 8gen2 is predicted .* denoiser_par"):
-        compiled(backend, tiny_package, whole, "", "8gen2")
+        compiled(backend, tiny_package, whole, "8gen2")
     assert not pretended
 
 
@@ -491,6 +558,20 @@ def test_the_emulator_computes_what_the_program_computes(emulated: Path, name: s
 
 @EMULATED
 @pytest.mark.full
+def test_two_sizes_share_the_weights_of_one_context(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    cut = Cut((1.0, 0.0), 64, 48, t5=False, t5_tokens=8, image_to_image=False)
+    recipe = replace(for_npu(replace(tiny_recipe, cut=cut), "8elite"), prompts=())
+    sizes = []
+    for name, further in (("one", ()), ("two", (PictureSize(48, 64),))):
+        both = replace(recipe, further_sizes=further)
+        (built,) = build(both, tmp_path / name, ["onnx"], ["w8a16"])
+        binary = built.path / "graphs/denoiser/8elite/denoiser_qnn.bin"
+        sizes.append(binary.stat().st_size)
+    assert sizes[0] < sizes[1] < 1.25 * sizes[0]
+
+
+@EMULATED
+@pytest.mark.full
 def test_pictures_of_the_emulator_are_those_of_the_processor(
     tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -524,9 +605,10 @@ def test_what_was_compiled_runs_and_compiles_to_the_same_bytes(
     found = package.session("denoiser", SessionOptions(device="HTP:8elite"))(inputs)
     assert relative_error(found["velocity"], expected["velocity"]) <= 5e-3
     shutil.copytree(emulated / "graphs" / "denoiser", tmp_path / "else")
-    done = compiling.compile_graph(tmp_path / "else" / "denoiser.onnx", "8elite", 10**9)
+    done = compiling.compile_graph([tmp_path / "else" / "denoiser.onnx"], "8elite", 10**9)
     assert graph.npu is not None
     assert done.qairt == graph.npu.contexts[0].qairt
     for path in graph.npu.contexts[0].files:
-        assert (done.entry.parent / Path(path).name).read_bytes() == (emulated / path).read_bytes()
-    assert {path.suffix for path in done.files} == {".onnx", ".bin"}
+        made = done.graphs[0].entry.parent / Path(path).name
+        assert made.read_bytes() == (emulated / path).read_bytes()
+    assert {path.suffix for path in done.graphs[0].files} == {".onnx", ".bin"}

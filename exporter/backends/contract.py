@@ -15,7 +15,14 @@ from exporter.package.manifest import BASE as BASE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from exporter.package.manifest import Adjusted, ContextEntry, Port, Tokenizer, Tolerance
+    from exporter.package.manifest import (
+        Adjusted,
+        ContextEntry,
+        NpuEntry,
+        Port,
+        Tokenizer,
+        Tolerance,
+    )
     from exporter.quantize.formats import Format, Scheme
     from exporter.quantize.program import QuantizedProgram
 
@@ -85,20 +92,31 @@ class Emitted:
 
 
 @dataclass(frozen=True)
+class CompiledGraph:
+    """A graph of one size that was compiled.
+
+    Attributes:
+        entry: the file that a session opens.
+        files: all of it; of several sizes the largest is the same.
+    """
+
+    entry: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A graph that was compiled for a chip.
 
     Attributes:
-        entry: the file that a session opens.
-        files: all of it.
+        graphs: of each size.
         htp_arch: of the chip's NPU.
         soc_model: the maker's number of the chip.
         qairt: the version of the compiler.
         seconds, cpu_seconds, peak_bytes: what compiling took, another thing from time to time.
     """
 
-    entry: Path
-    files: tuple[Path, ...]
+    graphs: tuple[CompiledGraph, ...]
     soc_model: int
     htp_arch: int
     qairt: str
@@ -369,8 +387,11 @@ class ForNpu(Protocol):
     def compile_bytes(self, stored_bytes: int, activation_bytes: int) -> int:
         """What compiling a graph takes of memory, predicted."""
 
-    def compile(self, entry: Path, chip: str, most_bytes: int) -> Compiled:
+    def compile(self, entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
         """Compile a graph that ``emit`` wrote, into a folder of the chip's name beside it.
+
+        Args:
+            entries: of each size, the first one first; their weights are shared.
 
         Raises InputError for what the chip's NPU lacks, and where the compiler is not installed.
         """
@@ -383,7 +404,10 @@ class ForNpu(Protocol):
         Empty where none stands out, or where it cannot be said here.
         """
 
-    def fitting(self, contexts: Sequence[ContextEntry], device: str) -> ContextEntry | None:
+    def keeps_graphs(self, choices: Mapping[str, str]) -> bool:
+        """Whether what is compiled stands beside the graphs, and not in their place."""
+
+    def fitting(self, npu: NpuEntry, device: str) -> ContextEntry | None:
         """What was compiled for a device; None: nothing was, and the graph is compiled when opened.
 
         Raises InputError that says why none of several fits.

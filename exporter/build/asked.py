@@ -158,6 +158,11 @@ class PreparedPackage(AskedPackage):
         choices = recipe.backend(self.backend.name).choices
         return self.backend.chips(choices) if isinstance(self.backend, ForNpu) else ()
 
+    def keeps_graphs(self, recipe: Recipe) -> bool:
+        """Whether what is compiled stands beside its graphs, and not in their place."""
+        choices = recipe.backend(self.backend.name).choices
+        return not isinstance(self.backend, ForNpu) or self.backend.keeps_graphs(choices)
+
     def lines(self, recipe: Recipe) -> int:
         """Of progress: each part, and what ``verify`` shows after its name."""
         if self.layout != NATIVE:

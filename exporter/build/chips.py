@@ -6,15 +6,25 @@ graph, and stays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from exporter.backends.contract import Compiled, ForNpu
+from exporter.backends.contract import Compiled, CompiledGraph, ForNpu
 from exporter.build.write import WholeGraph, describe
 from exporter.errors import InputError
 from exporter.files.heap import available_bytes
-from exporter.package.manifest import ContextEntry, GraphEntry, NpuEntry, SizedGraph
+from exporter.files.staging import remove
+from exporter.package.manifest import (
+    ContextEntry,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    NpuEntry,
+    SizedGraph,
+)
+from exporter.package.sizes import context_files
 
 G = TypeVar("G", GraphEntry, SizedGraph)
 
@@ -24,11 +34,12 @@ class Took:
     """What compiling a graph for a chip took; another thing from time to time, so in the log.
 
     Attributes:
-        graph: its name; with its size where that is not the first.
+        sizes: how many of it were compiled together.
         bytes: of the binary and what names it.
     """
 
     graph: str
+    sizes: int
     soc: str
     seconds: float
     cpu_seconds: float
@@ -37,41 +48,81 @@ class Took:
     bytes: int
 
 
-def missing(whole: WholeGraph, chips: tuple[str, ...]) -> list[tuple[str, str]]:
-    """What is left to compile of a graph: a size, empty for the first, and a chip."""
-    sized = {size: graph.npu for size, graph in whole.sized.items()}
-    return [
-        (size, chip)
-        for size, npu in ({"": whole.graph.npu} | sized).items()
-        for chip in chips
-        if npu is not None and chip not in {context.soc for context in npu.contexts}
-    ]
+def missing(whole: WholeGraph, chips: tuple[str, ...]) -> list[str]:
+    """The chips that a graph has still to be compiled for."""
+    npu = whole.graph.npu
+    done = {context.soc for context in npu.contexts} if npu else {*chips}
+    return [chip for chip in chips if chip not in done]
 
 
 def compiled(
-    backend: ForNpu, folder: Path, whole: WholeGraph, size: str, chip: str
+    backend: ForNpu, folder: Path, whole: WholeGraph, chip: str
 ) -> tuple[WholeGraph, Took]:
-    """A graph with what is compiled of it, at a size, for a chip.
+    """A graph with what is compiled of it for a chip: all its sizes at once, which share weights.
 
     Raises InputError for a graph that takes more memory than there is, or that the chip lacks
     something for.
     """
-    graph: GraphEntry | SizedGraph = whole.sized[size] if size else whole.graph
-    said = f"{graph.name} at {size}" if size else graph.name
+    graphs: list[GraphEntry | SizedGraph] = [whole.graph, *whole.sized.values()]
     stored_bytes = sum(f.bytes for f in whole.files if f.path in _weights(whole))
-    most_bytes = backend.compile_bytes(stored_bytes, graph.activation_bytes)
-    _refuse_too_large(said, chip, most_bytes)
-    done = backend.compile(folder / graph.entry, chip, most_bytes)
-    files = describe(folder, done.files)
-    bytes_ = sum(file.bytes for file in files)
-    seconds = round(done.seconds, 1), round(done.cpu_seconds, 1)
-    took = Took(said, chip, *seconds, done.peak_bytes, most_bytes, bytes_)
-    entry = _entry(folder, chip, done)
+    activations = sum(graph.activation_bytes for graph in graphs)
+    most_bytes = backend.compile_bytes(len(graphs) * stored_bytes, activations)
+    _refuse_too_large(whole.name, chip, most_bytes)
+    done = backend.compile([folder / graph.entry for graph in graphs], chip, most_bytes)
+    paths = dict.fromkeys(path for graph in done.graphs for path in graph.files)
+    files = describe(folder, list(paths))
+    took = Took(
+        whole.name, len(graphs), chip, round(done.seconds, 1), round(done.cpu_seconds, 1),
+        done.peak_bytes, most_bytes, sum(file.bytes for file in files),
+    )  # fmt: skip
+    first, *others = (_entry(folder, chip, done, graph) for graph in done.graphs)
+    sized = {
+        size: _with(graph, entry)
+        for (size, graph), entry in zip(whole.sized.items(), others, strict=True)
+    }
     beside = tuple(sorted((*whole.beside, *files), key=lambda file: file.path))
-    if not size:
-        return replace(whole, graph=_with(whole.graph, entry), beside=beside), took
-    sized = whole.sized | {size: _with(whole.sized[size], entry)}
-    return replace(whole, sized=sized, beside=beside), took
+    return replace(whole, graph=_with(whole.graph, first), sized=sized, beside=beside), took
+
+
+def in_place(folder: Path, manifest: Manifest) -> Manifest:
+    """A package's manifest with contexts in place of the graphs that have any.
+
+    The files of those graphs are removed from its folder.
+    """
+    known = {file.path: file for file in manifest.all_files}
+    graphs = tuple(_alone(graph, known) for graph in manifest.graphs)
+    sizes = tuple(
+        replace(entry, graphs=tuple(_alone_there(graph) for graph in entry.graphs))
+        for entry in manifest.sizes
+    )
+    left = replace(manifest, graphs=graphs, sizes=sizes)
+    dropped = _of_graphs(manifest) - _of_graphs(left) - context_files(left)
+    for path in dropped:
+        remove(folder / path)
+    moved = {file.path for graph in graphs for file in graph.files}
+    return replace(left, files=tuple(f for f in left.files if f.path not in dropped | moved))
+
+
+def _of_graphs(manifest: Manifest) -> set[str]:
+    """The paths of the files that graphs of any size are opened from."""
+    sized = {path for size in manifest.sizes for graph in size.graphs for path in graph.files}
+    return sized | {file.path for graph in manifest.graphs for file in graph.files}
+
+
+def _alone(graph: GraphEntry, known: Mapping[str, FileEntry]) -> GraphEntry:
+    if graph.npu is None or not graph.npu.contexts:
+        return graph
+    first = graph.npu.contexts[0]
+    files = tuple(known[path] for path in first.files)
+    npu = replace(graph.npu, alone=True)
+    return replace(graph, entry=first.entry, files=files, session={}, npu=npu)
+
+
+def _alone_there(graph: SizedGraph) -> SizedGraph:
+    if graph.npu is None or not graph.npu.contexts:
+        return graph
+    first, npu = graph.npu.contexts[0], replace(graph.npu, alone=True)
+    return replace(graph, entry=first.entry, files=first.files, session={}, npu=npu)
 
 
 def _weights(whole: WholeGraph) -> set[str]:
@@ -87,11 +138,12 @@ def _refuse_too_large(said: str, chip: str, most_bytes: int) -> None:
         )
 
 
-def _entry(folder: Path, chip: str, done: Compiled) -> ContextEntry:
+def _entry(folder: Path, chip: str, done: Compiled, graph: CompiledGraph) -> ContextEntry:
     return ContextEntry(
         chip, done.soc_model, done.htp_arch, done.qairt,
-        done.entry.relative_to(folder).as_posix(),
-        tuple(sorted(file.relative_to(folder).as_posix() for file in done.files)),
+        graph.entry.relative_to(folder).as_posix(),
+        tuple(sorted(file.relative_to(folder).as_posix() for file in graph.files)),
+        shared=len(done.graphs) > 1,
     )  # fmt: skip
 
 

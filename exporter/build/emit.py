@@ -9,7 +9,7 @@ from pathlib import Path
 from exporter.backends.contract import EmitOptions, ForNpu
 from exporter.build import golden, resume, reuse, write
 from exporter.build.asked import PreparedPackage
-from exporter.build.chips import compiled, missing
+from exporter.build.chips import compiled, in_place, missing
 from exporter.build.draw import SchemeWork
 from exporter.build.gguf import build_gguf
 from exporter.build.keys import Sources, graph_key
@@ -89,6 +89,10 @@ def _build_package(
             report = Report(job.target.name, check_files(written, progress), (), (), ())
         if not report.ok:
             raise CheckFailed(f"{job.target.name}: {'; '.join(report.failures)}")
+        if not job.keeps_graphs(model.recipe):
+            progress("contexts in place of graphs")
+            manifest = write.rewrite(folder, in_place(folder, manifest))
+            check_files(open_package(folder), progress)
         sizes = {"bytes": manifest.bytes, "graphs": {g.name: g.bytes for g in manifest.graphs}}
         facts = {**bases, **sizes, **({"compiled": took} if took else {})}
         write.write_log(job.target, folder / MANIFEST, facts, report.to_json())
@@ -110,11 +114,10 @@ def _compile(
     """Compile for chips what is not compiled yet; returns what that took."""
     took = []
     for part in job.parts:
-        for size, chip in missing(whole[part.name], job.chips(recipe)):
-            at = f" at {size}" if size else ""
-            progress(f"compile {part.name}{at} for {chip}")
+        for chip in missing(whole[part.name], job.chips(recipe)):
+            progress(f"compile {part.name} for {chip}")
             assert isinstance(job.backend, ForNpu)
-            whole[part.name], found = compiled(job.backend, folder, whole[part.name], size, chip)
+            whole[part.name], found = compiled(job.backend, folder, whole[part.name], chip)
             resume.write_journal(job.target, basis, whole.values())
             took.append(asdict(found))
     return took

@@ -278,6 +278,14 @@ def fill(
     return manifest
 
 
+def rewrite(folder: Path, manifest: Manifest) -> Manifest:
+    """A manifest whose graphs were changed, written anew with its bill of materials."""
+    files = tuple(file for file in manifest.files if file.path != manifest.bom)
+    manifest = _with_bill(folder, replace(manifest, files=files, bom=""))
+    write_manifest(folder, manifest)
+    return manifest
+
+
 def _with(files: Sequence[FileEntry], whole: Sequence[WholeGraph]) -> tuple[FileEntry, ...]:
     """Files beside the graphs of the first size: those of further sizes' graphs among them."""
     return tuple(sorted((*files, *(f for one in whole for f in one.beside)), key=lambda f: f.path))

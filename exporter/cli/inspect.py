@@ -135,7 +135,7 @@ def _inspect_package(folder: Path, as_json: bool) -> None:
         for remark in graph.remarks:
             show(f"    {remark}")
         if graph.npu:
-            show(f"    {_on_npu(graph.npu, {file.path: file.bytes for file in manifest.files})}")
+            show(f"    {_on_npu(graph.npu, {f.path: f.bytes for f in manifest.all_files})}")
     show(_filter(manifest.filter))
 
 
@@ -170,11 +170,12 @@ def _on_npu(npu: NpuEntry, bytes_of: Mapping[str, int]) -> str:
     """What an NPU is allowed, and what was compiled for which chip."""
     found = [
         f"{c.soc} (v{c.htp_arch}, QAIRT {c.qairt}, "
-        f"{megabytes(sum(bytes_of[path] for path in c.files))})"
+        f"{megabytes(sum(bytes_of[path] for path in c.files))}{' for all sizes' * c.shared})"
         for c in npu.contexts
     ]
     compiled = f"compiled for {', '.join(found)}" if found else "compiled where it is opened"
-    return f"whole on an NPU, error at most {npu.tolerance.graph_relative:.1e}; {compiled}"
+    where = "on an NPU alone" if npu.alone else "whole on an NPU"
+    return f"{where}, error at most {npu.tolerance.graph_relative:.1e}; {compiled}"
 
 
 def _filter(entry: Filter | None) -> str:

@@ -159,6 +159,9 @@ def _files(manifest: Manifest) -> Iterator[str]:
 def _contexts(graph: GraphEntry, beside: set[str], where: str) -> Iterator[str]:
     """What was compiled is of one chip each, and its files are known."""
     contexts = graph.npu.contexts if graph.npu else ()
+    known = beside | {file.path for file in graph.files}
+    if graph.npu and graph.npu.alone and graph.entry not in {c.entry for c in contexts[:1]}:
+        yield f"{where}.npu.alone: '{graph.entry}' is not its first context"
     for i, context in enumerate(contexts):
         place = f"{where}.npu.contexts[{i}]"
         if context.soc in {c.soc for c in contexts[:i]}:
@@ -166,7 +169,7 @@ def _contexts(graph: GraphEntry, beside: set[str], where: str) -> Iterator[str]:
         if context.entry not in context.files:
             yield f"{place}.entry: '{context.entry}' is not among its files"
         for path in context.files:
-            if path not in beside:
+            if path not in known:
                 yield f"{place}.files: '{path}' is not among files"
 
 

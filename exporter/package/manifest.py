@@ -17,11 +17,12 @@ from msgspec import Meta
 
 from exporter.package.paths import OptionalPath, RelativePath
 
-FORMAT_VERSION = "4.3"  # the latest that is read; a package says the first that has its fields
+FORMAT_VERSION = "4.4"  # the latest that is read; a package says the first that has its fields
 FIRST_VERSION = "4.0"
 SINCE_4_1 = {"since": "4.1"}  # a field that is written where it says something
 SINCE_4_2 = {"since": "4.2"}
 SINCE_4_3 = {"since": "4.3"}
+SINCE_4_4 = {"since": "4.4"}
 # A setting that names the file which a graph's entry says the differences from. Readers of 4.2 open
 # the entry and find no graph in it.
 BASE, BASE_SINCE = "base", "4.3"
@@ -117,7 +118,9 @@ class ContextEntry:
         htp_arch: of its NPU: 73 is v73.
         qairt: the version of the compiler; a device's libraries have to be as new.
         entry: an ONNX file of one operator, EPContext, that names the binary beside it.
-        files: the paths of both, which are among ``files`` of the manifest.
+        files: the paths of both, which are among ``files`` of the manifest or of its graph.
+        shared: whether the binary is that of several sizes, which share the weights in it. What
+            emulates an NPU opens none of these.
     """
 
     soc: Name
@@ -126,6 +129,7 @@ class ContextEntry:
     qairt: Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6}){1,3}$(?!\n)")]
     entry: RelativePath
     files: tuple[RelativePath, ...]
+    shared: bool = field(default=False, metadata=SINCE_4_4)
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,13 @@ class NpuEntry:
     Attributes:
         tolerance: what ``verify`` allows it there.
         contexts: what was compiled of it, at most once for a chip.
+        alone: whether contexts stand in the graph's place: its entry and its files are then those
+            of the first of them, and the processor cannot run it.
     """
 
     tolerance: Tolerance
     contexts: tuple[ContextEntry, ...] = ()
+    alone: bool = field(default=False, metadata=SINCE_4_4)
 
 
 @dataclass(frozen=True)

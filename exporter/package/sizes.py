@@ -93,7 +93,7 @@ def context_files(manifest: Manifest) -> set[str]:
 
 def compiled_graph(manifest: Manifest, graph: GraphEntry, context: ContextEntry) -> GraphEntry:
     """A graph as it was compiled for a chip."""
-    known = {file.path: file for file in manifest.files}
+    known = {file.path: file for file in manifest.all_files}
     files = tuple(known[path] for path in context.files)
     return replace(graph, entry=context.entry, files=files, session={})
 

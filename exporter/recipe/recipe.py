@@ -297,6 +297,8 @@ class Recipe:
         chosen = dict(self.backend(backend).choices)
         if chosen.get("target") == "native":  # as before there was another
             del chosen["target"]
+        if chosen.get("contexts") == "beside":
+            del chosen["contexts"]
         for key in backends.lists_of(backends.load(backend)):
             if not chosen.get(key):  # as before there was the key
                 chosen.pop(key, None)

@@ -17,6 +17,7 @@ class CompileStep:
     seconds: float
     peak_bytes: int
     predicted_peak_bytes: int
+    sizes: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ def chips_of(manifest: Manifest, steps: tuple[CompileStep, ...]) -> tuple[Chip, 
     sized = [graph.npu for size in manifest.sizes for graph in size.graphs]
     found = [npu for npu in [*(graph.npu for graph in manifest.graphs), *sized] if npu]
     contexts = [context for npu in found for context in npu.contexts]
-    bytes_of = {file.path: file.bytes for file in manifest.files}
+    bytes_of = {file.path: file.bytes for file in manifest.all_files}
     chips = []
     for soc in dict.fromkeys(context.soc for context in contexts):
         own = [context for context in contexts if context.soc == soc]
         taken = [step for step in steps if step.soc == soc]
-        whole = len(taken) == len(own)
+        whole = sum(step.sizes for step in taken) == len(own)
         largest = max(taken, key=lambda step: step.peak_bytes) if whole else None
-        size = sum(bytes_of[path] for context in own for path in context.files)
+        size = sum(bytes_of[path] for path in {path for one in own for path in one.files})
         chips.append(Chip(
             soc, own[0].htp_arch, own[0].qairt, len(own), size,
             sum(step.seconds for step in taken) if whole else None,

@@ -25,7 +25,7 @@ from exporter.package.check import (
     read_file,
 )
 from exporter.package.layout import is_layout, refuse_layout
-from exporter.package.manifest import FileEntry, GraphEntry, Manifest, Stage
+from exporter.package.manifest import FileEntry, GraphEntry, Manifest, NpuEntry, Stage
 from exporter.package.paths import confined
 from exporter.package.read import MANIFEST, package_digest, read_manifest
 from exporter.package.remembered import Remembered, remembered
@@ -102,6 +102,8 @@ class Package:
         backend = backends.load_to_run(self.manifest.backend)
         if options.device in backends.npu_devices(backend):
             graph, options = self._on_npu(graph, options, backend)
+        elif graph.npu is not None and graph.npu.alone:
+            raise InputError(_only_compiled(self.folder, graph.npu), field="device")
         weights = [f for f in graph.files if is_weights(f)]
         with unreplaced(self.folder, self.inode), ThreadPoolExecutor(1) as beside:
             entry = confined(self.folder, graph.entry)
@@ -124,7 +126,7 @@ class Package:
         assert isinstance(backend, ForNpu) and options.device is not None
         if graph.npu is None:
             return graph, replace(options, device=None)
-        context = backend.fitting(graph.npu.contexts, options.device)
+        context = backend.fitting(graph.npu, options.device)
         return compiled_graph(self.manifest, graph, context) if context else graph, options
 
     def read(self, path: str) -> bytes:
@@ -203,6 +205,15 @@ class Package:
             name: text.load_tokenizer(self.folder / t.path, own[t.path], t, name)
             for name, t in entry.text.tokenizers.items()
         }
+
+
+def _only_compiled(folder: Path, npu: NpuEntry) -> str:
+    """Why the processor cannot run a graph."""
+    chips = ", ".join(context.soc for context in npu.contexts)
+    return (
+        f"{folder.name} has contexts in place of its graphs and draws on an NPU alone ({chips}): "
+        'say --device HTP, or build it with contexts = "beside" in [onnx]'
+    )
 
 
 def refuse_device(manifest: Manifest, options: SessionOptions) -> None:

@@ -43,8 +43,10 @@ def refuse_foreign(folder: Path, manifest: Manifest) -> None:
     graphs = {graph.entry + str(graph.session): graph for one in sized for graph in one.graphs}
     used = Counter[str]()
     for graph in graphs.values():
-        used.update(_refuse(folder, graph, sizes, graph.name not in foreign, backend))
-        for context in graph.npu.contexts if graph.npu else ():
+        is_own, npu = graph.name not in foreign, graph.npu
+        is_compiled = npu is not None and npu.alone
+        used.update(_refuse(folder, graph, sizes, is_own, backend, is_compiled))
+        for context in npu.contexts if npu else ():
             compiled = compiled_graph(manifest, graph, context)
             _refuse(folder, compiled, sizes, True, backend, is_compiled=True)
     own = [graph for graph in graphs.values() if graph.name not in foreign]

@@ -214,7 +214,8 @@ def _explained(package: Package, graph: GraphParity, options: SessionOptions) ->
     """A graph, with the operator from which on it is off on an NPU."""
     parts = package.manifest.parts(graph.graph)
     backend = backends.load(package.manifest.backend)
-    is_off = graph.calls and not graph.exact <= graph.allowed
+    npu = parts[0].npu
+    is_off = graph.calls and not graph.exact <= graph.allowed and not (npu and npu.alone)
     if not is_off or len(parts) > 1 or not _is_npu(package.manifest, options):
         return graph
     assert isinstance(backend, backends.ForNpu) and options.device is not None

@@ -51,7 +51,7 @@ from exporter.backends.contract import (
 from exporter.backends.onnx import session
 from exporter.backends.onnx.qnn import session as on_npu
 from exporter.backends.onnx.qnn.socs import SOCS, is_device
-from exporter.package.manifest import ContextEntry, Tokenizer, Tolerance
+from exporter.package.manifest import ContextEntry, NpuEntry, Tokenizer, Tolerance
 from exporter.package.names import graph_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ class Onnx:
     name: Final = "onnx"
     to_run: Final = Requirement("fourstep[onnx]", {"onnxruntime": "onnxruntime"})
     to_build: Final = Requirement("fourstep[build,onnx]", {"torch": "torch", "onnx": "onnx"})
-    options: Final[Mapping[str, tuple[str, ...]]] = {"target": ("native", "web", "qnn")}
+    options: Final[Mapping[str, tuple[str, ...]]] = {
+        "target": ("native", "web", "qnn"),
+        "contexts": ("beside", "instead"),
+    }
     lists: Final[Mapping[str, tuple[str, ...]]] = {"socs": tuple(SOCS)}
     devices: Final = ("CPU", *on_npu.DEVICES)
     npu_devices: Final = on_npu.DEVICES
@@ -117,6 +120,8 @@ class Onnx:
         """Chips are Qualcomm's."""
         if choices.get("socs", "") and choices.get("target") != "qnn":
             return f'socs: needs target = "qnn"; it is "{choices.get("target")}"'
+        if choices.get("contexts") == "instead" and not choices.get("socs", ""):
+            return 'contexts: "instead" needs chips; name them as socs'
         return None
 
     def suits(self, scheme: Scheme, choices: Mapping[str, str]) -> bool:
@@ -153,11 +158,11 @@ class Onnx:
 
         return compile_bytes(stored_bytes, activation_bytes)
 
-    def compile(self, entry: Path, chip: str, most_bytes: int) -> Compiled:
+    def compile(self, entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
         """By Qualcomm's compiler, in a process of its own."""
         from exporter.backends.onnx.qnn.compile import compile_graph
 
-        return compile_graph(entry, chip, most_bytes)
+        return compile_graph(entries, chip, most_bytes)
 
     def where_off(
         self, entry: Path, device: str, inputs: Mapping[str, np.ndarray], allowed: float
@@ -167,9 +172,13 @@ class Onnx:
 
         return where_off(entry, device, inputs, allowed)
 
-    def fitting(self, contexts: Sequence[ContextEntry], device: str) -> ContextEntry | None:
+    def keeps_graphs(self, choices: Mapping[str, str]) -> bool:
+        """Unless a recipe says otherwise."""
+        return choices.get("contexts") != "instead"
+
+    def fitting(self, npu: NpuEntry, device: str) -> ContextEntry | None:
         """By the chip that the device names, or that is here."""
-        return on_npu.fitting(contexts, device)
+        return on_npu.fitting(npu, device)
 
     def emit(
         self,

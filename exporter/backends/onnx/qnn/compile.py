@@ -7,9 +7,10 @@ paths, since it puts a digest of a path into what it names.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.backends.contract import Compiled
+from exporter.backends.contract import Compiled, CompiledGraph
 from exporter.backends.onnx.qnn import provider
 from exporter.backends.onnx.qnn.process import Order, Refused
 from exporter.backends.onnx.qnn.session import whole, worded
@@ -29,22 +30,22 @@ def compile_bytes(stored_bytes: int, activation_bytes: int) -> int:
     return int(PROCESS_BYTES + OF_STORED * stored_bytes + OF_ACTIVATIONS * activation_bytes)
 
 
-def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
+def compile_graph(entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
     """Write ``<chip>/<graph>.onnx`` and ``<chip>/<graph>_qnn.bin`` beside a graph.
 
     Args:
+        entries: of each size, the first one first: each gets an ``.onnx`` file, and all one binary.
         most_bytes: of memory that the compiler is predicted to take; far above it is stopped.
 
     Raises InputError naming the graph and what the chip's NPU lacks.
     """
-    versions = provider.require()
+    versions, entry = provider.require(), entries[0]
     place, soc = entry.parent / chip, SOCS[chip]
     remove(place)
     place.mkdir()
-    target = f"{chip}/{entry.name}"
+    first, *others = ((file.name, _asked(file, entries, chip)) for file in entries)
     order = Order(
-        entry.name, chip,
-        {"ep.context_enable": "1", "ep.context_embed_mode": "0", "ep.context_file_path": target},
+        first[0], chip, first[1], others=tuple(others),
         most_bytes=int(SPARE * most_bytes) + RESERVED_BYTES, most_s=MOST_S, place=entry.parent,
     )  # fmt: skip
     started = time.perf_counter()
@@ -55,8 +56,27 @@ def compile_graph(entry: Path, chip: str, most_bytes: int) -> Compiled:
         raise InputError(f"{chip}: {worded(entry, refused)}") from None
     seconds = time.perf_counter() - started
     worker.close()
-    files = tuple(sorted(f for f in place.iterdir() if f.suffix in (".onnx", ".bin")))
+    graphs = tuple(_written(place / file.name, place / f"{entry.stem}_qnn.bin") for file in entries)
     return Compiled(
-        place / entry.name, files, soc.soc_model, soc.htp_arch, versions.qairt,
-        seconds, worker.cpu_seconds, worker.peak_bytes,
+        graphs, soc.soc_model, soc.htp_arch, versions.qairt, seconds, worker.cpu_seconds,
+        worker.peak_bytes,
     )  # fmt: skip
+
+
+def _asked(entry: Path, entries: Sequence[Path], chip: str) -> dict[str, str]:
+    """What onnxruntime is told of a graph: where to write it, and whether others share weights."""
+    asked = {
+        "ep.context_enable": "1",
+        "ep.context_embed_mode": "0",
+        "ep.context_file_path": f"{chip}/{entry.name}",
+    }
+    if len(entries) > 1:
+        asked |= {
+            "ep.share_ep_contexts": "1",
+            "ep.stop_share_ep_contexts": str(int(entry == entries[-1])),
+        }
+    return asked
+
+
+def _written(entry: Path, binary: Path) -> CompiledGraph:
+    return CompiledGraph(entry, (entry, binary))

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,8 @@ class Order:
         entry: its file; relative to ``place`` if that is given.
         soc: as ``provider.open_session`` takes it.
         entries, options: the same.
+        others: further graphs that are opened after it with the same options, and what to configure
+            for each: their compiled weights are shared.
         severity: the same.
         most_bytes: of memory that the process may ask for; None: no limit.
         most_s: that opening may take; None: no limit.
@@ -46,6 +48,7 @@ class Order:
     soc: str | None
     entries: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[tuple[str, Mapping[str, str]]] = ()
     severity: int = QUIET
     most_bytes: int | None = None
     most_s: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
@@ -35,6 +36,16 @@ def require() -> Versions:
     return Versions(importlib.metadata.version("onnxruntime-qnn"), str(qnn_version))
 
 
+@functools.cache
+def _register() -> None:
+    """Make onnxruntime know the provider: once in a process."""
+    import onnxruntime as ort
+    import onnxruntime_qnn
+
+    ort.disable_telemetry_events()
+    ort.register_execution_provider_library(NAME, onnxruntime_qnn.get_library_path())
+
+
 def open_session(
     entry: Path, soc: str | None, entries: Mapping[str, str], options: Mapping[str, str],
     severity: int = 3,
@@ -50,8 +61,7 @@ def open_session(
     import onnxruntime as ort
     import onnxruntime_qnn
 
-    ort.disable_telemetry_events()
-    ort.register_execution_provider_library(NAME, onnxruntime_qnn.get_library_path())
+    _register()
     devices = [device for device in ort.get_ep_devices() if device.ep_name == NAME][:1]
     config = ort.SessionOptions()
     config.log_severity_level = severity

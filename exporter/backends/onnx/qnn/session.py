@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from exporter.backends.onnx.qnn.socs import (
     soc_to_run,
 )
 from exporter.errors import CheckFailed, InputError
-from exporter.package.manifest import ContextEntry
+from exporter.package.manifest import ContextEntry, NpuEntry
 
 MOST_NAMED = 5  # operators in a line
 DEVICES = (DEVICE, *(f"{DEVICE}:{name}" for name in SOCS))
@@ -68,26 +67,35 @@ def worded(entry: Path, refused: Refused) -> str:
     )
 
 
-def fitting(contexts: Sequence[ContextEntry], device: str) -> ContextEntry | None:
+def fitting(npu: NpuEntry, device: str) -> ContextEntry | None:
     """The context for a device; None: the graph is compiled when it is opened.
 
-    On the emulator a graph is compiled unless a chip is named. Raises InputError for a context of
-    a later QAIRT, and on a device whose chip none of several is for.
+    On the emulator a graph is compiled unless a chip is named; where contexts stand in its place,
+    the first of them is opened. Raises InputError for a context of a later QAIRT, for one that the
+    emulator cannot open, and on a device whose chip none of several is for.
     """
-    if not contexts:
-        return None
+    contexts = npu.contexts
     soc = soc_of_device(device) or (None if is_emulated() else soc_here())
-    if soc is None:
+    if soc is None and npu.alone and is_emulated():
+        soc = contexts[0].soc
+    if not contexts or (soc is None and not npu.alone):
         return None
     found = next((context for context in contexts if context.soc == soc), None)
     if found is None:
-        there = ", ".join(context.soc for context in contexts)
+        there, name = ", ".join(context.soc for context in contexts), soc or "this chip"
         raise InputError(
-            f"nothing in the package was compiled for {soc}; it has {there}; add {soc} to socs in "
-            "[onnx] and build it again",
+            f"nothing in the package was compiled for {name}; it has {there}; add {name} to socs "
+            "in [onnx] and build it again",
             field="device",
         )
     refuse_qairt(found, provider.require().qairt)
+    if found.shared and is_emulated():
+        remedy = 'build it with contexts = "beside" in [onnx]' if npu.alone else "say --device HTP"
+        raise InputError(
+            f"{found.entry}: its sizes share the weights of one context, which the emulator cannot "
+            f"open; to compile the graph as it is opened, {remedy}",
+            field="device",
+        )
     return found
 
 

@@ -29,10 +29,11 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
     if order["most_bytes"] is not None:
         _bound(order["most_bytes"])
     try:
-        opened = open_session(
-            Path(order["entry"]), order["soc"], order["entries"], order["options"],
-            order["severity"],
-        )  # fmt: skip
+        graphs = [(order["entry"], order["entries"]), *order["others"]]
+        opened, *_ = [
+            open_session(Path(entry), order["soc"], asked, order["options"], order["severity"])
+            for entry, asked in graphs
+        ]
         names = [port.name for port in opened.get_outputs()]
         took = {"peak_bytes": _peak_bytes(), "cpu_seconds": time.process_time()}
         send(answers, {"outputs": names, **took}, {})

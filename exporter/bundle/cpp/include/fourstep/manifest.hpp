@@ -897,7 +897,7 @@ inline Manifest parse_manifest(std::string_view text, const std::string& where) 
     throw check_failed(where + ": " + error.what() +
                        " is not known to this runtime; take a newer one");
   } catch (const std::invalid_argument& error) {
-    const bool newer = version->string.size() > 3 || version->string > "4.3";
+    const bool newer = version->string.size() > 3 || version->string > "4.4";
     throw check_failed(where + ": damaged: " + error.what() +
                        (newer ? "; format " + version->string + ": take a newer runtime"
                               : "; build it again: fourstep build RECIPE"));

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from exporter import backends
 from exporter.build.pipeline import build
-from exporter.calibrate.activations import choose
+from exporter.calibrate.activations import rounder
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tiny import NAME, open_tiny
@@ -33,7 +33,6 @@ from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.progress import Progress
 from exporter.quantize.program import quantize, unquantized
-from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
 from exporter.runtime.package import open_package
@@ -91,11 +90,12 @@ def test_all_that_a_decoder_gets_of_the_key_is_one_tile() -> None:
 
 
 SHAPES_CUT = Cut((1.0, 0.0), 128, 128)
-QUICK = {("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
+FOR_NPU = ("w8a16", "w4a16")  # every value is rounded, the mark's too
+QUICK = {("onnx", "int8-w8a8"), ("onnx", "w8a16"), ("openvino", "int4"), ("coreml", "int8")}
 COMBINATIONS = [
     pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.full)
     for name in backends.names()
-    for scheme in ("fp32", "int8", "int4", "int8-w8a8")
+    for scheme in ("fp32", "int8", "int4", "int8-w8a8", *(FOR_NPU if name == "onnx" else ()))
 ]
 EXACT = backends.SessionOptions("float32")
 
@@ -165,12 +165,13 @@ def test_every_backend_and_scheme_carries_the_mark(
         pytest.skip(f"{name}: pip install '{backend.to_build.install}'")
     choices = backends.default_choices(backend)
     read = Weights(with_tiny(shapes_checkpoint)).read
+    if scheme in FOR_NPU:
+        choices = {**choices, "target": "qnn"}
     for graph in ("vae_decoder", "tiny_decoder"):
         program = quantize(ends[graph], load_scheme(scheme).format_of)
         if any(backend.refuse(form, choices) for form in program.formats.values()):
             pytest.skip(f"{name} does not express {scheme}")
-        if asked(program):
-            program = round_inputs(program, choose(program, read, [{"latent": latent}]))
+        program = rounder({graph: program}, read, lambda _: [{"latent": latent}])(graph)
         place = tmp_path / graph
         place.mkdir()
         emitted = backend.emit(program, read, place, backends.EmitOptions(choices))

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
 
 from exporter import backends
+from exporter.backends.contract import Session
 from exporter.build.pipeline import build
 from exporter.calibrate.activations import rounder
 from exporter.calibrate.weights import Weights
@@ -20,6 +22,8 @@ from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tiny import NAME, open_tiny
 from exporter.cli import main
 from exporter.errors import InputError
+from exporter.layouts.apple_swift import OFFSET, SCALE
+from exporter.layouts.ort_package import MANIFEST, WEIGHTS_FOLDER, asset_folder
 from exporter.marking import embed, pattern
 from exporter.marking.key import MarkKey, make_key
 from exporter.marking.read import read_mark
@@ -247,6 +251,76 @@ def test_inspect_says_whether_pictures_are_marked(packages: dict[str, Path]) -> 
     assert told["mark"] == {"scheme": "fourstep-1", "payload": "1a2b3c4d", "key_id": KEY.id}
     told = json.loads(runner.invoke(main, ["inspect", str(packages["plain"]), "--json"]).stdout)
     assert told["mark"] is None
+
+
+LAYOUTS = ("diffusers", "apple-swift", "ort-package")
+
+
+@pytest.fixture(scope="module")
+def folders(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The marked tiny checkpoint in every layout that has a decoder, by what it is made of."""
+    asked = replace(recipe, prompts=(), layouts=LAYOUTS)
+    out = tmp_path_factory.mktemp("layouts")
+    made = [name for name in ("onnx", "openvino", "coreml") if not backends.missing(needs(name))]
+    built = build(asked, out, made, ["fp32"])
+    found = {f"{one.layout}, {one.backend}": one.path for one in built if one.layout != "native"}
+    checkpoint = open_checkpoint(recipe.checkpoint)
+    (graph,) = (g for g in cut_graphs(checkpoint, recipe.cut) if g.name == "vae_decoder")
+    plain = unquantized(trace(graph))
+    for name in made:
+        backend, place = backends.load(name), tmp_path_factory.mktemp(name)
+        options = backends.EmitOptions(backends.default_choices(backend))
+        emitted = backend.emit(plain, Weights(checkpoint).read, place, options)
+        found[f"plain, {name}"] = emitted.entry
+    return found
+
+
+def opened(place: str, folder: Path) -> Session:
+    """The decoder of a layout's folder, as its clients open it."""
+    layout, name = place.split(", ")
+    if layout == "ort-package":
+        (variant,) = folder.glob("vae_decoder/*/*.onnx")
+        return variant_session(folder, "vae_decoder", variant)
+    (entry,) = (
+        found
+        for pattern in ("vae_decoder/*.onnx", "vae_decoder/*.xml", "VAEDecoder.mlpackage")
+        for found in folder.glob(pattern)
+    )
+    return backends.load(name).open_graph(entry, {}, EXACT)
+
+
+def variant_session(folder: Path, graph: str, file: Path) -> Session:
+    """A graph of onnxruntime's model package, whose weights lie elsewhere."""
+    told = json.loads((folder / MANIFEST).read_text())["components"][graph]["variants"]
+    (variant,) = told.values()
+    options = onnxruntime.SessionOptions()
+    for key, value in variant["executor_info"]["ort"]["session_options"].items():
+        place = str(asset_folder(folder, value)) if key == WEIGHTS_FOLDER else value
+        options.add_session_config_entry(key, place)
+    opened = onnxruntime.InferenceSession(str(file), options)
+    return lambda given: dict(
+        zip([o.name for o in opened.get_outputs()], opened.run(None, dict(given)), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["diffusers, onnx", "diffusers, openvino", "apple-swift, coreml", "ort-package, onnx"],
+)
+def test_every_layout_carries_the_mark(place: str, folders: dict[str, Path]) -> None:
+    if place not in folders:
+        pytest.skip(f"{place}: its backend's packages are missing")
+    layout, name = place.split(", ")
+    latent = np.random.default_rng(2).standard_normal((1, 16, 8, 8), np.float32)
+    given = {"diffusers": "latent_sample", "apple-swift": "z", "ort-package": "latent"}[layout]
+    as_given = latent / SCALE + OFFSET if layout == "apple-swift" else latent
+    (image,) = opened(place, folders[place])({given: as_given.astype(np.float32)}).values()
+    plain = backends.load(name).open_graph(folders[f"plain, {name}"], {}, EXACT)
+    (unmarked,) = plain({"latent": latent}).values()
+    before, after = (127.5 * (x[0].transpose(1, 2, 0) + 1) for x in (unmarked, image))
+    expected = embed.marked(before.astype(np.float64), MARK.tile) - before
+    # The random decoder's pictures are all texture, in which none but its own mark is to be seen.
+    assert np.abs(after - before - expected).max() < 0.1 < np.abs(expected).max() / 10
 
 
 def test_what_decides_bytes(recipe: Recipe) -> None:

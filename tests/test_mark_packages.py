@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from exporter import backends
 from exporter.backends.contract import Session
 from exporter.build.pipeline import build
-from exporter.calibrate.activations import rounder
+from exporter.calibrate.activations import choose
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tiny import NAME, open_tiny
@@ -37,6 +37,7 @@ from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.progress import Progress
 from exporter.quantize.program import quantize, unquantized
+from exporter.quantize.rounded import asked, round_inputs
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
 from exporter.runtime.package import open_package
@@ -94,12 +95,11 @@ def test_all_that_a_decoder_gets_of_the_key_is_one_tile() -> None:
 
 
 SHAPES_CUT = Cut((1.0, 0.0), 128, 128)
-FOR_NPU = ("w8a16", "w4a16")  # every value is rounded, the mark's too
-QUICK = {("onnx", "int8-w8a8"), ("onnx", "w8a16"), ("openvino", "int4"), ("coreml", "int8")}
+QUICK = {("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
 COMBINATIONS = [
     pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.full)
     for name in backends.names()
-    for scheme in ("fp32", "int8", "int4", "int8-w8a8", *(FOR_NPU if name == "onnx" else ()))
+    for scheme in ("fp32", "int8", "int4", "int8-w8a8")
 ]
 EXACT = backends.SessionOptions("float32")
 
@@ -169,13 +169,12 @@ def test_every_backend_and_scheme_carries_the_mark(
         pytest.skip(f"{name}: pip install '{backend.to_build.install}'")
     choices = backends.default_choices(backend)
     read = Weights(with_tiny(shapes_checkpoint)).read
-    if scheme in FOR_NPU:
-        choices = {**choices, "target": "qnn"}
     for graph in ("vae_decoder", "tiny_decoder"):
         program = quantize(ends[graph], load_scheme(scheme).format_of)
         if any(backend.refuse(form, choices) for form in program.formats.values()):
             pytest.skip(f"{name} does not express {scheme}")
-        program = rounder({graph: program}, read, lambda _: [{"latent": latent}])(graph)
+        if asked(program):
+            program = round_inputs(program, choose(program, read, [{"latent": latent}]))
         place = tmp_path / graph
         place.mkdir()
         emitted = backend.emit(program, read, place, backends.EmitOptions(choices))
@@ -183,6 +182,15 @@ def test_every_backend_and_scheme_carries_the_mark(
         reading = read_mark(pixels(image["image"]), KEY)
         assert reading is not None and reading.found
         assert reading.payload == PAYLOAD
+
+
+def test_where_all_is_rounded_a_mark_is_refused(ends: dict[str, Program]) -> None:
+    """Not left out: a package that says that it marks has to."""
+    program = quantize(ends["vae_decoder"], load_scheme("w8a16").format_of)
+    backend = backends.load("onnx")
+    choices = {**backends.default_choices(backend), "target": "qnn"}
+    with pytest.raises(InputError, match=r"vae_decoder: a mark is not drawn .* leave \[mark\] out"):
+        backends.refuse_inexpressible(backend, choices, "w8a16", {"vae_decoder": program})
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,10 @@ def has_levels(program: QuantizedProgram) -> bool:
 
 
 def refuse_mixture(program: QuantizedProgram) -> None:
-    """Raise InputError for a layer whose weight an integer machine cannot multiply by 16 bits."""
+    """Raise InputError for a layer whose weight an integer machine cannot multiply by 16 bits.
+
+    A mark's convolutions are such layers: their weights are constants that no scheme encodes.
+    """
     if not rounds_everything(program):
         return
     for node in program.nodes():
@@ -69,6 +72,11 @@ def refuse_mixture(program: QuantizedProgram) -> None:
         codes = weight.args[0] if weight.args else weight
         assert isinstance(codes, fx.Node)
         stored = stored_behind(program.tensors.get(codes.name))
+        if stored is None and node.target is ATEN.conv2d.default:
+            raise InputError(
+                f"{program.name}: a mark is not drawn where every value is rounded to 16 bits, as "
+                "for an NPU; leave [mark] out, or build another scheme"
+            )
         if stored is None:
             continue  # a constant
         form = program.formats[stored.name]

@@ -333,34 +333,15 @@ def _conv2d(e: Emitter, node: fx.Node) -> None:
         before, after = ([a + b for a, b in zip(padding, m[2:], strict=True)] for m in more)
         assert isinstance(x.args[0], fx.Node)
         x = x.args[0]
-    if e.program.part(weight) is None:
-        given = [_constant(e, weight)]
-    else:
-        codes, scale = _channels(e, weight)
-        given = [codes, *_bias(e, node, _levels(x), scale)]
+    codes, scale = _channels(e, weight)
     e.add(
         "Conv",
-        [e.value(x), *given],
+        [e.value(x), codes, *_bias(e, node, _levels(x), scale)],
         e.name(node),
         kernel_shape=aten.shape(weight)[2:],
         strides=strides,
         pads=[*before, *after],
     )
-
-
-def _constant(e: Emitter, weight: fx.Node) -> str:
-    """A convolution's weight that no scheme encodes, in 16 bits: its levels are kept."""
-    levels, source = _levels(weight), weight.args[0]
-    assert isinstance(source, fx.Node) and levels.zero_point == MIDDLE
-
-    def written() -> str:
-        value = e.read(e.program.tensors[source.name])
-        codes = torch.round(value / levels.step).clamp(1 - MIDDLE, MIDDLE - 1).to(torch.int16)
-        zero = e.tensor("middle", torch.tensor(0, dtype=torch.int16))
-        given = [e.tensor(f"{source.name}_in_16_bits", codes), e.scalar(levels.step), zero]
-        return e.add("DequantizeLinear", given, f"{source.name}_kept")
-
-    return e.once((weight, "constant"), written)
 
 
 def _is_of_convolutions(node: fx.Node) -> bool:
@@ -427,8 +408,6 @@ def table(native: dict[Any, Translate]) -> dict[Any, Translate]:
         ATEN.relu.default: _computes("Relu"),
         ATEN.sigmoid.default: _sigmoid,
         ATEN.tanh.default: _computes("Tanh"),
-        ATEN.sqrt.default: _computes("Sqrt"),
-        ATEN.reciprocal.default: _computes("Reciprocal"),
         ATEN.matmul.default: _matmul,
         ATEN.softmax.int: _softmax,
         ATEN.gelu.default: _gelu,

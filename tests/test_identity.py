@@ -243,7 +243,7 @@ def test_an_instance_that_does_not_sign(
         (("--identity", "env:OLD", "--trust-config", config), "the identity token is refused"),
         ((*given, "--trust-config", gone), "gone.json: did not sign: "),
         ((*given, "--trust-config", clear), "is not asked over https"),
-        ((*given, "--trust-config", wrong), "wrong.json: cannot be read as a trust configuration"),
+        ((*given, "--trust-config", wrong), "wrong.json: cannot be read as a configuration"),
         ((*given, "--trust-config", tmp_path / "no"), "No such file or directory"),
         ((*given, "--key", private), "give --key or --identity, and not both"),
         ((), "give --key or --identity, and not both"),

@@ -115,7 +115,8 @@ def open_identity(
 
     with _refusing(identity, "the identity token is refused"):
         token = IdentityToken(identity.token)
-    with quiet(say), _refusing(identity, "cannot be read as a trust configuration"):
+    reading = "cannot be asked" if identity.config is None else "cannot be read as a configuration"
+    with quiet(say), _refusing(identity, reading):
         if identity.config is None:
             config = ClientTrustConfig.production()
         else:
@@ -171,9 +172,9 @@ def _refusing(identity: SigningIdentity, what: str) -> Iterator[None]:
 
     def worded(said: str) -> InputError:
         found = sys.exception()
-        reasons = shortened(said if found is None else _reasons(found))
-        line = f"{identity.instance}: {what}: {reasons}"
-        return InputError(line.replace(identity.token, "(the token)"))
+        reasons = said if found is None else _reasons(found)
+        hidden = reasons.replace(identity.token, "(the token)")  # before anything is cut
+        return InputError(f"{identity.instance}: {what}: {shortened(hidden)}")
 
     with panics_as(worded):
         yield
@@ -185,7 +186,7 @@ def _reasons(error: BaseException) -> str:
     left: BaseException | None = error
     while left is not None:
         answer = getattr(left, "response", None)
-        told = str(getattr(answer, "text", "") or "")[:300] if answer is not None else ""
+        told = "" if answer is None else str(getattr(answer, "text", ""))
         words = reason_of(left) if str(left) else ""
         said += [part for part in (words, told) if part and part not in said]
         left = left.__cause__ or left.__context__

@@ -1,14 +1,15 @@
 """Clients of others with our packages beside their own exporter's, in one run of shapes-flash.
 
-    python -m benchmarks.clients artifacts/clients [--rounds 3] [--json FILE]
+    python -m benchmarks.clients artifacts/clients [--rounds 3] [--client NAME] [--json FILE]
 
-``make interop`` makes the clients' environments. Each client draws one picture with each package,
-from the same noise; the latent after every step and the picture are compared with diffusers in
-float32. Then the packages take turns, and of each the fastest further picture counts.
+``make interop`` makes the clients' environments. Each client draws the same pictures with each
+package, from the same noise; the latents after every step and the pictures are compared with those
+of diffusers in float32, all at once: one picture's last digits are chance. Then the packages take
+turns, and of each the fastest further picture counts, by the clock and by processors' seconds.
 
 A client's own package has the checkpoint's schedule. Its configuration is set to ours where the
 client can be told: the optimums'. OpenVINO GenAI cannot be, so of its own package seconds alone
-are shown, of as many steps.
+are shown, of as many steps. optimum-onnx's own exporter has float32 alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -35,10 +37,21 @@ from exporter.recipe.recipe import Recipe, read_recipe
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "shapes-flash.toml"
 DRAW = ROOT / "tests" / "interop" / "draw.py"
-PROMPT, SEED = "two red circles left of a blue square", 7
+REQUESTS = (
+    ("two red circles left of a blue square", 7),
+    ("a green triangle", 7),
+    ("a yellow square", 1),
+    ("three blue circles", 2),
+    ("a red triangle above a green circle", 3),
+    ("two yellow triangles right of a red square", 4),
+)
 SCHEMES = ("fp32", "int8", "int4")
 SHIFT, TERMINAL = 2.004020116745039, 0.5  # with 1000 timesteps exactly the recipe's sigmas
-WHAT = "Clients with our packages and their own exporter's: shapes-flash, 128 x 128 px, 4 steps."
+WHAT = (
+    "Clients with our packages and their own exporter's: shapes-flash, 128 x 128 px, 4 steps, "
+    f"{len(REQUESTS)} pictures."
+)
+SECONDS = ("first_s", "next_s", "next_cpu_s")
 COLUMNS = (
     Column("client", "client"),
     Column("package", "package"),
@@ -48,6 +61,7 @@ COLUMNS = (
     Column("latents_db", "latent SNR dB, step by step", 1),
     Column("first_s", "first picture s", 2),
     Column("next_s", "next s", 3),
+    Column("next_cpu_s", "next CPU s", 3),
 )
 
 
@@ -62,6 +76,7 @@ class Client:
         kind: what its exporter exports to.
         schemes: those that its exporter has.
         takes_schedule: whether its own package can be told our schedule.
+        is_older: its transformers does not read tokenizers that a later one wrote, as these.
     """
 
     name: str
@@ -70,13 +85,13 @@ class Client:
     kind: str
     schemes: tuple[str, ...]
     takes_schedule: bool = True
+    is_older: bool = False
 
 
 CLIENTS = (
     Client("genai", "optimum-intel", "openvino", "openvino", SCHEMES, takes_schedule=False),
     Client("optimum-intel", "optimum-intel", "openvino", "openvino", SCHEMES),
-    # Its exporter's transformers does not read tokenizers that a later one wrote, as these.
-    Client("optimum-onnx", "optimum-onnx", "onnx", "onnx", ()),
+    Client("optimum-onnx", "optimum-onnx", "onnx", "onnx", ("fp32",), is_older=True),
 )
 
 
@@ -109,12 +124,27 @@ def ours(recipe: Recipe, folder: Path) -> dict[tuple[str, str], Path]:
     return {(one.backend, one.scheme): one.path for one in built}
 
 
-def exported(client: Client, scheme: str, checkpoint: str, folder: Path) -> Path:
+def older(checkpoint: Path, tokenizers: Path, folder: Path) -> Path:
+    """A copy of a checkpoint with the tokenizers of one of our folders, which all pins read."""
+    copy = folder / "checkpoint-of-older-pins"
+    if not copy.is_dir():
+        index = json.loads((checkpoint / "model_index.json").read_text())
+        index["tokenizer_3"] = ["transformers", "T5TokenizerFast"]
+        for name, kind in index.items():
+            if isinstance(kind, list) and kind[0]:
+                source = tokenizers if name.startswith("tokenizer") else checkpoint
+                shutil.copytree(source / name, copy / name)
+        (copy / "model_index.json").write_text(json.dumps(index))
+    return copy
+
+
+def exported(client: Client, scheme: str, checkpoint: Path, folder: Path) -> Path:
     """A client's own exporter's package, with our schedule in its configuration."""
     package = folder / f"own-{client.kind}-{scheme}"
-    if not (package / "model_index.json").is_file():
+    if not (package / "scheduler" / "ours").is_file():
+        shutil.rmtree(package, ignore_errors=True)
         program = python_of(client.peer).with_name("optimum-cli")
-        command = [str(program), "export", client.kind, "--model", checkpoint]
+        command = [str(program), "export", client.kind, "--model", str(checkpoint)]
         command += ["--task", "text-to-image"]
         if client.kind == "openvino":
             groups = ["--group-size", "64", "--ratio", "1.0"] if scheme == "int4" else []
@@ -124,42 +154,44 @@ def exported(client: Client, scheme: str, checkpoint: str, folder: Path) -> Path
         told = json.loads(file.read_text())
         told |= {"shift": SHIFT, "shift_terminal": TERMINAL, "num_train_timesteps": 1000}
         file.write_text(json.dumps(told))
+        (package / "scheduler" / "ours").touch()  # the last: it is whole
     return package
 
 
-def contestants(recipe: Recipe, folder: Path) -> list[Contestant]:
+def contestants(recipe: Recipe, folder: Path, clients: Sequence[Client]) -> list[Contestant]:
     """Each client with each of our packages, and with each that its own exporter makes."""
     made = ours(recipe, folder)
-    found = []
-    for client in CLIENTS:
+    found, checkpoint = [], Path(recipe.checkpoint)
+    for client in clients:
+        given = older(checkpoint, made["onnx", "fp32"], folder) if client.is_older else checkpoint
         for scheme in SCHEMES:
             found.append(Contestant(client, True, scheme, made[client.backend, scheme]))
             if scheme in client.schemes:
-                own = exported(client, scheme, recipe.checkpoint, folder)
+                own = exported(client, scheme, given, folder)
                 found.append(Contestant(client, False, scheme, own))
     return found
 
 
 def drawn(one: Contestant, t5_tokens: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """The latents, the picture and the seconds of a client in a process of its own.
+    """The latents, the pictures and the seconds of a client in a process of its own.
 
     Our packages get bare calls; a client's own is told how many tokens T5 has in ours.
     """
     tokens = [] if one.is_ours else [str(t5_tokens)]
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out.npz"
-        command = [python_of(one.client.peer), DRAW, one.client.name, one.package, PROMPT]
+        command = [python_of(one.client.peer), DRAW, one.client.name, one.package]
         done = subprocess.run(
-            [*map(str, command), str(SEED), "4", str(out), *tokens],
+            [*map(str, command), json.dumps(REQUESTS), "4", str(out), *tokens],
             check=True, stdout=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         found = np.load(out)
         seconds: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-        return found["latents"], found["picture"], seconds
+        return found["latents"], found["pictures"], seconds
 
 
-def reference(recipe: Recipe) -> tuple[list[np.ndarray], np.ndarray]:
-    """The latents after each step and the picture of diffusers in float32."""
+def reference(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """The latents after each step, (requests, steps, ...), and the pictures of diffusers."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
@@ -174,23 +206,27 @@ def reference(recipe: Recipe) -> tuple[list[np.ndarray], np.ndarray]:
         latents.append(values["latents"].numpy().copy())
         return values
 
-    picture = pipeline(
-        PROMPT,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        width=recipe.cut.width_px,
-        height=recipe.cut.height_px,
-        max_sequence_length=recipe.cut.t5_tokens,
-        generator=torch.Generator().manual_seed(SEED),
-        output_type="np",
-        callback_on_step_end=note,
-    ).images[0]
-    return latents, np.round(picture * 255).astype(np.uint8)
+    pictures = [
+        pipeline(
+            prompt,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            width=recipe.cut.width_px,
+            height=recipe.cut.height_px,
+            max_sequence_length=recipe.cut.t5_tokens,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            callback_on_step_end=note,
+        ).images[0]
+        for prompt, seed in REQUESTS
+    ]
+    kept = np.stack(latents).reshape(len(REQUESTS), -1, *latents[0].shape)
+    return kept, np.round(np.stack(pictures) * 255).astype(np.uint8)
 
 
 def measure(found: Sequence[Contestant], recipe: Recipe, rounds: int) -> list[figures.Row]:
     """A row for each; the rounds go through all of them."""
-    latents, picture = reference(recipe)
+    latents, pictures = reference(recipe)
     seconds: list[list[dict[str, float]]] = [[] for _ in found]
     rows: list[dict[str, Any]] = []
     for number in range(rounds):
@@ -200,16 +236,16 @@ def measure(found: Sequence[Contestant], recipe: Recipe, rounds: int) -> list[fi
             if number:
                 continue
             is_told = one.is_ours or one.client.takes_schedule
-            steps = [snr_db(a, b) for a, b in zip(theirs, latents, strict=True)]
+            steps = [snr_db(theirs[:, i], latents[:, i]) for i in range(latents.shape[1])]
             size = sum(file.stat().st_size for file in one.package.rglob("*") if file.is_file())
             rows.append({
                 "client": one.client.name, "package": "ours" if one.is_ours else "its own",
                 "scheme": one.scheme, "mb": size / 1e6,
-                "psnr_db": psnr_db(pixels, picture) if is_told else None,
+                "psnr_db": psnr_db(pixels, pictures) if is_told else None,
                 "latents_db": steps if is_told else None,
             })  # fmt: skip
     for row, spent in zip(rows, seconds, strict=True):
-        row |= {key: min(took[key] for took in spent) for key in ("first_s", "next_s")}
+        row |= {key: min(took[key] for took in spent) for key in SECONDS}
     return list(rows)
 
 
@@ -217,11 +253,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=WHAT)
     parser.add_argument("folder", type=Path, help="of the packages, which are kept there")
     parser.add_argument("--rounds", type=int, default=3)
+    names = [client.name for client in CLIENTS]
+    parser.add_argument("--client", choices=names, action="append", help="these alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     recipe = read_recipe(RECIPE)
     recipe = replace(recipe, checkpoint=str(ROOT / "artifacts" / "shapes-flash"))
-    rows = measure(contestants(recipe, arguments.folder), recipe, arguments.rounds)
+    clients = [one for one in CLIENTS if one.name in (arguments.client or names)]
+    folder = arguments.folder.resolve()  # clients take another path for a name on their hub
+    rows = measure(contestants(recipe, folder, clients), recipe, arguments.rounds)
     print(figures.markdown(COLUMNS, rows))
     if arguments.json:
         figures.write(arguments.json, WHAT, COLUMNS, rows)

@@ -23,6 +23,7 @@ PACK = ROOT / "exporter" / "plugins" / "comfyui"
 BARS = {"fp32": (60, 50), "int8": (35, 48), "int4": (22, 42)}  # dB of latents, of the picture
 CLIENTS = {"optimum-intel": "openvino", "optimum-onnx": "onnx"}
 PROMPT, SEED = "two red circles left of a blue square", 7
+REQUESTS = json.dumps([[PROMPT, SEED]])
 
 
 def python_of(peer: str) -> str:
@@ -77,12 +78,12 @@ def test_a_client_draws_what_diffusers_draws(
     latents, picture = request.getfixturevalue("right")
     out = tmp_path / "out.npz"
     script = str(ROOT / "tests" / "interop" / "draw.py")
-    told_by(python, script, client, str(folder), PROMPT, str(SEED), "4", str(out))
+    told_by(python, script, client, str(folder), REQUESTS, "4", str(out))
     found = np.load(out)
     latent_db, picture_db = BARS[scheme]
-    measured = [snr_db(a, b) for a, b in zip(found["latents"], latents, strict=True)]
+    measured = [snr_db(a, b) for a, b in zip(found["latents"][0], latents, strict=True)]
     assert min(measured) >= latent_db, measured
-    assert psnr_db(found["picture"], picture) >= picture_db
+    assert psnr_db(found["pictures"][0], picture) >= picture_db
 
 
 # Of each: schemes or a plan, whether T5 is on board, dB of latents, of the picture.
@@ -109,11 +110,11 @@ def test_clients_draw_with_other_schemes(
     script, out = str(ROOT / "tests" / "interop" / "draw.py"), tmp_path / "out.npz"
     for client, python in pythons.items():
         folder = str(folders[CLIENTS.get(client, "openvino")])
-        told_by(python, script, client, folder, PROMPT, str(SEED), "4", str(out))
+        told_by(python, script, client, folder, REQUESTS, "4", str(out))
         found = np.load(out)
-        measured = [snr_db(a, b) for a, b in zip(found["latents"], latents, strict=True)]
+        measured = [snr_db(a, b) for a, b in zip(found["latents"][0], latents, strict=True)]
         assert min(measured) >= latent_db, (client, measured)
-        assert psnr_db(found["picture"], picture) >= picture_db, client
+        assert psnr_db(found["pictures"][0], picture) >= picture_db, client
 
 
 def test_comfyui_draws_what_the_command_line_draws(

@@ -177,7 +177,7 @@ def drawn(one: Contestant, t5_tokens: int) -> tuple[np.ndarray, np.ndarray, dict
 
     Our packages get bare calls; a client's own is told how many tokens T5 has in ours.
     """
-    tokens = [] if one.is_ours else [str(t5_tokens)]
+    tokens = [] if one.is_ours else ["--t5-tokens", str(t5_tokens)]
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out.npz"
         command = [python_of(one.client.peer), DRAW, one.client.name, one.package]

@@ -1,30 +1,44 @@
 """Run by a client's environment: draws with a folder, keeps each latent, measures seconds.
 
-python draw.py genai|optimum-intel|optimum-onnx FOLDER REQUESTS STEPS OUT.npz [T5_TOKENS]
+python draw.py genai|optimum-intel|optimum-onnx FOLDER REQUESTS STEPS OUT.npz [options]
 
 REQUESTS: JSON, a list of prompts with their seeds. What is kept has an axis for them first.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
-CLIENT, FOLDER, GIVEN, STEPS, OUT = sys.argv[1:6]
-REQUESTS = json.loads(GIVEN)
-TOKENS = {"max_sequence_length": int(sys.argv[6])} if len(sys.argv) > 6 else {}  # else a bare call
+parser = argparse.ArgumentParser()
+parser.add_argument("client", choices=("genai", "optimum-intel", "optimum-onnx"))
+parser.add_argument("folder")
+parser.add_argument("requests", type=json.loads)
+parser.add_argument("steps", type=int)
+parser.add_argument("out", type=Path)
+parser.add_argument("--t5-tokens", type=int, help="else a bare call")
+parser.add_argument("--start", type=Path, help="PNG of the picture's size to start from")
+parser.add_argument("--strength", type=float, default=0.5)
+GIVEN = parser.parse_args()
+STEPS, START = {"num_inference_steps": GIVEN.steps, "guidance_scale": 1.0}, GIVEN.start
+TOKENS = {"max_sequence_length": GIVEN.t5_tokens} if GIVEN.t5_tokens else {}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 PICTURES = 5  # after all requests, for the seconds of the next one
 latents: list[np.ndarray] = []
 
 
 def genai():
+    import openvino
     import openvino_genai
 
-    pipeline = openvino_genai.Text2ImagePipeline(FOLDER, "CPU", **EXACT)
+    kind = openvino_genai.Image2ImagePipeline if START else openvino_genai.Text2ImagePipeline
+    pipeline = kind(GIVEN.folder, "CPU", **EXACT)
+    given = [openvino.Tensor(np.array(picture())[None])] if START else []
+    more = {"strength": GIVEN.strength} if START else {}
 
     def note(step, steps, latent):
         latents.append(np.array(latent.data))
@@ -32,24 +46,33 @@ def genai():
 
     def draw(prompt, seed):
         noise = openvino_genai.TorchGenerator(seed)
-        settings = {"num_inference_steps": int(STEPS), "guidance_scale": 1.0, **TOKENS}
-        return pipeline.generate(prompt, **settings, generator=noise, callback=note).data[0]
+        settings = {**STEPS, **TOKENS, **more}
+        return pipeline.generate(prompt, *given, **settings, generator=noise, callback=note).data[0]
 
     return draw
+
+
+def picture():
+    from PIL import Image
+
+    return Image.open(START).convert("RGB")
 
 
 def optimum():
     import torch
 
-    if CLIENT == "optimum-intel":
-        from optimum.intel import OVStableDiffusion3Pipeline
+    if GIVEN.client == "optimum-intel":
+        from optimum import intel as kinds
 
-        pipeline = OVStableDiffusion3Pipeline.from_pretrained(FOLDER, ov_config=EXACT)
+        stem, options = "OV", {"ov_config": EXACT}
     else:
-        from optimum.onnxruntime import ORTStableDiffusion3Pipeline
+        from optimum import onnxruntime as kinds
 
-        pipeline = ORTStableDiffusion3Pipeline.from_pretrained(FOLDER)
+        stem, options = "ORT", {}
+    kind = getattr(kinds, f"{stem}StableDiffusion3{'Img2Img' if START else ''}Pipeline")
+    pipeline = kind.from_pretrained(GIVEN.folder, **options)
     pipeline.set_progress_bar_config(disable=True)
+    more = {"image": picture(), "strength": GIVEN.strength} if START else {}
 
     def note(_, step, timestep, values):
         latents.append(values["latents"].numpy().copy())
@@ -58,9 +81,9 @@ def optimum():
     def draw(prompt, seed):
         found = pipeline(
             prompt,
-            num_inference_steps=int(STEPS),
-            guidance_scale=1.0,
+            **STEPS,
             **TOKENS,
+            **more,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
             callback_on_step_end=note,
@@ -76,20 +99,17 @@ def now():
 
 
 started = now()
-draw = genai() if CLIENT == "genai" else optimum()
-pictures = [np.array(draw(*REQUESTS[0]))]
+draw = genai() if GIVEN.client == "genai" else optimum()
+pictures = [np.array(draw(*GIVEN.requests[0]))]
 first = now() - started
-pictures += [np.array(draw(*request)) for request in REQUESTS[1:]]
-kept = np.stack(latents).reshape(len(REQUESTS), -1, *latents[0].shape)
+pictures += [np.array(draw(*request)) for request in GIVEN.requests[1:]]
+kept = np.stack(latents).reshape(len(GIVEN.requests), -1, *latents[0].shape)
 following = []
 for _ in range(PICTURES):
     before = now()
-    draw(*REQUESTS[0])
+    draw(*GIVEN.requests[0])
     following.append(now() - before)
-np.savez(OUT, pictures=np.stack(pictures), latents=kept)
+np.savez(GIVEN.out, pictures=np.stack(pictures), latents=kept)
 least = np.min(following, 0)
-print(
-    json.dumps({
-        "first_s": first[0], "first_cpu_s": first[1], "next_s": least[0], "next_cpu_s": least[1]
-    })
-)  # fmt: skip
+told = {"first_s": first[0], "first_cpu_s": first[1], "next_s": least[0], "next_cpu_s": least[1]}
+print(json.dumps(told))

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Picture
 
 from exporter.build.pipeline import build
@@ -22,6 +25,7 @@ from tests.test_layouts import diffusers_latents
 PACK = ROOT / "exporter" / "plugins" / "comfyui"
 BARS = {"fp32": (60, 50), "int8": (35, 48), "int4": (22, 42)}  # dB of latents, of the picture
 CLIENTS = {"optimum-intel": "openvino", "optimum-onnx": "onnx"}
+SHIFT = 2.004020116745039  # with the last sigma given, exactly the recipe's
 PROMPT, SEED = "two red circles left of a blue square", 7
 REQUESTS = json.dumps([[PROMPT, SEED]])
 
@@ -65,6 +69,34 @@ def shapes_recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def right() -> tuple[list[np.ndarray], np.ndarray]:
     return diffusers_latents(str(SHAPES), PROMPT, (128, 128), 32, SEED)
+
+
+@pytest.fixture(scope="module")
+def started(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[np.ndarray], np.ndarray]:
+    """A picture to start from, and what diffusers makes of it in float32."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Img2ImgPipeline
+
+    start = tmp_path_factory.mktemp("start") / "start.png"
+    levels = np.indices((128, 128)).sum(0).astype(np.uint8)
+    Picture.fromarray(np.stack([levels, 255 - levels, levels // 2], 2)).save(start)
+    pipeline = StableDiffusion3Img2ImgPipeline.from_pretrained(SHAPES, torch_dtype=torch.float32)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(1000, SHIFT, shift_terminal=0.5)
+    encode, latents = pipeline.vae.encode, list[np.ndarray]()
+    pipeline.vae.encode = lambda image: SimpleNamespace(latents=encode(image).latent_dist.mode())
+
+    def note(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(values["latents"].numpy().copy())
+        return values
+
+    with Picture.open(start) as image:
+        found = pipeline(
+            PROMPT, image=image, strength=0.5, num_inference_steps=4, guidance_scale=1.0,
+            max_sequence_length=32, generator=torch.Generator().manual_seed(SEED),
+            output_type="np", callback_on_step_end=note,
+        ).images[0]  # fmt: skip
+    return start, latents, np.round(found * 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("scheme", BARS)
@@ -115,6 +147,23 @@ def test_clients_draw_with_other_schemes(
         measured = [snr_db(a, b) for a, b in zip(found["latents"][0], latents, strict=True)]
         assert min(measured) >= latent_db, (client, measured)
         assert psnr_db(found["pictures"][0], picture) >= picture_db, client
+
+
+@pytest.mark.parametrize("client", ["genai", *CLIENTS])
+def test_a_client_starts_from_a_picture(
+    client: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Half of the steps, from the middle of what diffusers' encoder gives, latent by latent."""
+    python = python_of({"genai": "optimum-intel"}.get(client, client))
+    folder = request.getfixturevalue("folders")[f"{CLIENTS.get(client, 'openvino')}-fp32"]
+    start, latents, picture = request.getfixturevalue("started")
+    script, out = str(ROOT / "tests" / "interop" / "draw.py"), tmp_path / "out.npz"
+    given = ["--start", str(start), "--strength", "0.5"]
+    told_by(python, script, client, str(folder), REQUESTS, "4", str(out), *given)
+    found = np.load(out)
+    measured = [snr_db(a, b) for a, b in zip(found["latents"][0], latents, strict=True)]
+    assert len(measured) == 2 and min(measured) >= 60, measured
+    assert psnr_db(found["pictures"][0], picture) >= 50
 
 
 def test_comfyui_draws_what_the_command_line_draws(

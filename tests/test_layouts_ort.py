@@ -28,6 +28,7 @@ from exporter.layouts.ort_package import (
     write_graphs,
 )
 from exporter.package.layout import check_layout
+from exporter.package.manifest import ContextEntry, NpuEntry, Tolerance
 from exporter.package.read import read_manifest
 from exporter.recipe.recipe import Recipe
 
@@ -177,6 +178,39 @@ def test_what_is_rounded_to_16_bits_is_for_an_npu_too(built: Path, tmp_path: Pat
         "int8": "CPUExecutionProvider",
         "int8-qnn": "QNNExecutionProvider",
     }
+
+
+def test_what_was_compiled_for_a_chip_is_a_variant_behind_the_graph(
+    built: Path, tmp_path: Path
+) -> None:
+    """Each chip's two files lie beside each other; what any chip takes is chosen first."""
+    native, manifest = tmp_path / "native", read_manifest(built.parent / "onnx-int8")
+    shutil.copytree(built.parent / "onnx-int8", native)
+    graphs = []
+    for graph in manifest.graphs:
+        files = (f"npu/{graph.name}_ctx.onnx", f"npu/{graph.name}_qnn.bin")
+        for path in files:
+            (native / path).parent.mkdir(exist_ok=True)
+            (native / path).write_bytes(path.encode())
+        context = ContextEntry("sm8750", 69, 79, "2.48.40", files[0], files)
+        npu = NpuEntry(Tolerance(5e-3, 40.0), (context,))
+        graphs.append(replace(graph, formats={"w8a16": 1}, npu=npu))
+    source = NativePackage(native, replace(manifest, graphs=tuple(graphs)), "qnn")
+    folder = tmp_path / "chips.ortpackage"
+    told = write_graphs([source], folder)
+    (folder / MANIFEST).write_text(manifest_text(told))
+    check_package(folder)
+    variants = told["components"]["denoiser"]["variants"]
+    assert list(variants) == ["int8", "int8-qnn", "int8-sm8750"]
+    chip = variants["int8-sm8750"]
+    assert (chip["ep"], chip["device"]) == ("QNNExecutionProvider", "npu")
+    assert "soc=sm8750;soc_model=69;htp_arch=79;qairt=2.48.40" in chip["compatibility_string"]
+    place = folder / chip["variant_directory"]
+    assert chip["executor_info"]["ort"] == {"model_file": "denoiser_ctx.onnx"}
+    assert sorted(p.name for p in place.iterdir()) == ["denoiser_ctx.onnx", "denoiser_qnn.bin"]
+    found = read_model_package(folder)
+    assert found is None or found["denoiser"].providers["int8-sm8750"] == chip["ep"]
+    assert found is None or found["denoiser"].chosen == "int8"
 
 
 def test_graphs_for_the_web_are_variants_of_two_providers(built: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ ORT_PACKAGE = Layout(
     "ort-package",
     {"onnx": Form(("onnxruntime's model package reader",))},
     gathers=True,
-    lacks={key: ONE_GRAPH[key] for key in ("[onnx] socs", "[image] sizes", "[filter]")},
+    lacks={key: ONE_GRAPH[key] for key in ("[image] sizes", "[filter]")},
 )
 APPLE_SWIFT = Layout(
     "apple-swift",

@@ -98,14 +98,7 @@ def write_graphs(sources: Sequence[NativePackage], folder: Path) -> dict[str, An
         variants: dict[str, Any] = {}
         for source in sources:
             own = _same_ports(source, graph)
-            asset = _add_asset(source, own, folder)
-            place = folder / own.name / source.manifest.scheme
-            place.mkdir(parents=True)
-            shutil.copyfile(source.folder / own.entry, place / Path(own.entry).name)
-            for provider in PROVIDERS[source.target]:
-                if _inputs(source) in provider.inputs:
-                    name = source.manifest.scheme + provider.suffix
-                    variants[name] = _variant(source, own, provider, asset)
+            variants |= _variants(source, own, folder)
         components[graph.name] = {"variants": variants}
     told = asdict(first)
     return {
@@ -135,21 +128,52 @@ def _same_ports(source: NativePackage, graph: GraphEntry) -> GraphEntry:
     return own
 
 
-def _variant(
-    source: NativePackage, graph: GraphEntry, provider: Provider, asset: str
-) -> dict[str, Any]:
-    options = {WEIGHTS_FOLDER: asset}
+def _variants(source: NativePackage, graph: GraphEntry, folder: Path) -> dict[str, Any]:
+    """A scheme's variants of a graph, their files copied: of each provider that has kernels for it,
+    and behind them of each chip that it was compiled for.
+
+    Of several for one provider onnxruntime takes the first: what runs on any chip comes first.
+    """
+    scheme = source.manifest.scheme
+    place = f"{graph.name}/{scheme}"
+    _copy(source, (graph.entry,), folder / place)
+    options = {WEIGHTS_FOLDER: _add_asset(source, graph, folder)}
     if "accuracy_level" in graph.session:
         options[ACCURACY] = graph.session["accuracy_level"]
-    scheme = source.manifest.scheme
+    told = f"fourstep;scheme={scheme};target={source.target}"
+    ort = {"model_file": Path(graph.entry).name, "session_options": options}
+    variants = {
+        scheme + provider.suffix: _variant(provider, place, told, ort)
+        for provider in PROVIDERS[source.target]
+        if _inputs(source) in provider.inputs
+    }
+    for context in graph.npu.contexts if graph.npu else ():
+        place = f"{graph.name}/{scheme}-{context.soc}"
+        _copy(source, context.files, folder / place)
+        chip = f";soc={context.soc};soc_model={context.soc_model};htp_arch={context.htp_arch}"
+        variants[f"{scheme}-{context.soc}"] = _variant(
+            QNN, place, f"{told}{chip};qairt={context.qairt}",
+            {"model_file": Path(context.entry).name},
+        )  # fmt: skip
+    return variants
+
+
+def _copy(source: NativePackage, paths: Sequence[str], place: Path) -> None:
+    """Copy files beside each other, as those of a graph lie that name each other."""
+    place.mkdir(parents=True)
+    for path in paths:
+        shutil.copyfile(source.folder / path, place / Path(path).name)
+
+
+def _variant(
+    provider: Provider, place: str, compatibility: str, ort: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
-        "variant_directory": f"{graph.name}/{scheme}",
+        "variant_directory": place,
         "ep": provider.name,
         **({"device": provider.device} if provider.device else {}),
-        "compatibility_string": f"fourstep;scheme={scheme};target={source.target}",
-        "executor_info": {
-            "ort": {"model_file": Path(graph.entry).name, "session_options": options}
-        },
+        "compatibility_string": compatibility,
+        "executor_info": {"ort": ort},
     }
 
 

@@ -149,6 +149,18 @@ def test_clients_draw_with_other_schemes(
         assert psnr_db(found["pictures"][0], picture) >= picture_db, client
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_wrong_number_of_steps_is_black(
+    client: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """And not a wrong picture; ``test_layouts`` has GenAI's."""
+    python, out = python_of(client), tmp_path / "out.npz"
+    folder = request.getfixturevalue("folders")[f"{CLIENTS[client]}-int8"]
+    script = str(ROOT / "tests" / "interop" / "draw.py")
+    told_by(python, script, client, str(folder), REQUESTS, "7", str(out))
+    assert not np.load(out)["pictures"].any()
+
+
 @pytest.mark.parametrize("client", ["genai", *CLIENTS])
 def test_a_client_starts_from_a_picture(
     client: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 PROCESSES ?= 2
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-full bench interop lint clean
+.PHONY: demo test test-full test-swift bench interop lint clean
 
 demo: .venv/ready
 	$(BIN)/fourstep build recipes/shapes-flash.toml
@@ -25,6 +25,12 @@ test: .venv/ready tests/web/node_modules/ready lint
 
 test-full: .venv/ready tests/web/node_modules/ready tests/jvm/node_modules/ready lint
 	$(SHARED)
+
+# The loop in Swift, with the system's compiler or that of a folder that .ci/swift-root made.
+SWIFT_ROOT ?=
+
+test-swift: .venv/ready
+	FOURSTEP_SWIFT_ROOT=$(SWIFT_ROOT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_swift_built.py
 
 bench: .venv/ready .venv-optimum-intel/ready .venv-optimum-onnx/ready
 	$(BIN)/python -m benchmarks.onnx_forms

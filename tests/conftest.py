@@ -26,6 +26,7 @@ from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.drawing.loop import Session, Step
 from exporter.marking.key import MarkKey
 from exporter.network.cut import Cut
+from exporter.package.manifest import Guidance
 from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.program.program import Program
 from exporter.quantize.formats import FORMATS, Rule, Scheme
@@ -247,6 +248,18 @@ def sized(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
         pytest.skip(f"pip install {' '.join(missing)}")
     recipe = replace(tiny_recipe, further_sizes=(PictureSize(80, 48),))
     (built,) = build(recipe, tmp_path_factory.mktemp("sized"), ["openvino"], ["int4"])
+    return built.path
+
+
+@pytest.fixture(scope="session")
+def guided(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a package can have: guidance, noise at every step, a cut denoiser, image to image."""
+    if backends.missing(needs("openvino")):
+        pytest.skip("no OpenVINO: pip install 'fourstep[openvino-build]'")
+    cut = replace(tiny_recipe.cut, image_to_image=True, t5=False, sigmas=(1.0, 0.75, 0.0))
+    recipe = replace(tiny_recipe, cut=cut, mode="renoise", denoiser_parts=2, prompts=())
+    recipe = recipe.with_guidance(Guidance(4.5, None))
+    (built,) = build(recipe, tmp_path_factory.mktemp("guided"), ["openvino"], ["int8"])
     return built.path
 
 

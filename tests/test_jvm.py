@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
-import struct
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 
-from exporter import backends
 from exporter.build.pipeline import Built, build
 from exporter.bundle.android import extra, packs_of
 from exporter.bundle.target import load_target
 from exporter.bundle.write import write_bundle
 from exporter.cli import main
-from exporter.drawing.vectors import HARD_PROMPTS
 from exporter.errors import InputError
 from exporter.package.manifest import Guidance, Manifest
 from exporter.recipe.recipe import Recipe
-from exporter.runtime import Image, Request, Step, generate, open_package
-from exporter.runtime.vectors import compare
-from tests.conftest import ROOT, SHAPES, needs, previewed, seal
+from exporter.runtime import Request, open_package
+from tests.conftest import ROOT, SHAPES, seal
+from tests.languages import (
+    FORMS,
+    KEPT,
+    NEGATIVE,
+    PROMPT,
+    SCHEMES,
+    assert_all_vectors,
+    code_points,
+    damage,
+    hard_prompts,
+    hexadecimal,
+    of_openvino,
+    prompts_that_differ,
+    reseal,
+    same_as_python,
+    tokenizer_forms,
+    words_of,
+)
 
 ANDROID = ROOT / "exporter" / "bundle" / "android"
 SOURCES = ANDROID / "fourstep" / "src" / "main"
 TESTS = ROOT / "tests" / "jvm"
 UNICODE = ROOT / "exporter" / "bundle" / "unicode.bin"
-KEPT = ROOT / "tests" / "packages" / "4.0" / "onnx-int8"
 FLAGS = ["--release", "8", "-Xlint:all,-options,-strictfp", "-Werror"]
 QUICK = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]  # what runs for a second
 JAVA = ["java", *QUICK, "-Xmx512m"]
@@ -93,19 +103,7 @@ def test_every_vector_of_guidance_is_reproduced(
 
 
 def same_vectors(classes: Path, packages: Sequence[Path]) -> None:
-    """The runner finds as many vectors as ours does, and none that differs."""
-    said = java(classes, "Vectors", *packages)
-    for package in packages:
-        opened = open_package(package)
-        with opened.player() as player:
-            ours = sum(
-                len(list(compare(opened.at(size), player.at(size)))) for size in opened.sizes
-            )
-        (found,) = re.findall(rf"{package}: (\d+) of (\d+) vectors are the same", said)
-        tokens = json.loads((package / opened.manifest.golden.tokens).read_text())["prompts"]
-        # Python counts all prompts of a tokenizer as one.
-        more = len(opened.manifest.text.tokenizers) * (len(tokens) - 1)
-        assert int(found[0]) == int(found[1]) == ours + more
+    assert_all_vectors(java(classes, "Vectors", *packages), packages)
 
 
 def test_every_vector_of_every_size_is_reproduced(classes: Path, sized: Path) -> None:
@@ -166,128 +164,30 @@ def test_a_package_without_golden_files_says_so(classes: Path, tmp_path: Path) -
     assert "has no golden vectors to compare with" in java(classes, "Vectors", package)
 
 
-def reseal(package: Path, path: str) -> None:
-    """Give the manifest a file's new size and digest, and the manifest its own."""
-    import hashlib
-
-    manifest = json.loads((package / "manifest.json").read_text())
-    content = (package / path).read_bytes()
-    for file in manifest["files"]:
-        if file["path"] == path:
-            file |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    seal(package, manifest)
-
-
 # --- tokenizers ---------------------------------------------------------------------------------
-
-HARD = "".join(
-    chr(c)
-    for c in (*range(0x300), 0x323, 0x345, 0x3A3, 0x915, 0x94D, 0x1100, 0x1161, 0x11A8, 0x200D,
-              0x2126, 0x212B, 0x2581, 0x3000, 0xAC00, 0xFB03, 0xFE0F, 0xFEFF, 0x1F1E9, 0x1F3FD,
-              0x1F468)
-)  # fmt: skip
-MAPPED = {
-    "\u0301": "!", "e\u0301": "E", "\ufb03": "ffi", "\u3000": " ", "\u00c5": "A", "\ud55c": "han",
-    "\u0915": "k", "\u00a0": " ", "\u200d": "", "a\u0323": "q", "\uff71": "\u30a2",
-    "\u1100\u1161": "ga",
-}  # fmt: skip
-
-
-def hard_prompts() -> list[str]:
-    """300: those of the packages, and random ones of the characters that ports go wrong with."""
-    rng = random.Random(1)
-    mixed = ["".join(rng.choices(HARD, k=rng.randint(1, 60))) for _ in range(120)]
-    marks = ["".join(rng.choices([*"".join(MAPPED), *"ae <"], k=12)) for _ in range(80)]
-    return [*HARD_PROMPTS, *mixed, *marks, "<extra_id_5>  x  <extra_id_7>", "a<|endoftext|> b"]
-
-
-def charsmap(mapped: Mapping[str, str]) -> bytes:
-    """A map as SentencePiece compiles it: a double array over bytes, and texts."""
-    tree: dict[Any, Any] = {}
-    for key, text in mapped.items():
-        node = tree
-        for byte in key.encode():
-            node = node.setdefault(byte, {})
-        node["text"] = text
-    texts, places, units, taken = bytearray(), {}, {0: 0}, {0}
-    for text in mapped.values():
-        if text not in places:
-            places[text] = len(texts)
-            texts += text.encode() + b"\0"
-
-    def put(at: int, node: dict[Any, Any]) -> None:
-        bytes_ = [key for key in node if key != "text"]
-        base = next(
-            b for b in range(256, 1 << 20) if not taken & {b, *(b ^ byte for byte in bytes_)}
-        )
-        units[at] |= (base ^ at) << 10
-        taken.update({base, *(base ^ byte for byte in bytes_)})
-        if "text" in node:
-            units[at] |= 1 << 8
-            units[base] = 1 << 31 | places[node["text"]]
-        units.update({base ^ byte: byte for byte in bytes_})
-        for byte in bytes_:
-            put(base ^ byte, node[byte])
-
-    put(0, tree)
-    count = (max(units) // 256 + 1) * 256
-    whole = struct.pack(f"<{count}I", *(units.get(i, 0xFF) for i in range(count)))
-    return struct.pack("<I", len(whole)) + whole + bytes(texts)
 
 
 @pytest.fixture(scope="session")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """shapes-flash's, and forms that those of other checkpoints have."""
-    folder = tmp_path_factory.mktemp("tokenizers")
-    found = {
-        name: SHAPES / place / "tokenizer.json"
-        for name, place in (("clip_l", "tokenizer"), ("clip_g", "tokenizer_2"),
-                            ("t5", "tokenizer_3"))
-    }  # fmt: skip
-    clip = json.loads(Tokenizer.from_file(str(found["clip_l"])).to_str())
-    for token in clip["added_tokens"]:
-        token["normalized"] = True
-    clip["model"]["merges"] = [" ".join(pair) for pair in clip["model"]["merges"]]
-    found["clip, special tokens normalized"] = folder / "clip.json"
-    found["clip, special tokens normalized"].write_text(json.dumps(clip))
-    t5 = Tokenizer.from_file(str(found["t5"]))
-    t5.normalizer = normalizers.Sequence(
-        [normalizers.Precompiled(charsmap(MAPPED)), normalizers.Replace(Regex(" {2,}"), " ")]
-    )
-    extras = [f"<extra_id_{i}>" for i in range(5, 9)]
-    t5.add_special_tokens([AddedToken(e, lstrip=True, rstrip=True) for e in extras])
-    found["t5, with a map"] = folder / "t5.json"
-    t5.save(str(found["t5, with a map"]))
-    return found
+    return tokenizer_forms(tmp_path_factory.mktemp("tokenizers"))
 
 
 def differing(classes: Path, file: Path, prompts: Sequence[str]) -> list[str]:
-    """The prompts whose ids are others than those of the tokenizers library."""
-    given = "\n".join(prompt.encode().hex() for prompt in prompts) + "\n"
-    rows = [json.loads(line) for line in java(classes, "Ids", file, given=given).splitlines()]
-    theirs = Tokenizer.from_file(str(file))
-    theirs.no_padding()
-    theirs.no_truncation()
-    expected = [found.ids for found in theirs.encode_batch(list(prompts))]
-    return [p for p, row, ids in zip(prompts, rows, expected, strict=True) if row != ids]
-
-
-FORMS = ("clip_l", "clip_g", "t5", "clip, special tokens normalized", "t5, with a map")
+    said = java(classes, "Ids", file, given=hexadecimal(prompts))
+    return prompts_that_differ(said, file, prompts)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_ids_of_hard_prompts(classes: Path, tokenizers: dict[str, Path], name: str) -> None:
     """And a sample of all code points between two letters."""
-    sample = [chr(c) for c in range(0, 0x110000, 331) if not 0xD800 <= c < 0xE000]
-    prompts = [*hard_prompts(), *(f"a{c}b" for c in sample)]
+    prompts = [*hard_prompts(), *code_points()[::331]]
     assert differing(classes, tokenizers[name], prompts) == []
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", FORMS)
 def test_ids_of_every_code_point(classes: Path, tokenizers: dict[str, Path], name: str) -> None:
-    every = [f"a{chr(c)}b" for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    assert differing(classes, tokenizers[name], every) == []
+    assert differing(classes, tokenizers[name], code_points()) == []
 
 
 @pytest.mark.parametrize(
@@ -314,31 +214,11 @@ def test_a_tokenizer_with_unknown_parts_is_refused(
 
 # --- whole pictures -----------------------------------------------------------------------------
 
-PROMPT, NEGATIVE = "two red circles", "a blue square, blurred"
-
-
-@pytest.fixture(scope="session")
-def guided(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a package can have: guidance, noise at every step, a cut denoiser, image to image."""
-    if backends.missing(needs("openvino")):
-        pytest.skip("no OpenVINO: pip install 'fourstep[openvino-build]'")
-    cut = replace(tiny_recipe.cut, image_to_image=True, t5=False, sigmas=(1.0, 0.75, 0.0))
-    recipe = replace(tiny_recipe, cut=cut, mode="renoise", denoiser_parts=2, prompts=())
-    recipe = recipe.with_guidance(Guidance(4.5, None))
-    (built,) = build(recipe, tmp_path_factory.mktemp("guided"), ["openvino"], ["int8"])
-    return built.path
-
 
 @pytest.fixture(scope="session")
 def plain(shapes_packages: dict[str, Built]) -> Path:
     """A package without guidance, whose previews are a map."""
     return of_openvino(shapes_packages, "int4")
-
-
-def of_openvino(packages: Mapping[str, Built], scheme: str) -> Path:
-    if f"openvino-{scheme}" not in packages:
-        pytest.skip("no OpenVINO: pip install 'fourstep[openvino-build]'")
-    return packages[f"openvino-{scheme}"].path
 
 
 @pytest.fixture(scope="session")
@@ -366,39 +246,6 @@ def draw(classes: Path, engine: Path, tmp_path: Path) -> Drawn:
         return java(classes, "Draw", engine, tmp_path, *words).splitlines()
 
     return drawn
-
-
-def words_of(requests: Sequence[Request], tmp_path: Path) -> list[object]:
-    """Requests as the words of ``Draw``."""
-    words: list[object] = []
-    for request in requests:
-        words += ["prompt", request.prompt, "seed", request.seed]
-        if request.negative is not None:
-            words += ["negative", request.negative]
-        if isinstance(request.image, np.ndarray):
-            file = tmp_path / "image.rgb"
-            file.write_bytes(request.image.tobytes())
-            height, width, _ = request.image.shape
-            words += ["image", file, width, height, request.strength]
-    return words
-
-
-def same_as_python(package: Path, requests: Sequence[Request], folder: Path) -> None:
-    """The bytes of every latent and picture; previews of a map may be a level apart."""
-    with open_package(package).player(keep=True) as player:
-        for event in generate(player, requests):
-            if isinstance(event, Step):
-                name = f"{event.index}-{event.step}"
-                latent = np.fromfile(folder / f"{name}.latent", np.float32)
-                assert event.latent is not None
-                assert np.array_equal(latent, event.latent.ravel()), name
-                if event.preview is None:
-                    continue
-                shown = np.fromfile(folder / f"{name}.rgb", np.uint8).astype(int)
-                assert np.abs(shown - previewed(event).ravel()).max() <= 1, name
-            elif isinstance(event, Image):
-                pixels = np.fromfile(folder / f"{event.index}.rgb", np.uint8)
-                assert np.array_equal(pixels, event.pixels.ravel()), event.index
 
 
 def test_pictures_have_pythons_bytes(draw: Drawn, guided: Path, tmp_path: Path) -> None:
@@ -535,7 +382,6 @@ def test_a_prompt_that_is_cut_is_said(draw: Drawn, plain: Path) -> None:
 
 
 IN_TEST = ("int4", "int8-w8a8")
-SCHEMES = ("fp16", "fp32", "int4", "int4-a8", "int8", "int8-w8a8", "mixed-4.5")
 
 
 @pytest.mark.parametrize(
@@ -583,39 +429,6 @@ def test_a_picture_to_start_from_is_checked(
     image = np.zeros((*size, 3), np.uint8)
     words = words_of([Request("a", image=image, strength=strength)], tmp_path)
     assert draw(guided, "openvino", *words)[0] == f"RequestException {expected}"
-
-
-def damage(package: Path, what: str) -> None:
-    """Do something to a copy of a package that has to be found."""
-    manifest = json.loads((package / "manifest.json").read_text())
-    if what == "digest":
-        file = package / manifest["graphs"][0]["files"][0]["path"]
-        file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
-    elif what == "size":
-        file = package / manifest["text"]["tokenizers"]["t5"]["path"]
-        file.write_bytes(file.read_bytes() + b" ")
-    elif what == "manifest":
-        (package / "manifest.json").write_text("{}")
-    elif what == "link":
-        file = package / "LICENSE"
-        file.rename(package.parent / "elsewhere")
-        file.symlink_to(package.parent / "elsewhere")
-    elif what == "gone":
-        (package / "manifest.sha256").unlink()
-    else:
-        changes: dict[str, Callable[[dict[str, Any]], object]] = {
-            "version": lambda m: m.update(format_version="5.0"),
-            "mode": lambda m: m["schedule"].update(mode="heun"),
-            "sigmas": lambda m: m["schedule"].update(sigmas=[1.0, 0.5, 0.75, 0.0]),
-            "path": lambda m: m["files"][0].update(path="../x"),
-            "kind": lambda m: m["stages"][0]["inputs"]["ids"].update(kind="sound"),
-            "feed": lambda m: m["stages"][0]["inputs"]["ids"].update(name="other"),
-            "port": lambda m: m["graphs"][0]["inputs"][0].update(shape=[1 << 20, 1 << 20]),
-            "field": lambda m: m.pop("stages"),
-            "filter": lambda m: m.update(filter={"threshold": 0.5}),
-        }
-        changes[what](manifest)
-        seal(package, manifest)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""The loop in Swift: its syntax, and what it must not do; there is no compiler here.
+"""The loop in Swift: its syntax, and what it must not do, where there is no compiler.
 
-What a compiler would say is not known. ``swift build`` and ``swift test`` of a bundle need nothing
-but the toolchain; what is here keeps the sources from decaying until somebody runs them.
+``tests/test_swift_built.py`` compiles and runs it where there is one.
 """
 
 from __future__ import annotations

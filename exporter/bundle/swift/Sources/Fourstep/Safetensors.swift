@@ -67,9 +67,10 @@ struct Safetensors {
     }
 
     private func words(_ name: String, _ dtype: String) throws -> [UInt32] {
-        let bytes = try part(name, dtype, width: 4)
-        return stride(from: bytes.startIndex, to: bytes.endIndex, by: 4).map { at in
-            (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[at + $1]) << UInt32(8 * $1) }
+        try part(name, dtype, width: 4).withUnsafeBytes { raw in
+            stride(from: 0, to: raw.count, by: 4).map { at in
+                UInt32(littleEndian: raw.loadUnaligned(fromByteOffset: at, as: UInt32.self))
+            }
         }
     }
 

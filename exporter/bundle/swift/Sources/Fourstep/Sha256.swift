@@ -62,6 +62,7 @@ struct PlainSha256 {
         0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A, 0x510E_527F, 0x9B05_688C,
         0x1F83_D9AB, 0x5BE0_CD19,
     ]
+    private var words = [UInt32](repeating: 0, count: 64)
     private var rest: [UInt8] = []
     private var count: UInt64 = 0
 
@@ -70,7 +71,8 @@ struct PlainSha256 {
         rest += bytes
         let whole = rest.count / 64 * 64
         for start in stride(from: 0, to: whole, by: 64) {
-            block(rest[start..<(start + 64)])
+            rest.withUnsafeBufferPointer { schedule($0, from: start) }
+            mix()
         }
         rest.removeFirst(whole)
     }
@@ -85,16 +87,22 @@ struct PlainSha256 {
         }
     }
 
-    private mutating func block(_ bytes: ArraySlice<UInt8>) {
-        var words: [UInt32] = stride(from: bytes.startIndex, to: bytes.endIndex, by: 4).map { at in
-            (0..<4).reduce(UInt32(0)) { $0 << 8 | UInt32(bytes[at + $1]) }
+    /// The words of a block: its own, and those that follow from them.
+    private mutating func schedule(_ bytes: UnsafeBufferPointer<UInt8>, from start: Int) {
+        for i in 0..<16 {
+            let at = start + 4 * i
+            let upper = UInt32(bytes[at]) << 24 | UInt32(bytes[at + 1]) << 16
+            words[i] = upper | UInt32(bytes[at + 2]) << 8 | UInt32(bytes[at + 3])
         }
         for i in 16..<64 {
             let (far, near) = (words[i - 15], words[i - 2])
             let first = turned(far, 7) ^ turned(far, 18) ^ (far >> 3)
             let second = turned(near, 17) ^ turned(near, 19) ^ (near >> 10)
-            words.append(words[i - 16] &+ first &+ words[i - 7] &+ second)
+            words[i] = words[i - 16] &+ first &+ words[i - 7] &+ second
         }
+    }
+
+    private mutating func mix() {
         var (a, b, c, d) = (state[0], state[1], state[2], state[3])
         var (e, f, g, h) = (state[4], state[5], state[6], state[7])
         for i in 0..<64 {
@@ -112,6 +120,6 @@ struct PlainSha256 {
     }
 
     private func turned(_ word: UInt32, _ bits: UInt32) -> UInt32 {
-        word >> bits | word << (32 - bits)
+        word &>> bits | word &<< (32 - bits)
     }
 }

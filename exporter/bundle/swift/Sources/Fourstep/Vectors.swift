@@ -14,7 +14,8 @@ public struct Vectors: Sendable {
     private let manifest: Manifest
     private let tokenizers: [String: Tokenizer]
 
-    /// Compare ids, noise, steps, pixels and previews: no graph is opened.
+    /// Compare ids, noise, steps, pixels and previews: no graph is opened. What is compared with graphs
+    /// is in `init(_:by:)`.
     public init(_ source: Package) throws {
         self.source = source
         manifest = source.manifest
@@ -34,6 +35,32 @@ public struct Vectors: Sendable {
             }
         } catch let error as Malformed {
             throw FourstepError.package("golden: \(error.what); build the package again")
+        }
+    }
+
+    /// Compare the recorded calls of every graph, and the golden pictures from their prompts, each within
+    /// its tolerance.
+    ///
+    /// - Parameter engine: one that rounds nothing of its own accord: tolerances are those of exact runs.
+    public init(_ source: Package, by engine: some Engine) async throws {
+        self.source = source
+        manifest = source.manifest
+        let player = try source.player(engine)
+        tokenizers = player.tokenizers
+        for golden in manifest.golden {
+            do {
+                let recorded = try tensors(golden)
+                for stage in manifest.stages {
+                    for (isNear, what) in try await compared(stage, recorded, player) {
+                        add(isNear, what)
+                    }
+                }
+                let request = Request(golden.prompt, seed: UInt64(golden.seed))
+                let drawn = try await player.picture(request)
+                compare(drawn, golden, try recorded.bytes("pixels"))
+            } catch let error as Malformed {
+                throw FourstepError.package("golden: \(error.what); build the package again")
+            }
         }
     }
 
@@ -162,5 +189,59 @@ public struct Vectors: Sendable {
         return Steps.guided(
             scale, try tensors.floats("\(stage.graph)/\(2 * step)\(port)"),
             try tensors.floats("\(stage.graph)/\(2 * step + 1)\(port)"))
+    }
+
+    /// The recorded calls of a graph, each part of which is opened once: whether the relative error of
+    /// each output is within its tolerance, and what it is.
+    private func compared(
+        _ stage: Manifest.Stage, _ recorded: Safetensors, _ player: isolated Player
+    ) throws -> [(isNear: Bool, what: String)] {
+        let parts = stage.parts.compactMap { manifest.graphs[$0] }
+        var calls: [[String: Tensor]] = []
+        while try recorded.has("\(stage.graph)/\(calls.count)/in/\(parts[0].inputs[0].name)") {
+            var inputs: [String: Tensor] = [:]
+            for port in parts[0].inputs {
+                let name = "\(stage.graph)/\(calls.count)/in/\(port.name)"
+                inputs[port.name] = try recorded.tensor(name)
+            }
+            calls.append(inputs)
+        }
+        for part in parts {
+            for (call, inputs) in calls.enumerated() {
+                calls[call] = try player.run(part.name, inputs, "golden call \(call)")
+            }
+            player.release(part.name)
+        }
+        let last = parts[parts.count - 1]
+        return try calls.enumerated().flatMap { call, outputs in
+            try last.outputs.map { port in
+                let expected = try recorded.floats("\(stage.graph)/\(call)/out/\(port.name)")
+                let error = Self.relativeError(outputs[port.name]?.floats ?? [], expected)
+                let what = "relative error \(error), allowed \(last.graphRelative)"
+                return (error <= last.graphRelative, "\(stage.graph), call \(call): \(what)")
+            }
+        }
+    }
+
+    private static func relativeError(_ found: [Float], _ expected: [Float]) -> Double {
+        guard found.count == expected.count else { return .infinity }
+        var (apart, whole) = (0.0, 0.0)
+        for (value, wanted) in zip(found, expected) {
+            let difference = Double(value) - Double(wanted)
+            apart += difference * difference
+            whole += Double(wanted) * Double(wanted)
+        }
+        return (apart / max(whole, Double.leastNormalMagnitude)).squareRoot()
+    }
+
+    private mutating func compare(_ drawn: Levels, _ golden: Manifest.Golden, _ pixels: [UInt8]) {
+        let squares = zip(drawn.rgb, pixels).reduce(0.0) { sum, pair in
+            let apart = Double(pair.0) - Double(pair.1)
+            return sum + apart * apart
+        }
+        let psnrDb = 10 * log10(255 * 255 * Double(pixels.count) / squares)
+        let leastDb = manifest.graphs.values.map(\.imagePsnrDb).min() ?? 0
+        let what = "picture \(quoted(golden.prompt)): PSNR \(psnrDb) dB, at least \(leastDb)"
+        add(drawn.rgb.count == pixels.count && psnrDb >= leastDb, what)
     }
 }

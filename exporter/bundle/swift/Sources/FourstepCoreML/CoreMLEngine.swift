@@ -16,9 +16,12 @@ public struct CoreMLEngine: Engine {
     ///   - cache: where compiled graphs are kept; nil: in the app's caches.
     public init(units: MLComputeUnits = .cpuAndNeuralEngine, cache: URL? = nil) throws {
         self.units = units
-        let caches = try cache ?? FileManager.default.url(
-            for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
-        self.cache = caches.appendingPathComponent("fourstep", isDirectory: true)
+        let files = FileManager.default
+        let place =
+            try cache
+            ?? files.url(
+                for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
+        self.cache = place.appendingPathComponent("fourstep", isDirectory: true)
     }
 
     public func opens(_ backend: String) -> Bool {

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 
 from exporter.build.pipeline import Built
 from exporter.drawing.vectors import HARD_PROMPTS
-from exporter.runtime import Image, Request, Step, generate, open_package
+from exporter.runtime import Image, Request, SessionOptions, Step, generate, open_package
 from exporter.runtime.vectors import compare
 from tests.conftest import ROOT, SHAPES, previewed, seal
 
@@ -171,9 +171,11 @@ def words_of(requests: Sequence[Request], tmp_path: Path) -> list[object]:
     return words
 
 
-def same_as_python(package: Path, requests: Sequence[Request], folder: Path) -> None:
+def same_as_python(
+    package: Path, requests: Sequence[Request], folder: Path, options: SessionOptions | None = None
+) -> None:
     """The bytes of every latent and picture; previews of a map may be a level apart."""
-    with open_package(package).player(keep=True) as player:
+    with open_package(package).player(options or SessionOptions(), keep=True) as player:
         for event in generate(player, requests):
             if isinstance(event, Step):
                 name = f"{event.index}-{event.step}"

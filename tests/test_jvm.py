@@ -470,7 +470,7 @@ def test_a_damaged_graph_is_refused_when_it_is_opened(
 
 def test_a_package_for_another_engine_is_refused(draw: Drawn, plain: Path) -> None:
     (line, _) = draw(plain, "onnx", "prompt", "a")
-    assert "is for openvino, which NativeEngine does not open; build the package" in line
+    assert "is for openvino, which Counted does not open; build the package" in line
 
 
 # --- what needs onnxruntime, Android or Kotlin --------------------------------------------------

@@ -11,9 +11,10 @@ import java.util.concurrent.CancellationException;
 /**
  * For tests: draws what its arguments say and prints a line for each event.
  *
- * <p>{@code LIBRARY OUT [keep] [stop N] [preview] [size WxH] PACKAGE BACKEND [prompt TEXT] [seed N] [negative
- * TEXT] [image FILE WIDTH HEIGHT STRENGTH]...}: a package may be several folders; each {@code prompt} begins a request; pixels go to
- * OUT/N.rgb, previews to OUT/N-STEP.rgb, latents to OUT/N-STEP.latent.
+ * <p>{@code ENGINE OUT [keep] [stop N] [preview] [size WxH] PACKAGE BACKEND [prompt TEXT] [seed N] [negative
+ * TEXT] [image FILE WIDTH HEIGHT STRENGTH]...}: the engine is one that {@link Counted#of} knows; a
+ * package may be several folders; each {@code prompt} begins a request; pixels go to OUT/N.rgb,
+ * previews to OUT/N-STEP.rgb, latents to OUT/N-STEP.latent.
  */
 final class Draw {
     public static void main(String[] words) throws Exception {
@@ -31,7 +32,7 @@ final class Draw {
             stopAt = words[at].equals("stop") ? Integer.parseInt(words[++at]) : stopAt;
         }
         String folder = words[at++];
-        NativeEngine engine = new NativeEngine(words[0], words[at++]);
+        Counted engine = Counted.of(words[0], words[at++]);
         try {
             for (; at < words.length; at++) {
                 int last = requests.size() - 1;
@@ -60,7 +61,7 @@ final class Draw {
         System.out.println("open " + engine.open + " opened " + engine.opened);
     }
 
-    private static void draw(Package opened, NativeEngine engine, List<Request> requests, File out,
+    private static void draw(Package opened, Engine engine, List<Request> requests, File out,
             boolean keep, boolean previews, int stopAt) {
         Stop stop = new Stop();
         try (Player player = opened.player(engine, keep)) {

@@ -9,8 +9,6 @@ import java.util.Map;
 /** For tests: an engine of the loop in C++, graph by graph over its C interface. */
 final class NativeEngine implements Engine {
     private final String backend;
-    int open; // graphs that are
-    int opened; // graphs that were
 
     NativeEngine(String library, String backend) {
         System.load(library);
@@ -37,8 +35,6 @@ final class NativeEngine implements Engine {
         String[] names = graph.session.keySet().toArray(new String[0]);
         String[] values = graph.session.values().toArray(new String[0]);
         long handle = open(backend, entry.getPath(), names, values);
-        open++;
-        opened++;
         return new Graph() {
             @Override
             public Map<String, Tensor> run(Map<String, Tensor> inputs) throws IOException {
@@ -52,7 +48,6 @@ final class NativeEngine implements Engine {
 
             @Override
             public void close() {
-                open--;
                 NativeEngine.close(handle);
             }
         };

@@ -2,10 +2,10 @@ package dev.fourstep;
 
 import java.io.File;
 
-/** For tests: compares a package's graphs and pictures with its golden files, by a native engine. */
+/** For tests: compares graphs and pictures with golden files, by an engine that {@link Counted} knows. */
 final class Whole {
-    public static void main(String[] words) {
-        NativeEngine engine = new NativeEngine(words[0], words[2]);
+    public static void main(String[] words) throws Exception {
+        Counted engine = Counted.of(words[0], words[2]);
         Vectors.Report report = Vectors.compare(Package.open(new File(words[1])), engine);
         for (String failure : report.failures) {
             System.out.println(failure);

@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 PROCESSES ?= 2
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-full test-swift bench interop lint clean
+.PHONY: demo test test-full test-swift test-onnxruntime bench interop lint clean
 
 demo: .venv/ready
 	$(BIN)/fourstep build recipes/shapes-flash.toml
@@ -31,6 +31,14 @@ SWIFT_ROOT ?=
 
 test-swift: .venv/ready
 	FOURSTEP_SWIFT_ROOT=$(SWIFT_ROOT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_swift_built.py
+
+# The loop in C++ and Java on onnxruntime: with what .ci/onnxruntime and .ci/android-jar made.
+ONNXRUNTIME_ROOT ?=
+ANDROID_JAR ?=
+
+test-onnxruntime: .venv/ready tests/jvm/node_modules/ready
+	ONNXRUNTIME_ROOT=$(ONNXRUNTIME_ROOT) ANDROID_JAR=$(ANDROID_JAR) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest tests/test_cpp_onnx.py tests/test_jvm_onnx.py
 
 bench: .venv/ready .venv-optimum-intel/ready .venv-optimum-onnx/ready
 	$(BIN)/python -m benchmarks.onnx_forms

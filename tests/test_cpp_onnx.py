@@ -1,6 +1,6 @@
 """The runtime in C++ with onnxruntime, whose header comes with its releases and no package here.
 
-``ONNXRUNTIME_ROOT`` names a folder with ``include/onnxruntime_c_api.h`` and ``lib/``.
+``ONNXRUNTIME_ROOT`` names one, or a folder that ``.ci/onnxruntime`` made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT = "two red circles left of a blue square"
 SCHEMES = ("int4", "fp32", "fp16", "int8", "int8-w8a8", "mixed-4.5")
 
 pytestmark = pytest.mark.skipif(
-    not PLACE, reason="set ONNXRUNTIME_ROOT to a release of onnxruntime, which has its header"
+    not PLACE, reason=".ci/onnxruntime FOLDER && make test-onnxruntime ONNXRUNTIME_ROOT=FOLDER"
 )
 
 

@@ -479,6 +479,19 @@ KOTLIN = TESTS / "node_modules" / "kotlin-compiler" / "lib"
 COMPILER = "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"
 
 
+def stubs(folder: Path, *names: str) -> list[Path]:
+    """Signatures of others' classes, and the one that Gradle makes of the app's texts."""
+    texts = (ANDROID / "app/src/main/res/values/strings.xml").read_text()
+    named = re.findall(r'<string name="(\w+)"', texts)
+    lines = [f"public static final int {name} = {i};" for i, name in enumerate(named)]
+    made = folder / "R.java"
+    text = " ".join(lines)
+    made.write_text(
+        f"package dev.fourstep.sample; public class R {{ public static class string {{ {text} }} }}"
+    )
+    return [made, *(file for name in names for file in (TESTS / "stubs" / name).rglob("*.java"))]
+
+
 @pytest.fixture(scope="session")
 def adapter(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The adapter on onnxruntime, and stubs of what it and the app use of others' libraries.
@@ -486,7 +499,7 @@ def adapter(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     The stubs have signatures alone: none of those libraries can be had without Maven.
     """
     out = tmp_path_factory.mktemp("adapter")
-    javac(out, (TESTS / "stubs").rglob("*.java"))
+    javac(out, stubs(tmp_path_factory.mktemp("made"), "ai", "android", "com", "dev"))
     return javac(out, (SOURCES / "java").rglob("onnx/*.java"), f"{classes}:{out}")
 
 

@@ -34,6 +34,7 @@ from tests.test_jvm import (
     TESTS,
     UNICODE,
     javac,
+    stubs,
 )
 from tests.test_quiet import assert_silent, run_alone
 
@@ -69,7 +70,9 @@ def command(classes: Path, main: str, *words: object) -> list[str]:
 
 def java(classes: Path, main: str, *words: object) -> list[str]:
     """The lines that a program prints."""
-    done = subprocess.run(command(classes, main, *words), capture_output=True, text=True)
+    silent = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
+    named = command(classes, main, *words)
+    done = subprocess.run(named, env=silent, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.splitlines()
 
@@ -179,8 +182,9 @@ def test_a_graph_that_it_cannot_open_is_named(
 
 
 SPEAK = """
-import subprocess, sys, time
-done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+import os, subprocess, sys, time
+silent = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True, env=silent)
 time.sleep(2)
 sys.exit(done.stderr if "picture 0" not in done.stdout else 0)
 """
@@ -197,6 +201,17 @@ def test_nothing_is_reported(classes: Path, tiny_package: Path, tmp_path: Path) 
     assert_silent(run_alone(tmp_path, "-c", SPEAK, *program))
 
 
+@with_onnxruntime
+def test_a_process_that_would_report_opens_nothing(
+    classes: Path, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Onnxruntime begins to when its library is loaded, which a call comes too late for."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    words = ["onnxruntime", tmp_path, tiny_package, "onnx", "prompt", "a"]
+    done = subprocess.run(command(classes, "Draw", *words), capture_output=True, text=True)
+    assert "start this process with ORT_DISABLE_TELEMETRY=1 in its environment" in done.stderr
+
+
 @pytest.mark.skipif(
     not ANDROID_JAR.is_file(),
     reason=".ci/android-jar FOLDER && make test-onnxruntime ANDROID_JAR=FOLDER/android.jar",
@@ -209,11 +224,10 @@ def test_the_sources_for_android_have_the_right_types(tmp_path: Path) -> None:
     """
     real = [ANDROID_JAR, *([PLACE / "classes"] if (PLACE / "classes").is_dir() else [])]
     stubbed = ["com", "dev", *(["ai"] if len(real) == 1 else [])]
-    stubs = [file for name in stubbed for file in (TESTS / "stubs" / name).rglob("*.java")]
     out = tmp_path / "classes"
     out.mkdir()
     path = ":".join(map(str, (out, *real)))
-    javac(out, [*stubs, *(SOURCES / "java").rglob("*.java")], path)
+    javac(out, [*stubs(tmp_path, *stubbed), *(SOURCES / "java").rglob("*.java")], path)
     libraries = [KOTLIN / "kotlin-stdlib.jar", KOTLIN / "kotlinx-coroutines-core-jvm.jar"]
     compiler = f"{KOTLIN / 'kotlin-preloader.jar'}:{KOTLIN / 'kotlin-compiler.jar'}"
     flags = ["-no-reflect", "-no-stdlib", "-jvm-target", "1.8", "-Werror"]

@@ -129,7 +129,10 @@ def test_the_three_commands_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_sources_are_formatted() -> None:
-    done = swift("swift", "format", "lint", "--strict", "--recursive", SOURCES, TESTS)
+    style = ["--configuration", SOURCES / ".swift-format"]
+    done = swift(
+        "swift", "format", "lint", "--strict", *style, "--recursive", SOURCES, TESTS / "Sources"
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 

@@ -240,8 +240,12 @@ function paint(index, { width, height, levels }, state, label) {
   const figure = /** @type {HTMLElement} */ ($("pictures").children[index]);
   const canvas = /** @type {HTMLCanvasElement} */ (figure.querySelector("canvas"));
   const pixels = new ImageData(width, height);
+  const { data } = pixels;
   for (let from = 0, to = 0; from < levels.length; from += 3, to += 4) {
-    pixels.data.set([levels[from], levels[from + 1], levels[from + 2], 255], to);
+    data[to] = levels[from];
+    data[to + 1] = levels[from + 1];
+    data[to + 2] = levels[from + 2];
+    data[to + 3] = 255;
   }
   figure.dataset.state = state;
   canvas.width = width;

@@ -33,6 +33,8 @@ import { generate, openPackage } from "./runtime/index.js";
 const ENGINE = new URL("./engine/1.30.0/", import.meta.url).href;
 const KEPT_BYTES = 256 * 2 ** 20; // graphs up to so much in all stay open: nothing is opened twice
 
+const PAUSE_MS = 150; // in typing, before what takes longest of a preview
+
 /** @type {PackagePlayer | null} */
 let player = null;
 let stopping = new AbortController();
@@ -131,10 +133,26 @@ async function draw({ id, requests, size, isPreview }, signal) {
       const { index, step, steps, preview, clean, draft } = event;
       const show = (/** @type {Picture} */ picture) => say({ kind: "shown", id, index, step, steps, picture });
       if (preview) show(await preview(clean()));
+      if (preview && isPreview) await pause(signal);
       if (isPreview || !preview) show(await draft());
       if (isPreview) break;
     }
     if (event.kind === "picture") say({ kind: "drawn", id, index: event.index, picture: event.picture });
   }
   say({ kind: "done", id });
+}
+
+/**
+ * Waits for a pause in typing: a graph that runs cannot be ended, so the preview of what is typed next
+ * would come after the whole of this one's draft.
+ * @param {AbortSignal} signal
+ * @returns {Promise<void>}
+ */
+function pause(signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, PAUSE_MS);
+    const ended = () => (clearTimeout(timer), reject(signal.reason));
+    if (signal.aborted) ended();
+    else signal.addEventListener("abort", ended, { once: true });
+  });
 }

@@ -37,7 +37,11 @@ struct NativeEngine: Engine {
         var error = [CChar](repeating: 0, count: NativeGraph.errorBytes)
         let names = texts(Array(graph.session.keys))
         let values = texts(Array(graph.session.values))
-        defer { (names + values).forEach { free(UnsafeMutablePointer(mutating: $0)) } }
+        defer {
+            for text in names + values {
+                free(UnsafeMutablePointer(mutating: text))
+            }
+        }
         guard
             let handle = fourstep_graph_open(
                 backend, entry.path, names, values, names.count, &error, error.count)
@@ -75,7 +79,11 @@ private final class NativeGraph: Graph {
     func run(_ inputs: [String: Tensor]) throws -> [String: Tensor] {
         var error = [CChar](repeating: 0, count: Self.errorBytes)
         let given = inputs.map { Given($0.key, $0.value) }
-        defer { given.forEach { $0.free() } }
+        defer {
+            for tensor in given {
+                tensor.free()
+            }
+        }
         var found: UnsafePointer<fourstep_tensor>?
         var count = 0
         let status = fourstep_graph_run(
@@ -102,10 +110,12 @@ private struct Given {
         }
         let count = value.shape.reduce(1, *)
         let words = UnsafeMutablePointer<UInt32>.allocate(capacity: max(count, 1))
-        switch value.values {
-        case .floats(let floats): floats.enumerated().forEach { words[$0] = $1.bitPattern }
-        case .ints(let ints): ints.enumerated().forEach { words[$0] = UInt32(bitPattern: $1) }
-        }
+        let bits: [UInt32] =
+            switch value.values {
+            case .floats(let floats): floats.map(\.bitPattern)
+            case .ints(let ints): ints.map { UInt32(bitPattern: $0) }
+            }
+        words.initialize(from: bits, count: count)
         let dtype = value.isInt ? FOURSTEP_INT32 : FOURSTEP_FLOAT32
         tensor = fourstep_tensor(
             name: strdup(name), dtype: Int32(dtype), axes: value.shape.count, shape: shape, data: words)

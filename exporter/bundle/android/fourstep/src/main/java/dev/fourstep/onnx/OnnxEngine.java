@@ -16,8 +16,16 @@ import java.nio.IntBuffer;
 import java.util.LinkedHashMap;
 import java.util.Map;
 
-/** Opens graphs with onnxruntime on the processor. Its telemetry is off. */
+/**
+ * Opens graphs with onnxruntime on the processor.
+ *
+ * <p>Its telemetry is off. Later versions than Android's begin with it when their library is loaded,
+ * and heed the environment alone: on a desktop start the process with {@code
+ * ORT_DISABLE_TELEMETRY=1}, or nothing is opened.
+ */
 public final class OnnxEngine implements Engine {
+    private static final String SILENT = "ORT_DISABLE_TELEMETRY";
+
     private final OrtEnvironment environment;
     private final int threads;
     private final boolean isExact;
@@ -35,11 +43,26 @@ public final class OnnxEngine implements Engine {
      *     activations, as {@code Vectors.compare} wants it
      */
     public OnnxEngine(int threads, boolean isExact) throws OrtException {
+        beSilent();
         environment = OrtEnvironment.getEnvironment(
                 OrtLoggingLevel.ORT_LOGGING_LEVEL_ERROR, "fourstep");
         environment.setTelemetry(false);
         this.threads = threads;
         this.isExact = isExact;
+    }
+
+    /** Before the library is loaded: by Android's own call, else by whoever started the process. */
+    private static void beSilent() {
+        try {
+            Class.forName("android.system.Os")
+                    .getMethod("setenv", String.class, String.class, boolean.class)
+                    .invoke(null, SILENT, "1", true);
+        } catch (ReflectiveOperationException error) {
+            if (!"1".equals(System.getenv(SILENT))) {
+                throw new IllegalStateException("onnxruntime would report what it does: start this "
+                        + "process with " + SILENT + "=1 in its environment", error);
+            }
+        }
     }
 
     @Override

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,6 @@ TESTS = ROOT / "tests" / "swift"
 SOURCES = ROOT / "exporter" / "bundle" / "swift"
 FOLDER = os.environ.get("FOURSTEP_SWIFT_ROOT", "")
 ENTER = [] if shutil.which("swift") else [str(Path(FOLDER) / "enter")]
-STRICT = ["-Xswiftc", "-warnings-as-errors"]
 
 pytestmark = [
     pytest.mark.full,
@@ -71,30 +70,46 @@ def swift(
     )
 
 
+@dataclass(frozen=True)
+class UserBuild:
+    """A bundle, and what its README's commands said in it."""
+
+    folder: Path
+    said: tuple[str, ...]
+
+
 @pytest.fixture(scope="session")
-def bundle(shapes_packages: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle as a user has it."""
+def bundle(
+    shapes_packages: dict[str, Built], tmp_path_factory: pytest.TempPathFactory
+) -> UserBuild:
+    """A bundle built as a user builds it: its README's three commands, which have to succeed."""
     if "coreml-int4" not in shapes_packages:
         pytest.skip("no coremltools: pip install 'fourstep[coreml]'")
     out = tmp_path_factory.mktemp("swift") / "bundle"
     write_bundle(open_package(shapes_packages["coreml-int4"].path), load_target("swift"), out)
-    return out
+    commands = re.findall(r"```sh\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    said = []
+    for command in commands.splitlines():
+        done = swift(*command.split(), cwd=out)
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == 0, said[-1]
+    return UserBuild(out, tuple(said))
 
 
 @pytest.fixture(scope="session")
-def built(bundle: Path, cpp_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(bundle: UserBuild, cpp_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build folder of ``probe``: the runtime with an engine on the C interface of C++'s.
 
-    Built without a warning, in Swift 6's language mode.
+    Optimised, and without a warning, in Swift 6's language mode.
     """
     probe = Path(shutil.copytree(TESTS, tmp_path_factory.mktemp("probe") / "probe"))
     library = cpp_project / "build"
-    linked = [f"-L{library}", "-rpath", library]
-    flags = ["-Xcc", f"-I{cpp_project / 'include'}"]
-    flags += [word for flag in linked for word in ("-Xlinker", str(flag))]
-    done = swift("swift", "build", *STRICT, *flags, cwd=probe, FOURSTEP_BUNDLE=str(bundle))
+    flags = ["-c", "release", "-Xswiftc", "-enable-testing", "-Xswiftc", "-warnings-as-errors"]
+    flags += ["-Xcc", f"-I{cpp_project / 'include'}"]
+    flags += [w for flag in (f"-L{library}", "-rpath", str(library)) for w in ("-Xlinker", flag)]
+    done = swift("swift", "build", *flags, cwd=probe, FOURSTEP_BUNDLE=str(bundle.folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    return probe / ".build" / "debug"
+    return probe / ".build" / "release"
 
 
 Probed = Callable[..., str]
@@ -115,17 +130,12 @@ def probe(built: Path) -> Probed:
 # --- as a user ----------------------------------------------------------------------------------
 
 
-def test_the_three_commands_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    """Built without a warning, vectors reproduced, its own tests passed, from a fresh folder."""
-    fresh = Path(shutil.copytree(bundle, tmp_path / "fresh"))
-    readme = (fresh / "README.md").read_text()
-    said = []
-    for command in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[0].splitlines():
-        done = swift(*command.split(), cwd=fresh)
-        said.append(done.stdout + done.stderr)
-        assert done.returncode == 0 and "warning:" not in said[-1], said[-1]
-    assert len(said) == 3 and re.search(r"(\d+) of \1 vectors are the same", said[1])
-    assert re.search(r"Test run with \d+ tests passed", said[2]), said[2]
+def test_the_three_commands_of_a_bundle(bundle: UserBuild) -> None:
+    """Built without a warning, every vector reproduced, its own tests passed."""
+    built, vectors, tests = bundle.said
+    assert not re.search(r"(warning|error):", built + vectors + tests)
+    assert re.search(r"(\d+) of \1 vectors are the same", vectors)
+    assert re.search(r"Test run with \d+ tests passed", tests)
 
 
 def test_the_sources_are_formatted() -> None:
@@ -163,15 +173,8 @@ def test_what_needs_apples_libraries_has_the_right_types(built: Path, tmp_path: 
 # --- vectors and ids ----------------------------------------------------------------------------
 
 
-def vectors(built: Path, bundle: Path, *packages: Path) -> None:
-    done = swift("swift", "run", "fourstep-vectors", *packages, cwd=bundle)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_all_vectors(done.stdout, packages)
-
-
 def test_every_vector_is_reproduced(
-    built: Path,
-    bundle: Path,
+    bundle: UserBuild,
     sized: Path,
     tiny_recipe: Recipe,
     shapes_packages: dict[str, Built],
@@ -181,7 +184,10 @@ def test_every_vector_is_reproduced(
     recipe = replace(tiny_recipe, mode="renoise").with_guidance(Guidance(4.5, None))
     (guided,) = build(recipe, tmp_path, ["onnx"], ["int8"])
     some = [built.path for name, built in shapes_packages.items() if name.endswith("int4")]
-    vectors(built, bundle, KEPT, guided.path, sized, *some)
+    packages = [KEPT, guided.path, sized, *some]
+    done = swift(bundle.folder / ".build" / "debug" / "fourstep-vectors", *packages)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_all_vectors(done.stdout, packages)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -41,7 +41,7 @@ from exporter.quantize.program import QuantizedProgram, quantize_all
 from exporter.quantize.rounded import RoundedInput
 from exporter.quantize.schemes import load_scheme
 
-WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time"
+WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time."
 COLUMNS = (
     figures.Column("graph", "graph"),
     figures.Column("size", "pixels"),

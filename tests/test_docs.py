@@ -104,9 +104,10 @@ def test_every_flag_is_explained() -> None:
 def test_lines_are_of_known_programs() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for page, line in lines():
-        program, *rest = shlex.split(line)
+        program, *rest = shlex.split(line.removeprefix("sudo "))
         known = ("fourstep", "make", "model_signing", "node", "npm", "openssl", "pip", "python")
-        assert program in known, (page, line)
+        ours = program.startswith(".ci/") and (ROOT / program).is_file()
+        assert program in known or ours, (page, line)
         if program == "make":
             assert f"\n{rest[0]}:" in makefile, line
 

@@ -267,8 +267,6 @@ def test_what_is_for_native_packages_alone_says_so(
     commands = {
         "run": ["a red circle"],
         "bench": [],
-        "sign": ["--key", "a.pem"],
-        "bom": ["-o", out],
         "bundle": ["--for", "web", "-o", out],
         "pack": ["--for", "ota", "-o", out],
     }

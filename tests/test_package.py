@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from exporter.backends.onnx import BACKEND as backend
-from exporter.build import golden, pipeline
+from exporter.build import golden, shared
 from exporter.build.pipeline import build
 from exporter.drawing.loop import Image, Request, generate
 from exporter.errors import CheckFailed, InputError
@@ -224,7 +224,7 @@ def test_a_read_only_folder_is_refused(
 ) -> None:
     """Before anything is traced."""
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(pipeline, "trace_model", lambda *_: pytest.fail("traced"))
+    monkeypatch.setattr(shared, "trace_model", lambda *_: pytest.fail("traced"))
     with pytest.raises(InputError, match="cannot be written; choose another place"):
         build(tiny_recipe, tmp_path / "out", ["onnx"], ["int4"])
     assert not (tmp_path / "out").exists()

@@ -454,7 +454,8 @@ def test_a_recipe_without_it_is_counted_as_before(tmp_path: Path, tiny_folder: P
     del decisive["cut"]["ends"], decisive["cut"]["fixed_negative"], decisive["calibration"]["size"]
     options = dict(plain.backend("onnx").choices)
     assert options.pop("target") == "native"  # as it was before there was another
-    assert options.pop("socs") == ""  # and before there was the key
+    assert options.pop("contexts") == "beside"  # and before there were the keys
+    assert options.pop("socs") == ""
     decisive["options"] = options
     expected = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     assert plain.digest("onnx") == expected

@@ -284,3 +284,12 @@ def test_files_of_trust_that_are_none(package: Path, tmp_path: Path) -> None:
             open_package(package, trust)
     alone = fourstep("verify", package, "--identity", WHO)
     mistake(alone, "--identity and --issuer say who --trusted ROOT has to vouch for")
+
+
+@pytest.mark.parametrize("length", [1.0, 0.5, 0.1])
+def test_a_token_that_is_typed_is_refused_and_not_repeated(package: Path, length: float) -> None:
+    """Whole or cut: every process of the machine sees arguments, and a log keeps messages."""
+    typed = token(WHO, ISSUER)[: int(length * len(token(WHO, ISSUER)))]
+    refused = fourstep("sign", package, "--identity", typed)
+    mistake(refused, "and not the token itself, which every process could read")
+    assert typed not in refused.output

@@ -219,7 +219,9 @@ def _strays(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
 
 
 def _unreadable(said: str) -> InputError:
-    return InputError(f"{said}; name a PEM file of public keys or certificates")
+    return InputError(
+        f"{said}; name a PEM file of public keys or certificates, or the trusted root of identities"
+    )
 
 
 def _read_trust(trust: Trust) -> _Anchors:

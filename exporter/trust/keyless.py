@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sigstore.oidc import IdentityToken
 
 FROM_ENVIRONMENT = "env:"
+BEGINS = "eyJ"  # a token: {" in base64
 TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*")  # JSON Web Token: three parts of base64
 MOST_TOKEN_BYTES = 1 << 16
 MOST_CONFIG_BYTES = 1 << 20
@@ -83,7 +84,7 @@ def read_token(given: str) -> str:
         found = os.environ.get(given.removeprefix(FROM_ENVIRONMENT), "")
         if not found:
             raise InputError("is not set, or empty", field="identity", given=given)
-    elif given.startswith("ey") and TOKEN.fullmatch(given):
+    elif given.startswith(BEGINS) and not Path(given).is_file():  # whole, or a part of one
         raise InputError(
             "takes the name of a file with the token, or env:NAME of a variable, and not the token "
             "itself, which every process could read",

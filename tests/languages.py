@@ -38,6 +38,18 @@ MAPPED = {
     "\u1100\u1161": "ga",
 }  # fmt: skip
 
+# What a tokenizer.json may say that no runtime knows, and what each says of it.
+UNKNOWN_PARTS: list[tuple[dict[str, object], str]] = [
+    ({"normalizer": {"type": "Nmt"}}, "normalizer.type: 'Nmt' is not known"),
+    ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer.type: 'Digits' is not known"),
+    ({"post_processor": {"type": "New"}}, "post_processor.type: 'New' is not known"),
+    ({"model": {"type": "WordPiece"}}, "model.type: 'WordPiece' is not known"),
+    (
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\w+"}, "content": ""}},
+        r"the expression '\w+' is not known from character 1 on",
+    ),
+]
+
 
 def hard_prompts() -> list[str]:
     """300: those of the packages, and random ones of the characters that ports go wrong with."""

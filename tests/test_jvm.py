@@ -30,6 +30,7 @@ from tests.languages import (
     NEGATIVE,
     PROMPT,
     SCHEMES,
+    UNKNOWN_PARTS,
     assert_all_vectors,
     code_points,
     damage,
@@ -190,19 +191,7 @@ def test_ids_of_every_code_point(classes: Path, tokenizers: dict[str, Path], nam
     assert differing(classes, tokenizers[name], code_points()) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"normalizer": {"type": "Nmt"}}, "normalizer.type: 'Nmt' is not known"),
-        ({"pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer.type: 'Digits' is not known"),
-        ({"post_processor": {"type": "New"}}, "post_processor.type: 'New' is not known"),
-        ({"model": {"type": "WordPiece"}}, "model.type: 'WordPiece' is not known"),
-        (
-            {"normalizer": {"type": "Replace", "pattern": {"Regex": r"\w+"}, "content": ""}},
-            r"the expression '\w+' is not known from character 1 on",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("change", "expected"), UNKNOWN_PARTS)
 def test_a_tokenizer_with_unknown_parts_is_refused(
     classes: Path, tmp_path: Path, change: dict[str, object], expected: str
 ) -> None:

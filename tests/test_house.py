@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -48,6 +49,12 @@ ROOMS = (
     "plugins",
     "__main__",
 )
+TOP = {
+    *(".ci", ".gitattributes", ".gitignore", "LICENSE", "Makefile", "README.md"),
+    *("pyproject.toml", "constraints.txt"),
+    *("artifacts", "benchmarks", "docs", "exporter", "recipes", "tests"),
+}
+LARGEST_BYTES = 8_000_000  # the committed checkpoint's transformer; a clone brings all of it
 TORCHLESS = (
     "exporter.package",
     "exporter.cache",
@@ -209,6 +216,16 @@ def test_files_of_others_are_read_in_one_place() -> None:
     ]
     left = {"exporter.backends.coreml.lint", "exporter.backends.coreml.evaluator.program"}
     assert {entry for entry in raw if entry.partition(":")[0] not in left} == set()
+
+
+def test_nothing_stands_about_that_was_left_by_mistake() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout: git knows what belongs")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    files = [Path(name) for name in listed.stdout.decode().split("\0") if name]
+    assert {file.parts[0] for file in files} <= TOP
+    sizes = {file: (ROOT / file).stat().st_size for file in files if (ROOT / file).exists()}
+    assert {file: size for file, size in sizes.items() if size > LARGEST_BYTES} == {}
 
 
 def test_written_text_has_the_same_newlines_on_every_system() -> None:

@@ -23,7 +23,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def system(tmp_path: Path) -> Path:
-    """Programs of a system whose apt-get notes what it is asked for, and cannot install chromium."""
+    """A system whose apt-get notes what it is asked for, and cannot install chromium."""
     for name in NEEDED:
         (tmp_path / name).symlink_to(shutil.which(name) or pytest.skip(f"{name} is not here"))
     program(tmp_path, "sudo", 'shift; exec "$@"')

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks import energy
 
 ROOT = Path("/sys/fs/cgroup")
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -33,6 +36,8 @@ class Measured:
     """One run: exit code (-9: the limit killed it), seconds, and peaks of its largest process.
 
     Attributes:
+        cpu_s: of all processors, the command's and its descendants'.
+        joules: of the machine's processors meanwhile; None where no counter can be read.
         limit_bytes: of the cgroup; None when the run was not limited.
         peak_rss_bytes: resident, pages of mapped files included.
         peak_anonymous_bytes: resident and not backed by a file (sampled).
@@ -41,6 +46,8 @@ class Measured:
 
     exit_code: int
     seconds: float
+    cpu_s: float
+    joules: float | None
     limit_bytes: int | None
     peak_rss_bytes: int
     peak_anonymous_bytes: int
@@ -107,7 +114,7 @@ def _measure(
         if folder is not None:
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
-    started = time.perf_counter()
+    started, used_s, before = time.perf_counter(), _used_s(), energy.counters()
     everything = {**os.environ, **(environment or {})}
     with (
         tempfile.TemporaryFile("w+") as out,
@@ -121,9 +128,17 @@ def _measure(
         out.seek(0)
         output = out.read()
     seconds = time.perf_counter() - started
+    spent = energy.joules(before, energy.counters())
     return Measured(
-        process.returncode, seconds, limit_bytes, peaks["VmHWM"], peaks["RssAnon"], output
-    )
+        process.returncode, seconds, _used_s() - used_s, spent, limit_bytes,
+        peaks["VmHWM"], peaks["RssAnon"], output,
+    )  # fmt: skip
+
+
+def _used_s() -> float:
+    """Seconds of processors of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _family(pid: int) -> list[int]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.energy import counters, joules
 from benchmarks.figures import markdown
-from benchmarks.fullsize.__main__ import COLUMNS, flat, flattened, run, synthesize
+from benchmarks.fullsize.__main__ import COLUMNS, again, flat, flattened, run, synthesize
 from benchmarks.fullsize.contestants import Contestant, Model, contestants, write_recipe
 from benchmarks.fullsize.draw_fourstep import timed
 from benchmarks.fullsize.floor import step_flop
@@ -78,7 +79,7 @@ def test_the_recipe_is_one(tmp_path: Path, steps: int) -> None:
 def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> None:
     model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
     everybody = contestants(model, tmp_path, {"optimum-intel": "/x/bin/python"}, ["int4"])
-    assert len({c.name for c in everybody}) == len(everybody) == 12
+    assert len({c.name for c in everybody}) == len(everybody) == 15
     write_recipe(model, tmp_path)
     for one in everybody:
         assert "a red fox reading a newspaper in a cafe, morning light" in one.draw
@@ -145,9 +146,39 @@ def test_a_row_has_all_figures(contestant: Contestant) -> None:
     assert row["package_bytes"] == 3_000_000 and row["pictures"] == [PICTURE, PICTURE]
     assert row["export"]["seconds"] > 0 and row["draw"]["peak_rss_bytes"] > 1 << 20
     line = markdown(COLUMNS, [flat("somebody", row)]).splitlines()[-1]
-    assert "| 3 | 2.0 | 2.0 | 0.5 | 0.2 | 0.20 | 0.8 |" in line
+    assert "| 3 | 2.0 | 2.0 | | | 0.5 | 0.2 | 0.20 | 0.8 |" in line
+    assert row["draw"]["cpu_s"] > 0
     again = run(contestant, [])
     assert "export" not in again  # the package is there
+
+
+def test_seconds_are_medians_of_rounds_and_tell_their_spread(contestant: Contestant) -> None:
+    row = run(contestant, [])
+    for seconds in (1.0, 6.0):
+        slower = [{**PICTURE, "picture_s": seconds}, {**PICTURE, "picture_s": 2 * seconds}]
+        code = f"print({json.dumps(slower)!r})"
+        again(replace(contestant, draw=python(code)), row)
+    found = flat("somebody", row)
+    assert (found["first_s"], found["first_spread"]) == (2.0, 250)
+    assert (found["next_s"], found["next_spread"]) == (2.0, 500)
+    again(replace(contestant, draw=python("raise SystemExit(3)")), row)
+    assert row["further_error"] == "draw: exit code 3" and len(row["further"]) == 2
+    failed = {"error": "export: killed"}
+    again(contestant, failed)
+    assert failed == {"error": "export: killed"}
+
+
+def test_energy_is_read_where_the_kernel_tells(tmp_path: Path) -> None:
+    assert counters(tmp_path) == {} and joules({}, {}) is None
+    for zone, now in (("intel-rapl:0", 900), ("intel-rapl:1", 50), ("intel-rapl:0:0", 7)):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "energy_uj").write_text(f"{now}000000\n")
+        (tmp_path / zone / "max_energy_range_uj").write_text("1000000000\n")
+    before = counters(tmp_path)
+    assert list(before) == ["intel-rapl:0", "intel-rapl:1"]
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000000\n")  # began again at 0
+    assert joules(before, counters(tmp_path)) == pytest.approx(200)
+    assert joules(before, {}) is None
 
 
 def test_a_row_says_how_much_longer_genai_takes(contestant: Contestant) -> None:

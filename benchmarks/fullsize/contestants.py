@@ -87,6 +87,18 @@ def variant(contestant: Contestant, name: str, *options: str) -> Contestant:
     return replace(contestant, name=f"{contestant.name}, {name}", draw=draw)
 
 
+def in_genai(
+    model: Model, folder: Path, python: str, peer: str, scheme: str, hint: str = ""
+) -> Contestant:
+    """Our codes in the layout of diffusers, drawn by OpenVINO GenAI; ``hint`` as in ``genai``."""
+    one = ours(model, folder, python, "openvino", scheme)
+    package = one.package.with_name(f"{one.package.name}-diffusers")
+    name = f"fourstep openvino-{scheme}, by OpenVINO GenAI{', ' + hint if hint else ''}"
+    export = (*one.export, "--layout", "diffusers")
+    draw = _by_genai(model, peer, package, hint)
+    return Contestant(name, "optimum-intel", export, package, draw)
+
+
 def kept_open(contestant: Contestant) -> Contestant:
     """With graphs kept open."""
     return variant(contestant, "kept open", "--keep")
@@ -153,12 +165,16 @@ def genai(model: Model, folder: Path, python: str, weights: str, hint: str = "")
         cli, "export", "openvino", "--model", str(model.checkpoint), "--task", "text-to-image",
         "--weight-format", weights, *groups, str(package),
     )  # fmt: skip
-    draw = (
+    draw = _by_genai(model, python, package, hint)
+    name = f"optimum-intel, OpenVINO GenAI {weights}{', ' + hint if hint else ''}"
+    return Contestant(name, "optimum-intel", export, package, draw)
+
+
+def _by_genai(model: Model, python: str, package: Path, hint: str) -> tuple[str, ...]:
+    return (
         python, "-m", "benchmarks.fullsize.draw_genai", str(package), PROMPT, str(SEED),
         str(model.px), str(model.steps), *((hint,) if hint else ()),
     )  # fmt: skip
-    name = f"optimum-intel, OpenVINO GenAI {weights}{', ' + hint if hint else ''}"
-    return Contestant(name, "optimum-intel", export, package, draw)
 
 
 def optimum_onnx(model: Model, folder: Path, python: str) -> Contestant:
@@ -192,4 +208,8 @@ def contestants(
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, "int4", hint) for hint in ("", "f32")]
     found.append(genai(model, folder, intel, "int8"))
+    found += [
+        in_genai(model, folder, own, intel, scheme, hint)
+        for scheme, hint in (("int4", ""), ("int4", "f32"), ("int8", ""))
+    ]
     return [*found, optimum_onnx(model, folder, pythons.get("optimum-onnx", own))]

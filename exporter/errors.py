@@ -18,8 +18,14 @@ UNPRINTABLE = re.compile(
 )
 
 
-# What libraries say where they get no memory, each in words of its own.
-NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "failed to allocate")
+# What libraries say where they get no memory, each in words of its own, and the system's loader
+# where there is none to load a library into.
+NO_MEMORY = (
+    *("allocate memory", "bad_alloc", "bad allocation", "failed to allocate"),
+    *("failed to map segment from shared object", "cannot map zero-fill pages"),
+    *("cannot create shared object descriptor", "can't start new thread"),
+)
+NOT_ALLOWED = "not permitted"  # as the loader goes on in a folder that nothing may be run from
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,7 +33,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     said = str(error).lower()
-    return not isinstance(error, FourstepError) and any(words in said for words in NO_MEMORY)
+    if isinstance(error, FourstepError) or NOT_ALLOWED in said:
+        return False
+    return any(words in said for words in NO_MEMORY)
 
 
 def tell_memory(error: Exception) -> None:

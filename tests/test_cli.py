@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -166,6 +167,24 @@ def test_a_run_out_of_memory_is_one_line(
         result = fourstep("run", tiny_package, "a red circle", "--out", tmp_path / "a.png")
         mistake(result, "out of memory", "choose a smaller size or scheme")
         assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("least_mb", [150, 180, 210])
+def test_memory_that_ends_anywhere_is_one_line(
+    tiny_package: Path, tmp_path: Path, least_mb: int
+) -> None:
+    """Where libraries are loaded, threads begun, graphs opened or run: wherever the limit falls."""
+    command = [sys.executable, "-m", "exporter", "run", str(tiny_package), "a red circle"]
+    ended = subprocess.run(
+        ["bash", "-c", f'ulimit -v {least_mb}000 && exec "$@"', "bash", *command],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if ended.returncode == 0:
+        return
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("fourstep: out of memory;")
+    assert "EP Error" not in ended.stdout and not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize("error", OF_MEMORY, ids=str)

@@ -210,6 +210,18 @@ test("previews while typing: the newest prompt wins, and what one costs", async 
     await state(page, "previewed");
     await page.waitForTimeout(50);
   }
+  await page.evaluate(() => {
+    const { prototype } = CanvasRenderingContext2D, { putImageData } = prototype;
+    globalThis.widths = [];
+    prototype.putImageData = function (data, ...at) { globalThis.widths.push(data.width); putImageData.call(this, data, ...at); };
+  });
+  for (const text of ["a b", "a bl", "a blu", "a blue", "a blue c", "a blue circle"]) {
+    await field.fill(text);
+    await page.waitForTimeout(60);
+  }
+  await state(page, "previewed");
+  const widths = await page.evaluate(() => globalThis.widths);
+  assert.equal(widths.filter((width) => width === 128).length, 1, `the decoder drew while keys were typed: ${widths}`);
   const { previewsMs } = await page.evaluate(() => globalThis.fourstepTimes);
   const bytes = await page.evaluate(async () => (await performance.measureUserAgentSpecificMemory()).bytes);
   const held = rendererBytes();

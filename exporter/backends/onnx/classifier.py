@@ -22,7 +22,9 @@ def read_classifier(entry: Path) -> Classifier:
     config = ort.SessionOptions()
     config.log_severity_level = 4
     with panics_as(lambda said: InputError(f"{entry}: onnxruntime cannot open it: {said}")):
-        opened = ort.InferenceSession(str(entry), config, providers=["CPUExecutionProvider"])
+        opened = ort.InferenceSession(
+            str(entry), config, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         files = (entry, *_external(entry))
     for port in opened.get_inputs():
         if port.type != FLOAT:

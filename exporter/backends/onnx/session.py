@@ -24,13 +24,16 @@ def open_graph(entry: Path, settings: Mapping[str, str], options: SessionOptions
 
     ort.disable_telemetry_events()  # for whoever imported onnxruntime before ``exporter``
     config = ort.SessionOptions()
-    config.log_severity_level = 3
+    config.log_severity_level = 4  # errors are raised, and worded in a line by whoever catches them
     config.enable_cpu_mem_arena = False
     level = "0" if options.precision == "float32" else settings.get("accuracy_level", "0")
     config.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
     try:
         with returning():
-            opened = ort.InferenceSession(str(entry), config, providers=["CPUExecutionProvider"])
+            # Its fallback would try the same provider again, and print that it does.
+            opened = ort.InferenceSession(
+                str(entry), config, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
     except Exception as error:  # onnxruntime raises its own types, some bare
         tell_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

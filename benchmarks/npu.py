@@ -1,12 +1,14 @@
 """Graphs of any checkpoint for Qualcomm's NPU: bytes, seconds and memory of compiling, and errors.
 
     python -m benchmarks.npu CHECKPOINT [--graph denoiser ...] [--scheme w8a16 ...] [--soc 8elite]
-                             [--size 512x512 ...] [--run] [--json FILE]
+                             [--size 512x512 ...] [--parts 4] [--run] [--json FILE]
 
 Without ``--run`` nothing is computed: every value has the range of -8 to 8, since ranges decide no
 byte and no second of the compiler's. With it ranges are those met on random inputs, and the graph
 is run on them by the program in torch, by onnxruntime's CPU, and by the NPU or its emulator. Each
-graph that was compiled is opened again from its context. Several sizes share one context's weights.
+graph that was compiled is opened again from its context. Several sizes share one context's weights,
+which the emulator cannot open. ``--parts`` cuts the denoiser, as ``denoiser_parts`` in a recipe;
+``--graph denoiser-1`` is the first of its parts alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.network.assemble import cut_graphs
 from exporter.network.cut import Cut
 from exporter.package.measures import relative_error
+from exporter.package.names import graph_of, sized_name
 from exporter.program.program import Program
 from exporter.program.run import constant_value, run
 from exporter.program.sizes import activation_bytes
@@ -39,7 +42,8 @@ from exporter.program.trace import trace
 from exporter.quantize.everywhere import round_everything, to_round
 from exporter.quantize.program import QuantizedProgram, quantize_all
 from exporter.quantize.rounded import RoundedInput
-from exporter.quantize.schemes import load_scheme
+from exporter.quantize.schemes import Scheme, load_scheme
+from exporter.quantize.split import split
 
 WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time."
 COLUMNS = (
@@ -91,19 +95,60 @@ def stated(program: QuantizedProgram, weights: Weights) -> dict[str, RoundedInpu
     return {node.name: asked.range_of(node, *found) for node, found in ends.items()}
 
 
-def compiled(entry: Path, soc: str, program: QuantizedProgram) -> figures.Row:
+Programs = Mapping[str, QuantizedProgram]  # a graph's at each size, by the name of its files
+
+
+def quantized(
+    checkpoint: Checkpoint, sizes: Sequence[str], wanted: Sequence[str], scheme: Scheme
+) -> list[dict[str, QuantizedProgram]]:
+    """The graphs of these names, each at every size, not rounded yet."""
+    at = {size: quantize_all(traced(checkpoint, size, wanted), scheme) for size in sizes}
+    first, *others = sizes
+    return [
+        {name: program, **{sized_name(name, size): at[size][name] for size in others}}
+        for name, program in at[first].items()
+    ]
+
+
+def parts_of(programs: Programs, count: int) -> list[dict[str, QuantizedProgram]]:
+    """The denoiser cut at every size, any other graph as it is."""
+    cut = {
+        name.removeprefix(program.name): split(program, count if program.name == "denoiser" else 1)
+        for name, program in programs.items()
+    }
+    return [
+        {part.name + size: part for size, part in zip(cut, parts, strict=True)}
+        for parts in zip(*cut.values(), strict=True)
+    ]
+
+
+def emitted(programs: Programs, read: Callable[[object], torch.Tensor], folder: Path) -> list[Path]:
+    """The graphs of every size as ``target = "qnn"`` writes them; weights are there once."""
+    onnx, options = backends.load("onnx"), EmitOptions({"target": "qnn"})
+    if len(programs) == 1:
+        return [onnx.emit(program, read, folder, options).entry for program in programs.values()]
+    assert isinstance(onnx, backends.Sizing)
+    found = onnx.emit_sizes(programs, read, folder, options)
+    return [found[name].entry for name in programs]
+
+
+def compiled(entries: Sequence[Path], soc: str, programs: Programs) -> figures.Row:
     """What compiling a graph takes, and opening its context again."""
-    stored_bytes = sum(f.stat().st_size for f in entry.parent.iterdir() if f.is_file())
-    predicted = compile_bytes(stored_bytes, activation_bytes(program))
-    done = compile_graph([entry], soc, predicted)
+    stored_bytes = sum(f.stat().st_size for f in entries[0].parent.iterdir() if f.is_file())
+    activations = sum(activation_bytes(program) for program in programs.values())
+    predicted = compile_bytes(len(entries) * stored_bytes, activations)
+    done = compile_graph(entries, soc, predicted)
+    files = dict.fromkeys(file for graph in done.graphs for file in graph.files)
     row = {
         "codes_mb": stored_bytes / 1e6,
-        "context_mb": sum(f.stat().st_size for f in done.graphs[0].files) / 1e6,
+        "context_mb": sum(file.stat().st_size for file in files) / 1e6,
         "seconds": done.seconds,
         "cpu_seconds": done.cpu_seconds,
         "peak_gb": done.peak_bytes / 1e9,
         "predicted_gb": predicted / 1e9,
     }
+    if len(entries) > 1:
+        return row
     started = time.perf_counter()
     worker = opened(Order(str(done.graphs[0].entry), soc))
     row |= {"open_s": time.perf_counter() - started, "open_gb": worker.peak_bytes / 1e9}
@@ -131,35 +176,54 @@ def ran(entry: Path, soc: str, program: QuantizedProgram, weights: Weights) -> f
     return {"npu_error": error(on_npu), "cpu_error": error(on_cpu), "run_s": seconds}
 
 
+def rounded(programs: Programs, weights: Weights, runs: bool) -> dict[str, QuantizedProgram]:
+    """Every value of a graph rounded, at each size: in ranges that are met if it ``runs``."""
+
+    def ranges(plain: QuantizedProgram) -> dict[str, RoundedInput]:
+        if runs:
+            return choose_all(plain, weights.read, [inputs_of(plain)])
+        return stated(plain, weights)
+
+    return {name: round_everything(plain, ranges(plain)) for name, plain in programs.items()}
+
+
+def measured(programs: Programs, weights: Weights, soc: str, runs: bool) -> figures.Row:
+    """One graph at all its sizes, or a part of it."""
+    with tempfile.TemporaryDirectory(prefix="fourstep-npu-") as folder:
+        entries = emitted(programs, weights.read, Path(folder))
+        row = compiled(entries, soc, programs)
+        if runs:
+            (program,) = programs.values()
+            row = {**row, **ran(entries[0], soc, program, weights)}
+        return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile graphs of a checkpoint for an NPU.")
     parser.add_argument("checkpoint")
     parser.add_argument("--graph", nargs="+", default=["denoiser", "vae_decoder", "conditioner"])
     parser.add_argument("--scheme", nargs="+", default=["w8a16", "w4a16"])
     parser.add_argument("--soc", default="8elite")
-    parser.add_argument("--size", default="512x512")
-    parser.add_argument("--run", action="store_true", help="also run each graph")
+    parser.add_argument("--size", nargs="+", default=["512x512"])
+    parser.add_argument("--parts", type=int, default=1, help="that the denoiser is cut into")
+    parser.add_argument("--run", action="store_true", help="also run each graph, of one size")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    checkpoint, soc = open_checkpoint(arguments.checkpoint), arguments.soc
-    weights, rows = Weights(checkpoint), []
-    programs = traced(checkpoint, arguments.size, arguments.graph)
+    if arguments.run and (len(arguments.size) > 1 or arguments.parts > 1):
+        parser.error("--run goes with one size and no --parts")
+    checkpoint, rows = open_checkpoint(arguments.checkpoint), list[figures.Row]()
+    weights, wanted = Weights(checkpoint), {graph_of(name) for name in arguments.graph}
     for scheme in arguments.scheme:
-        for name, plain in quantize_all(programs, load_scheme(scheme)).items():
-            read = weights.read
-            met = choose_all(plain, read, [inputs_of(plain)]) if arguments.run else None
-            program = round_everything(plain, met or stated(plain, weights))
-            with tempfile.TemporaryDirectory(prefix="fourstep-npu-") as folder:
-                onnx = backends.load("onnx")
-                emitted = onnx.emit(program, read, Path(folder), EmitOptions({"target": "qnn"}))
-                row = {"graph": name, "size": arguments.size, "scheme": scheme, "soc": soc}
-                row |= compiled(emitted.entry, soc, program)
-                if arguments.run:
-                    row |= ran(emitted.entry, soc, program, weights)
-            rows.append(row)
-            print(
-                figures.markdown(COLUMNS, rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True
-            )
+        for plain in quantized(checkpoint, arguments.size, [*wanted], load_scheme(scheme)):
+            for part in parts_of(rounded(plain, weights, arguments.run), arguments.parts):
+                name = next(iter(part))
+                if not {name, graph_of(name)} & {*arguments.graph}:
+                    continue
+                size = ", ".join(arguments.size)
+                row = {"graph": name, "size": size, "scheme": scheme, "soc": arguments.soc}
+                rows.append(row | measured(part, weights, arguments.soc, arguments.run))
+                shown = figures.markdown(COLUMNS, rows[-1:])
+                print(shown.splitlines()[-1], file=sys.stderr, flush=True)
     print(figures.markdown(COLUMNS, rows))
     if arguments.json:
         figures.write(arguments.json, WHAT, COLUMNS, rows)

@@ -32,6 +32,7 @@ from exporter.build.chips import compiled
 from exporter.build.layout import refuse_unfit
 from exporter.build.pipeline import build
 from exporter.build.write import WholeGraph
+from exporter.bundle.target import targets
 from exporter.cli import main
 from exporter.errors import CheckFailed, InputError
 from exporter.network.cut import Cut
@@ -434,6 +435,15 @@ def test_contexts_in_place_of_graphs(
     for command in (["run", str(built.path), "a cat"], ["verify", str(built.path)]):
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 2 or command[0] == "verify", done.output
+    for target, engine in targets().items():
+        if "onnx" in engine.backends:
+            place = tmp_path / "bundle"
+            done = CliRunner().invoke(
+                main, ["bundle", str(built.path), "--for", target, "-o", str(place)]
+            )
+            assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1
+            said = rf"has contexts in place of its graphs \(8gen2, 8elite\), .* --for {target} does"
+            assert re.search(said, done.stderr) and not place.exists()
     done = CliRunner().invoke(main, ["inspect", str(built.path)])
     assert "on an NPU alone, error at most 5.0e-03; compiled for 8gen2" in done.output
     assert "MB for all sizes)" in done.output

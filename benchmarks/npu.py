@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import figures
 from exporter import backends
-from exporter.backends.contract import EmitOptions, SessionOptions
+from exporter.backends.contract import EmitOptions, SessionOptions, Sizing
 from exporter.backends.onnx.qnn.compile import compile_bytes, compile_graph
 from exporter.backends.onnx.qnn.process import Order, opened
 from exporter.calibrate.ranges import choose_all
@@ -40,9 +40,10 @@ from exporter.program.run import constant_value, run
 from exporter.program.sizes import activation_bytes
 from exporter.program.trace import trace
 from exporter.quantize.everywhere import round_everything, to_round
+from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram, quantize_all
 from exporter.quantize.rounded import RoundedInput
-from exporter.quantize.schemes import Scheme, load_scheme
+from exporter.quantize.schemes import load_scheme
 from exporter.quantize.split import split
 
 WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time."
@@ -127,7 +128,7 @@ def emitted(programs: Programs, read: Callable[[object], torch.Tensor], folder: 
     onnx, options = backends.load("onnx"), EmitOptions({"target": "qnn"})
     if len(programs) == 1:
         return [onnx.emit(program, read, folder, options).entry for program in programs.values()]
-    assert isinstance(onnx, backends.Sizing)
+    assert isinstance(onnx, Sizing)
     found = onnx.emit_sizes(programs, read, folder, options)
     return [found[name].entry for name in programs]
 
@@ -221,7 +222,7 @@ def main() -> None:
                     continue
                 size = ", ".join(arguments.size)
                 row = {"graph": name, "size": size, "scheme": scheme, "soc": arguments.soc}
-                rows.append(row | measured(part, weights, arguments.soc, arguments.run))
+                rows.append({**row, **measured(part, weights, arguments.soc, arguments.run)})
                 shown = figures.markdown(COLUMNS, rows[-1:])
                 print(shown.splitlines()[-1], file=sys.stderr, flush=True)
     print(figures.markdown(COLUMNS, rows))

@@ -95,14 +95,16 @@ def write_bundle(
         engine: the folder of the engine's files, for targets that take some along; None: where
             their command puts them.
 
-    Raises InputError for a package that the target's engines cannot open or whose filter nothing
-    would run, a file that is too large for it, an engine's file that is missing or another, or a
-    place that holds anything else; CheckFailed for a damaged package.
+    Raises InputError for a package that the target's engines cannot open, whose filter nothing
+    would run or that has contexts for an NPU in place of its graphs, a file that is too large for
+    it, an engine's file that is missing or another, or a place that holds anything else;
+    CheckFailed for a damaged package.
     """
     say = progress or Progress()
     entries = [f for f in package.manifest.all_files if golden or not _is_golden(f, package)]
     _refuse_backend(package, target)
     _refuse_filter(package, target)
+    _refuse_compiled(package, target)
     _refuse_large(package, target, entries)
     found = _engine_files(target, engine)
     _refuse_inside(package.folder, out)
@@ -199,6 +201,18 @@ def _refuse_filter(package: Package, target: Target) -> None:
         raise InputError(
             f"{package.folder}: has a filter, which the runtime of --for {target.name} does not "
             "run; fourstep run does, or build without [filter]"
+        )
+
+
+def _refuse_compiled(package: Package, target: Target) -> None:
+    """Runtimes open graphs on the processor; what was compiled for an NPU is none for it."""
+    npus = [graph.npu for graph in package.manifest.graphs if graph.npu and graph.npu.alone]
+    if npus:
+        chips = ", ".join(context.soc for context in npus[0].contexts)
+        raise InputError(
+            f"{package.folder}: has contexts in place of its graphs ({chips}), which the runtime "
+            f"of --for {target.name} does not open; fourstep run does, or build with "
+            'contexts = "beside" in [onnx]'
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from exporter.package.sizes import PictureSize
 from exporter.quantize.formats import Rule, parse_format
 from exporter.recipe.recipe import Recipe
 from exporter.runtime import Package, SigningKey, Trust, open_package, sign_package
+from tests import delta_applier
 from tests.certificates import key_pem, keys, public_pem
 from tests.conftest import ROOT, needs, seal
 from tests.deliveries import (
@@ -637,6 +639,53 @@ def test_small_changes_cost_less_than_the_tensor(plain: Path, tmp_path: Path) ->
     assert (tmp_path / "d").stat().st_size < size // 2
     apply(tmp_path / "d", plain, tmp_path / "again")
     assert digests(tmp_path / "again") == digests(new)
+
+
+@pytest.fixture(scope="module")
+def coded(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A changed package, and a delta to it with pieces of every coding and stride."""
+    folder = tmp_path_factory.mktemp("coded")
+    new = Path(shutil.copytree(plain, folder / "new"))
+    tensors = tensors_of(plain, "denoiser")
+    random = np.random.default_rng(4)
+    for (path, offset, size), stride in zip(tensors, (1, 2, 4), strict=False):
+        content = np.fromfile(new / path, np.uint8)
+        moved = content[offset : offset + size][stride - 1 :: stride]  # the last byte of each value
+        at = random.choice(len(moved), len(moved) // (20 if stride == 1 else 2), replace=False)
+        moved[at] += random.choice(np.array([1, 255], np.uint8), len(at))
+        content.tofile(new / path)
+    path, offset, size = tensors_of(plain, "t5")[0]
+    with (new / path).open("r+b") as stream:  # of other bytes than the old
+        stream.seek(offset)
+        stream.write(random.bytes(size))
+    (new / "LICENSE").write_bytes(bytes(range(256)) * 40 + random.bytes(99))
+    delta_of(plain, resealed(new), folder / "d")
+    return new, folder / "d"
+
+
+def test_a_delta_is_applied_by_its_description_alone(
+    plain: Path, coded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """By docs/updates.md, without a line of the exporter."""
+    new, delta = coded
+    opened = index.read_delta(container.read_container(delta, container.DELTA).index, delta)
+    codings = {(piece.coding, piece.stride) for piece in opened.pieces}
+    assert codings == {(way.coding, way.stride) for way in difference.WAYS}
+    delta_applier.apply_delta(delta, plain, tmp_path / "again")
+    assert digests(tmp_path / "again") == digests(new)
+    with pytest.raises(ValueError, match="another base"):
+        delta_applier.apply_delta(delta, new, tmp_path / "other")
+
+
+def test_every_field_of_a_delta_is_described() -> None:
+    """In the order of the records, in docs/updates.md."""
+    text = (ROOT / "docs" / "updates.md").read_text("utf-8")
+    told = text.partition("## An applier of your own")[2].partition("\n## ")[0]
+    records = (index.DeltaIndex, index.ChangedFile, index.PartEntry, index.Piece)
+    named = [field.name for record in records for field in fields(record)]
+    assert re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE) == named
+    assert all(f'`"{way.coding}"`' in told for way in difference.WAYS)
+    assert str(index.CHUNK_BYTES) in told and index.MOST_INDEX_BYTES == 8 << 20
 
 
 def test_a_wrong_base_is_refused(plain: Path, other: Path, update: Path, tmp_path: Path) -> None:

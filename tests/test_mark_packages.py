@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,11 @@ from click.testing import CliRunner
 
 from exporter import backends
 from exporter.backends.contract import Session
+from exporter.backends.onnx.qnn import provider, socs
+from exporter.backends.onnx.qnn.process import Order, Worker
 from exporter.build.pipeline import build
-from exporter.calibrate.activations import choose
+from exporter.calibrate.activations import rounder
+from exporter.calibrate.ranges import choose_all
 from exporter.calibrate.weights import Weights
 from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.checkpoint.tiny import NAME, open_tiny
@@ -32,12 +36,14 @@ from exporter.network.cut import Cut, Ends
 from exporter.network.graph import Graph
 from exporter.network.mark import Mark, marked
 from exporter.package.manifest import Port
+from exporter.package.measures import relative_error
 from exporter.program.program import Constant, Program
 from exporter.program.run import run
 from exporter.program.trace import trace
 from exporter.progress import Progress
-from exporter.quantize.program import quantize, unquantized
-from exporter.quantize.rounded import asked, round_inputs
+from exporter.quantize.everywhere import kernel_levels, round_everything
+from exporter.quantize.nearest import encode
+from exporter.quantize.program import Part, QuantizedProgram, quantize, unquantized
 from exporter.quantize.schemes import load_scheme
 from exporter.recipe.recipe import MarkChoice, Recipe, read_recipe
 from exporter.runtime.package import open_package
@@ -46,6 +52,10 @@ from tests.test_marking import KEY, PAYLOAD, shapes
 from tests.test_package import digests
 
 MARK = MarkChoice(PAYLOAD, KEY)
+EMULATED = pytest.mark.skipif(
+    bool(backends.missing(provider.REQUIRED.modules)) or not socs.is_emulated(),
+    reason="pip install 'fourstep[qnn]'",
+)
 
 
 class Given(torch.nn.Module):
@@ -95,11 +105,12 @@ def test_all_that_a_decoder_gets_of_the_key_is_one_tile() -> None:
 
 
 SHAPES_CUT = Cut((1.0, 0.0), 128, 128)
-QUICK = {("onnx", "int8-w8a8"), ("openvino", "int4"), ("coreml", "int8")}
+FOR_NPU = ("w8a16", "w4a16")  # every value is rounded, the mark's too
+QUICK = {("onnx", "int8-w8a8"), ("onnx", "w8a16"), ("openvino", "int4"), ("coreml", "int8")}
 COMBINATIONS = [
     pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.full)
     for name in backends.names()
-    for scheme in ("fp32", "int8", "int4", "int8-w8a8")
+    for scheme in ("fp32", "int8", "int4", "int8-w8a8", *(FOR_NPU if name == "onnx" else ()))
 ]
 EXACT = backends.SessionOptions("float32")
 
@@ -169,12 +180,13 @@ def test_every_backend_and_scheme_carries_the_mark(
         pytest.skip(f"{name}: pip install '{backend.to_build.install}'")
     choices = backends.default_choices(backend)
     read = Weights(with_tiny(shapes_checkpoint)).read
+    if scheme in FOR_NPU:
+        choices = {**choices, "target": "qnn"}
     for graph in ("vae_decoder", "tiny_decoder"):
         program = quantize(ends[graph], load_scheme(scheme).format_of)
         if any(backend.refuse(form, choices) for form in program.formats.values()):
             pytest.skip(f"{name} does not express {scheme}")
-        if asked(program):
-            program = round_inputs(program, choose(program, read, [{"latent": latent}]))
+        program = rounder({graph: program}, read, lambda _: [{"latent": latent}])(graph)
         place = tmp_path / graph
         place.mkdir()
         emitted = backend.emit(program, read, place, backends.EmitOptions(choices))
@@ -184,13 +196,88 @@ def test_every_backend_and_scheme_carries_the_mark(
         assert reading.payload == PAYLOAD
 
 
-def test_where_all_is_rounded_a_mark_is_refused(ends: dict[str, Program]) -> None:
-    """Not left out: a package that says that it marks has to."""
-    program = quantize(ends["vae_decoder"], load_scheme("w8a16").format_of)
-    backend = backends.load("onnx")
-    choices = {**backends.default_choices(backend), "target": "qnn"}
-    with pytest.raises(InputError, match=r"vae_decoder: a mark is not drawn .* leave \[mark\] out"):
-        backends.refuse_inexpressible(backend, choices, "w8a16", {"vae_decoder": program})
+class Weighed(torch.nn.Module):
+    """A decoder that shows its input, by a layer: its weight asks for values of 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 1, bias=False)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        shown: torch.Tensor = self.conv(latent)
+        return shown
+
+
+def value_or_part(source: object) -> torch.Tensor:
+    """The same as ``value_of``; what is no constant is of the layer that shows its input."""
+    if not isinstance(source, Part):
+        return value_of(source)
+    found = getattr(encode(torch.eye(3)[:, :, None, None], source.format), source.part)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_integers() -> QuantizedProgram:
+    """A mark behind a decoder that shows its input, all of it rounded to 16 bits."""
+    port = (1, 3, 128, 128)
+    with torch.device("meta"):
+        shown = Weighed()
+    graph = Graph("vae_decoder", "vae", shown, (Port("latent", port),), (Port("image", port),), {})
+    program = trace(marked(graph, pattern.tile(KEY, PAYLOAD)))
+    plain = quantize(program, load_scheme("w8a16").format_of)
+    calls = [{"latent": given(picture)} for picture in shapes()[:3]]
+    return round_everything(plain, choose_all(plain, value_or_part, calls))
+
+
+def given(picture: np.ndarray) -> np.ndarray:
+    return (picture.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+
+
+def psnr_db(found: np.ndarray, picture: np.ndarray) -> float:
+    error = float(((found.astype(np.float64) - picture) ** 2).mean())
+    return 10 * math.log10(255**2 / error)
+
+
+def test_a_mark_in_integers_is_the_mark(in_integers: QuantizedProgram, tmp_path: Path) -> None:
+    """In what Qualcomm's NPU computes right: of a reciprocal it gives a third."""
+    picture = shapes()[0]
+    kinds = {node.target for node in in_integers.nodes()}
+    assert not kinds & {torch.ops.aten.pad.default, torch.ops.aten.reciprocal.default}
+    image = run(in_integers, value_or_part, {"latent": torch.from_numpy(given(picture))})["image"]
+    onnx = backends.load("onnx")
+    options = backends.EmitOptions({"target": "qnn"})
+    emitted = onnx.emit(in_integers, value_or_part, tmp_path, options)
+    session = onnx.open_graph(emitted.entry, emitted.session, EXACT)
+    assert relative_error(session({"latent": given(picture)})["image"], image.numpy()) < 1e-3
+    found = pixels(image.numpy())
+    reading = read_mark(found, KEY)
+    assert reading is not None and reading.found and reading.payload == PAYLOAD
+    assert psnr_db(found, picture) > 42
+
+
+@EMULATED
+def test_the_emulator_draws_the_mark(in_integers: QuantizedProgram, tmp_path: Path) -> None:
+    picture, onnx = shapes()[0], backends.load("onnx")
+    options = backends.EmitOptions({"target": "qnn"})
+    entry = onnx.emit(in_integers, value_or_part, tmp_path, options).entry
+    worker = Worker(Order(str(entry), socs.soc_to_run("HTP")))
+    found = pixels(worker({"latent": given(picture)})["image"])
+    worker.close()
+    reading = read_mark(found, KEY)
+    assert reading is not None and reading.found and reading.payload == PAYLOAD
+    assert psnr_db(found, picture) == pytest.approx(42.1, abs=0.2)
+
+
+def test_codes_of_a_kernel_that_sums_to_nothing_do_so_too() -> None:
+    """Else an even picture would hold something at every chip."""
+    held = torch.from_numpy(embed.reader_filter())
+    levels = kernel_levels(held)
+    codes = torch.round(held / levels.step)
+    assert int(codes.sum()) == 0 and 120 <= int(codes.abs().max()) <= 127
+    assert relative_error((codes * levels.step).numpy(), held.numpy()) < 0.02
+    ones = kernel_levels(torch.ones(1, 1, 3, 3))
+    assert ones.step == pytest.approx(1 / 127) and ones.bits == 8
 
 
 @pytest.fixture(scope="module")

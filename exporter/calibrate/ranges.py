@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from exporter.errors import InputError
 from exporter.program.run import constant_value, run_all
-from exporter.quantize.everywhere import is_zeros, to_round
+from exporter.quantize.everywhere import is_zeros, kernel_levels, to_round
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.rounded import RoundedInput
 
@@ -63,7 +63,7 @@ def choose_all(
         for sample in samples if node in wanted else ():
             met(node, sample[port.name])
     run_all(program, read, samples, found=found)
-    for node in asked.constants:
+    for node in (n for n in asked.constants if n not in asked.kernels):
         met(node, constant_value(program, read, node))
     for node in asked.values:
         if is_zeros(node):  # its levels are those of what it stands beside
@@ -72,7 +72,12 @@ def choose_all(
     varying = {
         node.name: asked.range_of(node, *_with_room(node, ends[node])) for node in asked.values
     }
-    return varying | {node.name: asked.range_of(node, *ends[node]) for node in asked.constants}
+    return varying | {
+        node.name: kernel_levels(constant_value(program, read, node))
+        if node in asked.kernels
+        else asked.range_of(node, *ends[node])
+        for node in asked.constants
+    }
 
 
 def _with_room(node: fx.Node, ends: tuple[float, float]) -> tuple[float, float]:

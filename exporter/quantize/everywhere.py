@@ -27,6 +27,7 @@ from exporter.quantize.rounded import ROUND_INPUT, RoundedInput, asked, ranging
 
 ATEN = torch.ops.aten
 BITS = 16
+KERNEL_BITS = 8  # of a convolution's constant weight: the NPU multiplies none of 16
 MIDDLE = 1 << (BITS - 1)  # the level of 0 where levels are symmetric
 MOVES = (  # the same values elsewhere, or zeros beside them: levels stay as they are
     ATEN.reshape.default,
@@ -59,10 +60,7 @@ def has_levels(program: QuantizedProgram) -> bool:
 
 
 def refuse_mixture(program: QuantizedProgram) -> None:
-    """Raise InputError for a layer whose weight an integer machine cannot multiply by 16 bits.
-
-    A mark's convolutions are such layers: their weights are constants that no scheme encodes.
-    """
+    """Raise InputError for a layer whose weight an integer machine cannot multiply by 16 bits."""
     if not rounds_everything(program):
         return
     for node in program.nodes():
@@ -72,11 +70,6 @@ def refuse_mixture(program: QuantizedProgram) -> None:
         codes = weight.args[0] if weight.args else weight
         assert isinstance(codes, fx.Node)
         stored = stored_behind(program.tensors.get(codes.name))
-        if stored is None and node.target is ATEN.conv2d.default:
-            raise InputError(
-                f"{program.name}: a mark is not drawn where every value is rounded to 16 bits, as "
-                "for an NPU; leave [mark] out, or build another scheme"
-            )
         if stored is None:
             continue  # a constant
         form = program.formats[stored.name]
@@ -97,12 +90,14 @@ class Rounding:
         values: the nodes whose values depend on the inputs, and the inputs.
         constants: the nodes that others read in the same way, whose values do not.
         symmetric: those of both whose levels are symmetric around 0.
+        kernels: the constants that are weights of convolutions.
     """
 
     program: QuantizedProgram
     values: tuple[fx.Node, ...]
     constants: tuple[fx.Node, ...]
     symmetric: frozenset[fx.Node]
+    kernels: frozenset[fx.Node] = frozenset()
 
     def source_of(self, node: object) -> fx.Node:
         """The value that is only moved on its way to a node."""
@@ -144,9 +139,25 @@ def to_round(program: QuantizedProgram) -> Rounding:
         for node in program.nodes()
         if node.target is ATEN.matmul.default
     }
-    weights = {n.args[1] for n in program.nodes() if n.target in LAYERS}
+    weights = {n.args[1]: n.target for n in program.nodes() if n.target in LAYERS}
     symmetric = frozenset(n for n in (*values, *constants) if n in sources or n in weights)
-    return Rounding(program, tuple(values), tuple(constants), symmetric)
+    kernels = frozenset(n for n in constants if weights.get(n) is ATEN.conv2d.default)
+    return Rounding(program, tuple(values), tuple(constants), symmetric, kernels)
+
+
+def kernel_levels(kernel: Tensor) -> RoundedInput:
+    """Levels of 8 bits for a convolution's weight, symmetric around 0.
+
+    Codes of a kernel whose values sum to 0 do so too: what is even has to stay without an answer.
+    Steps from the finest on are tried for that.
+    """
+    values, middle = kernel.double(), 1 << (KERNEL_BITS - 1)
+    least = float(values.abs().max()) / (middle - 1)
+    balanced = abs(float(values.sum())) < 1e-6 * float(values.abs().sum())
+    tried = (float(np.float32(least * (1 + i / 1000))) for i in range(1000 if balanced else 1))
+    steps = [step or 1.0 for step in tried]
+    step = next((s for s in steps if not int(torch.round(values / s).sum())), steps[0])
+    return RoundedInput(step, middle, torch.ones(1), KERNEL_BITS)
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -227,7 +238,7 @@ class _Rounder:
 
     def _rounded(self, node: fx.Node) -> fx.Node:
         rounding = self._chosen[node.name]
-        given = (self._plain[node], None, rounding.step, rounding.zero_point, BITS, -1)
+        given = (self._plain[node], None, rounding.step, rounding.zero_point, rounding.bits, -1)
         found = self.graph.call_function(ROUND_INPUT, given)
         found.name, found.meta["val"] = f"{node.name}_rounded", node.meta["val"]
         return found

@@ -5,7 +5,8 @@ a sigmoid and a product, a 4-bit layer's bias a sum. What is computed stays the 
 
 Zeros beside a value are a piece of it times 0, and a constant that is joined to one is added to
 such a piece: of Pad, and of constants that are joined, Qualcomm's compiler takes the codes for
-those of another scale, and says nothing.
+those of another scale, and says nothing. One over a root is a division: of a reciprocal in 16 bits
+its emulator gives a third.
 """
 
 from __future__ import annotations
@@ -208,19 +209,35 @@ def _cat(c: _Copy, node: fx.Node) -> fx.Node | None:
 
 
 def _pad(c: _Copy, node: fx.Node) -> fx.Node | None:
-    """Zeros beside a value, axis after axis; those of convolutions alone are theirs."""
-    if aten.repeats_edges(node) or all(u.target is ATEN.conv2d.default for u in node.users):
+    """Zeros or edges beside a value, axis after axis; a convolution's zeros alone are its own."""
+    edges = aten.repeats_edges(node)
+    if not edges and all(u.target is ATEN.conv2d.default for u in node.users):
         return None
     before, after = aten.padding(node)
     found, shape = c.of(node.args[0]), [*aten.shape(node.args[0])]
     axes = [axis for axis in range(len(shape)) if before[axis] or after[axis]]
     for axis in axes:
-        ahead = _zeros(c, f"{node.name}_before_{axis}", found, axis, before[axis])
-        behind = _zeros(c, f"{node.name}_after_{axis}", found, axis, after[axis])
+        names = f"{node.name}_before_{axis}", f"{node.name}_after_{axis}"
+        if edges:
+            ahead = _repeated(c, names[0], found, axis, 0, before[axis])
+            behind = _repeated(c, names[1], found, axis, shape[axis] - 1, after[axis])
+        else:
+            ahead = _zeros(c, names[0], found, axis, before[axis])
+            behind = _zeros(c, names[1], found, axis, after[axis])
         shape[axis] += before[axis] + after[axis]
         name = node.name if axis == axes[-1] else f"{node.name}_axis_{axis}"
         found = c.call(name, ATEN.cat.default, shape, [*ahead, found, *behind], axis)
     return found
+
+
+def _repeated(
+    c: _Copy, name: str, value: fx.Node, axis: int, place: int, count: int
+) -> list[fx.Node]:
+    """What a value has at a place along an axis, so many times."""
+    shape = [*aten.shape(value)]
+    shape[axis] = 1
+    given = (value, axis, place, place + 1)
+    return count * [c.call(name, ATEN.slice.Tensor, shape, *given)] if count else []
 
 
 def _zeros(c: _Copy, name: str, value: fx.Node, axis: int, count: int) -> list[fx.Node]:
@@ -235,6 +252,35 @@ def _zeros(c: _Copy, name: str, value: fx.Node, axis: int, count: int) -> list[f
     return pieces
 
 
+def _rsqrt(c: _Copy, node: fx.Node) -> fx.Node:
+    """A root, of which nothing else is needed where its own argument alone is divided by it."""
+    x, shape = node.args[0], aten.shape(node)
+    if all(_is_root_of(user, node) for user in node.users):
+        return c.call(node.name, ATEN.sqrt.default, shape, c.of(x))
+    root = c.call(f"{node.name}_root", ATEN.sqrt.default, shape, c.of(x))
+    return c.call(node.name, ATEN.div.Tensor, shape, 1.0, root)
+
+
+def _mul(c: _Copy, node: fx.Node) -> fx.Node | None:
+    """Nothing for x / sqrt(x): where x is rounded to 0 no machine knows what that is."""
+    other = node.args[1]
+    if not isinstance(other, fx.Node) or not _is_root_of(node, other):
+        return None
+    shape = aten.shape(node)
+    if all(_is_root_of(user, other) for user in other.users):
+        return c.of(other)
+    return c.call(node.name, ATEN.sqrt.default, shape, c.of(node.args[0]))
+
+
+def _is_root_of(product: fx.Node, rsqrt: fx.Node) -> bool:
+    """Whether a node is x times the reciprocal of x's root."""
+    return (
+        product.target is ATEN.mul.Tensor
+        and rsqrt.target is ATEN.rsqrt.default
+        and product.args == (rsqrt.args[0], rsqrt)
+    )
+
+
 RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
     ATTENTION: _attention,
     ATEN.layer_norm.default: _norm,
@@ -242,6 +288,8 @@ RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
     ATEN.rms_norm.default: _rms_norm,
     ATEN.silu.default: _silu,
     ATEN.linear.default: _linear,
+    ATEN.rsqrt.default: _rsqrt,
+    ATEN.mul.Tensor: _mul,
     ATEN.pad.default: _pad,
     ATEN.cat.default: _cat,
 }

@@ -32,7 +32,7 @@ from torch import Tensor, fx
 from exporter.errors import InputError
 from exporter.program import aten
 from exporter.program.run import constant_value
-from exporter.quantize.everywhere import MIDDLE, MOVES
+from exporter.quantize.everywhere import KERNEL_BITS, MIDDLE, MOVES
 from exporter.quantize.nearest import row_unit
 from exporter.quantize.program import Part
 from exporter.quantize.rounded import RoundingNode, rounding_node
@@ -96,6 +96,8 @@ def round_input(e: Emitter, node: fx.Node) -> None:
     """A value's levels; of a constant, its codes."""
     levels = rounding_node(node)
     assert levels is not None
+    if levels.bits == KERNEL_BITS:
+        return  # written where it is used
     if levels.x in e.varying:
         _rounded(e, e.value(levels.x), levels, e.name(node))
         return
@@ -333,15 +335,34 @@ def _conv2d(e: Emitter, node: fx.Node) -> None:
         before, after = ([a + b for a, b in zip(padding, m[2:], strict=True)] for m in more)
         assert isinstance(x.args[0], fx.Node)
         x = x.args[0]
-    codes, scale = _channels(e, weight)
+    if e.program.part(weight) is None:
+        given = [_kernel(e, weight)]
+    else:
+        codes, scale = _channels(e, weight)
+        given = [codes, *_bias(e, node, _levels(x), scale)]
     e.add(
         "Conv",
-        [e.value(x), codes, *_bias(e, node, _levels(x), scale)],
+        [e.value(x), *given],
         e.name(node),
         kernel_shape=aten.shape(weight)[2:],
         strides=strides,
         pads=[*before, *after],
     )
+
+
+def _kernel(e: Emitter, weight: fx.Node) -> str:
+    """A convolution's weight that no scheme encodes, in 8 bits: its levels are kept."""
+    levels = rounding_node(weight)
+    assert levels is not None and levels.bits == KERNEL_BITS
+
+    def written() -> str:
+        value = constant_value(e.program, e.read, levels.x)
+        codes = torch.round(value / torch.tensor(levels.step)).to(torch.int8)
+        zero = e.tensor("zero_of_int8", torch.tensor(0, dtype=torch.int8))
+        given = [e.tensor(f"{levels.x.name}_codes", codes), e.scalar(levels.step), zero]
+        return e.add("DequantizeLinear", given, f"{levels.x.name}_kernel")
+
+    return e.once((weight, "kernel"), written)
 
 
 def _is_of_convolutions(node: fx.Node) -> bool:
@@ -408,6 +429,7 @@ def table(native: dict[Any, Translate]) -> dict[Any, Translate]:
         ATEN.relu.default: _computes("Relu"),
         ATEN.sigmoid.default: _sigmoid,
         ATEN.tanh.default: _computes("Tanh"),
+        ATEN.sqrt.default: _computes("Sqrt"),
         ATEN.matmul.default: _matmul,
         ATEN.softmax.int: _softmax,
         ATEN.gelu.default: _gelu,

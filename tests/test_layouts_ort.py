@@ -94,6 +94,7 @@ def test_a_variant_computes_what_the_native_graph_computes(built: Path) -> None:
         given = {p.name: random.standard_normal(p.shape, np.float32) for p in native.inputs}
         right = ort.SessionOptions()
         right.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        right.add_session_config_entry("session.disable_quant_qdq", "1")  # it is small
         entry = str(built.parent / f"onnx-{scheme}" / native.entry)
         (found,) = ort.InferenceSession(str(graph), options).run(None, given)
         (expected,) = ort.InferenceSession(entry, right).run(None, given)

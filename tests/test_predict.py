@@ -17,7 +17,7 @@ from exporter import backends
 from exporter.build.model import traced
 from exporter.build.pipeline import Built, build
 from exporter.calibrate.activations import RUNNING, bytes_to_choose
-from exporter.checkpoint.open import Checkpoint
+from exporter.checkpoint.open import Checkpoint, open_checkpoint
 from exporter.cli import main
 from exporter.errors import InputError
 from exporter.network.cut import Cut
@@ -178,8 +178,10 @@ def test_files_are_as_large_as_predicted(
 
 
 def test_a_build_that_would_not_fit_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    (built,) = build(tiny_recipe, tmp_path / "fits", ["onnx"], ["int4"])
-    peak = open_package(built.path).manifest.device.predicted_peak_bytes
+    schemes = {"int4": tiny_recipe.scheme("int4")}
+    programs = traced(open_checkpoint(tiny_recipe.checkpoint), tiny_recipe.cut)
+    given = {"onnx": tiny_recipe.backend("onnx").choices}, schemes, tiny_recipe.graph_parts
+    peak = max(size.run_bytes or 0 for size in sizes(programs, *given, {}, most_bytes=0))
     recipe = replace(tiny_recipe, device_memory_bytes=peak)
     build(recipe, tmp_path / "just", ["onnx"], ["int4"])
     out = tmp_path / "out"

@@ -65,11 +65,14 @@ class EmitOptions:
         ports: how inputs are written, by name.
         is_foreign: the graph is for clients of others: what ours would tell a session stands in
             the graph where its form has a place for it.
+        is_widened: the graph is small, and its device has the memory: a session may decode its
+            weights once. False of a backend whose ``costs.widened`` are 0.
     """
 
     choices: Mapping[str, str]
     ports: Mapping[str, PortForm] = field(default_factory=dict)
     is_foreign: bool = False
+    is_widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ class MeasuredCosts:
         build_weight: for each byte of the largest weight in float32, by format; ``""``: others.
         build_node_bytes: for each operator, while the graph is written.
         node_file_bytes: of the graph's files, for each operator.
+        widened: for each byte in float32 of weights that a session decodes once, more than is held
+            of them as stored; 0: the backend's sessions never do.
     """
 
     process_bytes: int
@@ -198,6 +203,7 @@ class MeasuredCosts:
     build_weight: Mapping[str, float]
     build_node_bytes: int
     node_file_bytes: int
+    widened: float = 0.0
 
 
 class Backend(Protocol):

@@ -22,6 +22,7 @@ from exporter.layouts import NATIVE, load_layout
 from exporter.package.names import graph_of
 from exporter.package.sizes import PictureSize
 from exporter.predict.fit import limits_of, refuse_too_large
+from exporter.predict.graph import is_widened
 from exporter.program.program import Program
 from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram, quantize_all
@@ -152,6 +153,18 @@ class PreparedPackage(AskedPackage):
         operators = [len(p.nodes()) for sized in self.further.values() for p in sized.values()]
         whole += NODE_BYTES * sum(operators)
         return whole - resume.unfinished_bytes(self.target)
+
+    def is_widened(
+        self, programs: Iterable[QuantizedProgram], device_memory_bytes: int | None
+    ) -> bool:
+        """Whether sessions decode the weights of a graph, given at every size, when they open it.
+
+        Where a plan was made for so much memory, that is all there is.
+        """
+        planned = self.plan.facts.get("memory_bytes") if self.plan else None
+        limits = (limit for limit in (device_memory_bytes, planned) if limit is not None)
+        most_bytes = min(limits, default=None)
+        return all(is_widened(one, self.backend.costs, most_bytes) for one in programs)
 
     def chips(self, recipe: Recipe) -> tuple[str, ...]:
         """What its graphs are compiled for."""

@@ -223,16 +223,20 @@ def _choices(job: PreparedPackage, work: SchemeWork) -> dict[str, str]:
     return {key: value for key, value in chosen.items() if key not in later}
 
 
+def _options(job: PreparedPackage, programs: Sized, work: SchemeWork) -> EmitOptions:
+    widened = job.is_widened(programs.values(), work.model.recipe.device_memory_bytes)
+    return EmitOptions(_choices(job, work), is_widened=widened)
+
+
 def _key(job: PreparedPackage, programs: Sized, work: SchemeWork) -> str:
-    choices = _choices(job, work)
     sources = Sources(work.model.checkpoint, work.calibration)
-    return graph_key(job.backend, choices, programs, sources)
+    return graph_key(job.backend, _options(job, programs, work), programs, sources)
 
 
 def _written(
     job: PreparedPackage, programs: Sized, work: SchemeWork, folder: Path
 ) -> write.WholeGraph:
-    options = EmitOptions(_choices(job, work))
+    options = _options(job, programs, work)
     if len(programs) > 1:
         return write.emit_sizes(job.backend, programs, work.weights.read, folder, options)
     (program,) = programs.values()

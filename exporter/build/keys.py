@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from exporter.backends.contract import Backend
+from exporter.backends.contract import Backend, EmitOptions
 from exporter.build.resume import code_of
 from exporter.build.write import tools_of
 from exporter.calibrate.store import Calibration
@@ -100,22 +100,23 @@ class Sources:
 
 def graph_key(
     backend: Backend,
-    choices: Mapping[str, str],
+    options: EmitOptions,
     programs: Mapping[PictureSize, QuantizedProgram],
     sources: Sources,
 ) -> str:
     """The digest of everything that decides a graph's files and what a manifest says of it.
 
     Args:
-        choices: the recipe's for this backend.
+        options: what the recipe decides for this backend.
         programs: what is emitted, by size, the first one first; inputs rounded.
     """
     return digest_of(
         {
             "format": FORMAT,
             "backend": backend.name,
-            "choices": dict(choices),
-            "tools": tools_of(backend, choices),
+            "choices": dict(options.choices),
+            "widened": options.is_widened,
+            "tools": tools_of(backend, options.choices),
             "libraries": libraries(),
             "code": code_of(backend),
             "sizes": [str(size) for size in programs] if len(programs) > 1 else [],

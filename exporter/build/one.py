@@ -164,9 +164,16 @@ def _more_bytes(job: PreparedPackage, shared: TracedRecipe) -> int:
     if recipe.prompts or any(map(has_levels, job.programs.values())):
         most.append(_drawing_bytes(job, shared))
     if recipe.prompts and costs is not None:  # without any, no graph is opened
-        held = _held_bytes(job, shared)
-        most.append(held + max(run_bytes(part, costs) - costs.process_bytes for part in parts))
+        most.append(_held_bytes(job, shared) + max(_opened_bytes(job, p, shared) for p in parts))
     return _headroom(max(most))
+
+
+def _opened_bytes(job: PreparedPackage, part: QuantizedProgram, shared: TracedRecipe) -> int:
+    """For opening a part and running it, in a process that has the runtime."""
+    costs = job.backend.costs
+    assert costs is not None
+    widened = job.is_widened([part], shared.recipe.device_memory_bytes)
+    return run_bytes(part, costs, widened) - costs.process_bytes
 
 
 def _headroom(taken_bytes: int) -> int:

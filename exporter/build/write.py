@@ -155,7 +155,8 @@ def emit_sizes(
     by_name = {names[size]: programs[size] for size in programs}
     emitted = backend.emit_sizes(by_name, read, place, options)
     entries = {
-        size: _entry(folder, programs[size], emitted[names[size]], backend) for size in programs
+        size: _entry(folder, programs[size], emitted[names[size]], backend, options)
+        for size in programs
     }
     own = {file.path: file for size in others for file in entries[size].files}
     known = {file.path for file in entries[first].files}
@@ -183,7 +184,7 @@ def emit_graph(
     place = folder / "graphs" / program.name
     place.mkdir(parents=True)
     emitted = backend.emit(program, read, place, options)
-    return _entry(folder, program, emitted, backend)
+    return _entry(folder, program, emitted, backend, options)
 
 
 def _entry(
@@ -191,7 +192,9 @@ def _entry(
     program: QuantizedProgram,
     emitted: Emitted,
     backend: Backend,
+    options: EmitOptions,
 ) -> GraphEntry:
+    costs = backend.costs
     return GraphEntry(
         name=program.name,
         entry=emitted.entry.relative_to(folder).as_posix(),
@@ -201,7 +204,7 @@ def _entry(
         formats=program.values_by_format(),
         adjusted=program.adjusted + emitted.adjusted,
         activation_bytes=activation_bytes(program),
-        run_bytes=run_bytes(program, backend.costs) if backend.costs else None,
+        run_bytes=run_bytes(program, costs, options.is_widened) if costs else None,
         tolerance=emitted.tolerance,
         session=emitted.session,
         remarks=emitted.remarks,

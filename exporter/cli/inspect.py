@@ -313,6 +313,7 @@ def _predictions(
     schemes = {name: scheme_of(name) for name in scheme_names()}
     given = choices, schemes, recipe.graph_parts if recipe else {}
     calls = call_counts(len(prompts), schedule)
+    most_bytes = recipe.device_memory_bytes if recipe else None
     tile = recipe.mark.tile if recipe and recipe.mark else None
     if recipe is not None:
         refuse_sizes(checkpoint, recipe)
@@ -322,9 +323,9 @@ def _predictions(
         other = replace(cut, width_px=size.width_px, height_px=size.height_px)
         programs = traced(checkpoint, other, tile)
         own = {name for name in programs if depends_on_size(first[name], programs[name])}
-        found = sizes(programs, *given, calls, weights_are_there=True)
+        found = sizes(programs, *given, calls, weights_are_there=True, most_bytes=most_bytes)
         further[size] = [one for one in found if graph_of(one.graph) in own]
-    return sizes(first, *given, calls), further
+    return sizes(first, *given, calls, most_bytes=most_bytes), further
 
 
 def _tables(backend: str, at: str, sizes: Iterable[GraphSize]) -> None:

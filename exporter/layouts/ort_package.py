@@ -26,6 +26,7 @@ from exporter.quantize.formats import STORAGE
 MANIFEST, ASSETS, SCHEMA = "manifest.json", "shared_assets", "1.0"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+WIDENED = "session.disable_quant_qdq"
 URI = re.compile(r"sha256:[0-9a-f]{64}")
 # The keys that onnxruntime's reader knows; it refuses others.
 KEYS = {
@@ -140,6 +141,8 @@ def _variants(source: NativePackage, graph: GraphEntry, folder: Path) -> dict[st
     options = {WEIGHTS_FOLDER: _add_asset(source, graph, folder)}
     if "accuracy_level" in graph.session:
         options[ACCURACY] = graph.session["accuracy_level"]
+    if "widened" in graph.session:
+        options[WIDENED] = "1"
     told = f"fourstep;scheme={scheme};target={source.target}"
     ort = {"model_file": Path(graph.entry).name, "session_options": options}
     variants = {

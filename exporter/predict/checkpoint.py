@@ -11,7 +11,7 @@ from exporter.network.cut import Cut
 from exporter.network.graph import Crop
 from exporter.network.layers import VAE_SCALE
 from exporter.package.names import graph_of
-from exporter.predict.graph import build_bytes, file_bytes, run_bytes
+from exporter.predict.graph import build_bytes, file_bytes, is_widened, run_bytes
 from exporter.program.program import Program
 from exporter.quantize.formats import Format, Scheme
 from exporter.quantize.program import QuantizedProgram, quantize_all
@@ -46,6 +46,7 @@ def sizes(
     parts: Mapping[str, int],
     calls: Mapping[str, int],
     weights_are_there: bool = False,
+    most_bytes: int | None = None,
 ) -> list[GraphSize]:
     """Predictions for all graphs in all schemes that a backend can express.
 
@@ -54,6 +55,7 @@ def sizes(
         choices: what a recipe chooses of each backend (``backends.default_choices`` without one).
         calls: of a graph on the calibration prompts, by graph (``trajectories.call_counts``).
         weights_are_there: as at another size of pictures: files hold operators and positions alone.
+        most_bytes: that the device has; a graph's weights are decoded where that fits.
     """
     found = []
     for scheme_name, scheme in schemes.items():
@@ -70,6 +72,7 @@ def sizes(
                     scheme_name,
                     calls.get(graph_of(graph.name), 0),
                     _shared_bytes(graph) if weights_are_there else 0,
+                    most_bytes,
                 )
                 for graph in graphs
             ]
@@ -88,7 +91,12 @@ def _formats(programs: Mapping[str, QuantizedProgram]) -> set[Format]:
 
 
 def _size(
-    program: QuantizedProgram, backend: str, scheme: str, calls: int, there_bytes: int
+    program: QuantizedProgram,
+    backend: str,
+    scheme: str,
+    calls: int,
+    there_bytes: int,
+    most_bytes: int | None,
 ) -> GraphSize:
     costs = backends.load(backend).costs
     return GraphSize(
@@ -98,7 +106,7 @@ def _size(
         sum(program.values_by_format().values()),
         file_bytes(program, costs) - there_bytes if costs else None,
         build_bytes(program, costs, calls) if costs else None,
-        run_bytes(program, costs) if costs else None,
+        run_bytes(program, costs, is_widened(program, costs, most_bytes)) if costs else None,
     )
 
 

@@ -21,6 +21,7 @@ from exporter.program import aten
 from exporter.program.program import Stored
 from exporter.program.sizes import activation_bytes
 from exporter.quantize.program import QuantizedProgram, stored_behind
+from exporter.quantize.widened import widened_bytes
 
 ATEN = torch.ops.aten
 DERIVED = 5.0  # copies of a weight while it is computed
@@ -66,10 +67,28 @@ def _is_computed(source: Stored) -> bool:
     return math.prod(source.shape) > math.prod(derivation.stored_shape(source.shape))
 
 
-def run_bytes(program: QuantizedProgram, costs: MeasuredCosts) -> int:
-    """Peak of a process that opens a graph and runs it."""
+def run_bytes(program: QuantizedProgram, costs: MeasuredCosts, is_widened: bool = False) -> int:
+    """Peak of a process that opens a graph and runs it.
+
+    Args:
+        is_widened: whether its weights are decoded when it is opened.
+    """
     held = sum(costs.held.get(kind, 1.0) * size for kind, size in _weight_bytes(program).items())
-    return int(held + fixed_bytes(program, costs))
+    more = costs.widened * widened_bytes(program) if is_widened else 0
+    return int(held + more + fixed_bytes(program, costs))
+
+
+def is_widened(
+    program: QuantizedProgram, costs: MeasuredCosts | None, most_bytes: int | None
+) -> bool:
+    """Whether a graph's weights are decoded when it is opened: it is small, and that much fits.
+
+    Args:
+        most_bytes: of memory that the graph may take; None: any.
+    """
+    if costs is None or not costs.widened or not widened_bytes(program):
+        return False
+    return most_bytes is None or run_bytes(program, costs, is_widened=True) <= most_bytes
 
 
 def fixed_bytes(program: QuantizedProgram, costs: MeasuredCosts) -> float:

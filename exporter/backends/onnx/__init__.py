@@ -79,6 +79,7 @@ COSTS = MeasuredCosts(
     build_weight={"fp32": 2.0, "fp16": 1.55, "int8": 0.4, "w8a8": 0.4, "": 0.8},
     build_node_bytes=0,
     node_file_bytes=130,
+    widened=0.8,
 )  # fmt: skip
 TOLERANCE = Tolerance(graph_relative=1e-4, image_psnr_db=40.0)
 ROUNDED_TOLERANCE = Tolerance(graph_relative=1e-3, image_psnr_db=45.0)
@@ -203,8 +204,7 @@ class Onnx:
         target = options.choices.get("target")
         written = write_graphs(programs, read, folder, target == "web", options.ports)
         return {
-            name: _emitted(program, written[name], target == "qnn")
-            for name, program in programs.items()
+            name: _emitted(program, written[name], options) for name, program in programs.items()
         }
 
     def write_beside(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> tuple[Path, ...]:
@@ -239,16 +239,18 @@ class Onnx:
         return session.open_graph(entry, settings, options)
 
 
-def _emitted(program: QuantizedProgram, files: tuple[Path, ...], for_npu: bool) -> Emitted:
+def _emitted(program: QuantizedProgram, files: tuple[Path, ...], options: EmitOptions) -> Emitted:
     from exporter.quantize.everywhere import has_levels, rounds_everything
     from exporter.quantize.rounded import spared
 
     low_bits = any(form.is_integer for form in program.formats.values())
     whole = rounds_everything(program)  # what it computes is said to the bit
     allowed = ON_NPU_4_BITS if any(f.bits == 4 for f in program.formats.values()) else ON_NPU
+    for_npu = options.choices.get("target") == "qnn"
+    settings = {"accuracy_level": "4"} if low_bits and not whole else {}
     return Emitted(
         files[0], files, ROUNDED_TOLERANCE if has_levels(program) else TOLERANCE,
-        {"accuracy_level": "4"} if low_bits and not whole else {}, remarks=spared(program),
+        settings | ({"widened": "1"} if options.is_widened else {}), remarks=spared(program),
         on_npu=allowed if for_npu and whole else None,
     )  # fmt: skip
 

@@ -54,6 +54,8 @@ class OnnxRuntime final : public Engine {
     check(api()->AddSessionConfigEntry(made, "session.qdq_matmulnbits_accuracy_level",
                                        rounds ? level->second.c_str() : "0"),
           failed);
+    if (settings.count("widened") != 0)  // weights are decoded now, not whenever the graph runs
+      check(api()->AddSessionConfigEntry(made, "session.disable_quant_qdq", "1"), failed);
     OrtSession* session = nullptr;
     check(api()->CreateSession(env_.get(), entry.c_str(), made, &session), failed);
     return std::make_unique<OpenGraph>(session, entry.string());

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { openSession } from "./onnxruntime.js";
+import { decoding, openSession } from "./onnxruntime.js";
 
 /** @import { Engine } from "../package.js" */
 /** @import { Ort } from "./onnxruntime.js" */
@@ -28,7 +28,7 @@ export async function nodeEngine(load, { exact = false, threads } = {}) {
       const level = exact ? "0" : (graph.session.get("accuracy_level") ?? "0");
       return openSession(ort, graph, files, {
         executionProviders: ["cpu"],
-        extra: { session: { qdq_matmulnbits_accuracy_level: level } },
+        extra: { session: { qdq_matmulnbits_accuracy_level: level, ...decoding(graph) } },
         ...(threads ? { intraOpNumThreads: threads } : {}),
       });
     },

@@ -44,6 +44,15 @@ export async function openSession(ort, graph, files, options) {
   };
 }
 
+/**
+ * Settings of a session on a processor: whether weights are decoded now, and not whenever it runs.
+ * @param {GraphEntry} graph
+ * @returns {Record<string, string>}
+ */
+export function decoding(graph) {
+  return graph.session.has("widened") ? { disable_quant_qdq: "1" } : {};
+}
+
 /** @param {Tensor["data"]} data */
 function typeOf(data) {
   return data instanceof Float32Array ? "float32" : data instanceof Int32Array ? "int32" : "uint8";

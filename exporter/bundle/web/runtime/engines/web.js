@@ -4,7 +4,7 @@
  */
 
 import { graphError } from "../vectors.js";
-import { openSession } from "./onnxruntime.js";
+import { decoding, openSession } from "./onnxruntime.js";
 
 /** @import { Engine, Package } from "../package.js" */
 /** @import { Ort } from "./onnxruntime.js" */
@@ -29,7 +29,10 @@ export function wasmEngine(ort, { files, threads = 1 }) {
     name: `onnxruntime-web, wasm, ${isIsolated ? threads : 1} threads`,
     backend: "onnx",
     open: async (graph, content) => {
-      const session = await openSession(ort, graph, content, { executionProviders: ["wasm"] });
+      const session = await openSession(ort, graph, content, {
+        executionProviders: ["wasm"],
+        extra: { session: decoding(graph) },
+      });
       return { ...session, run: (inputs) => turn().then(() => session.run(inputs)) };
     },
   };

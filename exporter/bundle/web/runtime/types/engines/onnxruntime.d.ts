@@ -23,6 +23,12 @@
  * @returns {Promise<Session>}
  */
 export function openSession(ort: Ort, graph: GraphEntry, files: ReadonlyMap<string, Uint8Array>, options: Record<string, unknown>): Promise<Session>;
+/**
+ * Settings of a session on a processor: whether weights are decoded now, and not whenever it runs.
+ * @param {GraphEntry} graph
+ * @returns {Record<string, string>}
+ */
+export function decoding(graph: GraphEntry): Record<string, string>;
 export type OrtTensor = {
     readonly type: string;
     readonly data: unknown;

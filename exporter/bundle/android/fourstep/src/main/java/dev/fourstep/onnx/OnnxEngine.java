@@ -79,6 +79,9 @@ public final class OnnxEngine implements Engine {
             String level = graph.session.get("accuracy_level");
             options.addConfigEntry("session.qdq_matmulnbits_accuracy_level",
                     level == null || isExact ? "0" : level);
+            if (graph.session.containsKey("widened")) { // decoded now, not whenever it runs
+                options.addConfigEntry("session.disable_quant_qdq", "1");
+            }
             return new Opened(environment.createSession(entry.getPath(), options), options, graph);
         } catch (OrtException error) {
             options.close();

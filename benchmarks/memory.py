@@ -50,6 +50,7 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
     from exporter.build import write
     from exporter.build.model import trace_model
     from exporter.calibrate.activations import rounder
+    from exporter.predict.graph import is_widened
     from exporter.progress import Progress
     from exporter.quantize.program import quantize_all
     from exporter.quantize.split import emitted
@@ -66,8 +67,9 @@ def build_one(recipe_file: Path, backend_name: str, scheme: str, graph: str, fol
         model.weights.read,
         lambda _: [random_inputs(program.inputs) for _ in range(count)],
     )
-    options = backends.EmitOptions(choices)
     backend = backends.load_to_build(backend_name)
+    widened = is_widened(program, backend.costs, recipe.device_memory_bytes)
+    options = backends.EmitOptions(choices, is_widened=widened)
     entry = write.emit_graph(backend, rounded(graph), model.weights.read, folder, options)
     (folder / "entry.json").write_text(json.dumps(asdict(entry)))
 
@@ -125,7 +127,8 @@ def predicted(recipe_file: Path) -> dict[tuple[str, str, str], Row]:
     programs = traced(open_checkpoint(recipe.checkpoint), recipe.cut)
     schemes = {name: recipe.scheme(name) for name in scheme_names()}
     choices = {name: recipe.backend(name).choices for name in recipe.backends}
-    found = sizes(programs, choices, schemes, recipe.graph_parts, calls(recipe))
+    most_bytes, given = recipe.device_memory_bytes, (choices, schemes, recipe.graph_parts)
+    found = sizes(programs, *given, calls(recipe), most_bytes=most_bytes)
     return {
         (size.backend, size.scheme, size.graph): {
             "bytes": size.bytes,

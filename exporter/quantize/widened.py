@@ -3,8 +3,8 @@
 Kernels for codes spare memory, and time where a weight is large. Small ones they multiply slower
 than float32: by 77 or 256 rows onnxruntime took 1.5 to 3.7 times as long where a weight's shorter
 side is 64 to 192, 1.3 to 1.8 at 256, 1.1 to 1.3 at 384 and 512, and the same at 1024 (the longer
-side four times that, one thread, AVX-512 VNNI and AMX; by hand). A small graph's weights are few, so
-that they may as well be float32 in memory: its files stay as they are.
+side four times that, one thread, AVX-512 VNNI and AMX; by hand). A small graph's weights are few,
+so that they may as well be float32 in memory: its files stay as they are.
 """
 
 from __future__ import annotations

@@ -504,11 +504,19 @@ def test_more_memory_than_there_is_is_refused(
     tiny_package: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.build.chips.available_bytes", lambda: 1000)
-    whole = WholeGraph(open_package(tiny_package).graph("clip_l"))
     backend = backends.load("onnx")
     assert isinstance(backend, backends.ForNpu)
-    with pytest.raises(InputError, match="compiling clip_l for 8gen2 is predicted .* denoiser_par"):
-        compiled(backend, tiny_package, whole, "8gen2")
+    whole = WholeGraph(open_package(tiny_package).graph("denoiser"))
+    part = replace(whole, graph=replace(whole.graph, name="denoiser-2"))
+    other = WholeGraph(open_package(tiny_package).graph("clip_l"))
+    for graph, remedy in (
+        (whole, "denoiser_parts in"),
+        (part, "denoiser_parts in"),
+        (other, "build where"),
+    ):
+        said = f"compiling {graph.name} for 8gen2 is predicted .* are free; .*{remedy}"
+        with pytest.raises(InputError, match=said):
+            compiled(backend, tiny_package, graph, "8gen2")
     assert not pretended
 
 

@@ -24,9 +24,12 @@ from exporter.package.manifest import (
     NpuEntry,
     SizedGraph,
 )
+from exporter.package.names import graph_of
 from exporter.package.sizes import context_files
 
 G = TypeVar("G", GraphEntry, SizedGraph)
+LESS = {"denoiser": "cut it: denoiser_parts in [build]", "t5": "cut it: t5_parts in [text]"}
+MORE = "build where more are, or with fewer sizes at once"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _refuse_too_large(said: str, chip: str, most_bytes: int) -> None:
     if there is not None and most_bytes > there:
         raise InputError(
             f"compiling {said} for {chip} is predicted to take {most_bytes:,} bytes of memory, and "
-            f"{there:,} are free; cut it: denoiser_parts in [build]"
+            f"{there:,} are free; {LESS.get(graph_of(said), MORE)}"
         )
 
 

@@ -30,7 +30,7 @@ def apply_delta(delta: Path, old: Path, target: Path) -> None:
 
     def old_bytes(part: Record) -> bytes:
         path = index["old_files"][part["number"]]
-        whole = (old / path).read_bytes()
+        whole: bytes = (old / path).read_bytes()
         check(path.startswith("manifest.") or digest(whole) == listed[path], f"{path}: changed")
         return whole[part["offset"] :][: part["bytes"]]
 

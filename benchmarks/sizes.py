@@ -7,9 +7,9 @@ Batches: a layer of the full-size denoiser, 1536 to 6144 in int4, for the tokens
 of two in one call: processor seconds of one thread for each picture, the fastest of seven. 64 rows
 are 128 px, 256 are 256 px, 1024 are 512 px.
 
-    python -m benchmarks.sizes [--only bytes|batches] [--json FILE] [PACKAGE ...]
+    python -m benchmarks.sizes [--only bytes|batches] [--json FILE] [BACKEND ...]
 
-PACKAGE: of the bytes, such as ``onnx-int8``; without any all of them.
+BACKEND: of the bytes, such as ``onnx`` or ``"coreml for iOS18"``; without any all of them.
 FILE: for what the second size adds.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ SCHEMES = {
     "openvino": ("fp32", "fp16", "int8", "int8-w8a8", "int4", "int4-a8"),
     "coreml": ("fp32", "fp16", "int8", "int4", "pal6", "pal4", "pal4-grouped"),
 }
-PACKAGES = tuple(f"{backend}-{scheme}" for backend in SCHEMES for scheme in SCHEMES[backend])
+SCHEMES["coreml for iOS18"] = SCHEMES["coreml"]  # with that target, in place of the oldest
 WHAT = "Bytes that a second size of 160 x 96 px adds to shapes-flash without golden pictures."
 COLUMNS = (
     Column("package", "package"),
@@ -46,30 +46,41 @@ COLUMNS = (
 Call = Callable[[np.ndarray], object]
 
 
-def added(name: str, folder: Path) -> Row:
-    """What a second size adds to a package."""
+def added(name: str, schemes: Sequence[str], folder: Path) -> list[Row]:
+    """What a second size adds to the packages of a backend, which may be for a target."""
     from exporter.build.pipeline import build
     from exporter.package.sizes import PictureSize, sized_files
     from exporter.recipe.recipe import read_recipe
     from exporter.runtime.package import open_package
 
-    backend, _, scheme = name.partition("-")
+    backend, _, target = name.partition(" for ")
     recipe = read_recipe(Path("recipes") / "shapes-flash.toml")
     nearest = replace(recipe.calibration, methods=())
-    recipe = replace(recipe, prompts=(), calibration=nearest)
+    choices = tuple(
+        replace(one, choices={**one.choices, "target": target})
+        if target and one.name == backend
+        else one
+        for one in recipe.choices
+    )
+    recipe = replace(recipe, prompts=(), calibration=nearest, choices=choices)
     found = []
     for sizes in ((), (PictureSize(160, 96),)):
         place = folder / f"{name}-{len(sizes)}"
-        (built,) = build(replace(recipe, further_sizes=sizes), place, [backend], [scheme])
-        found.append(open_package(built.path).manifest)
-    assert sized_files(found[1]) or backend == "coreml"  # where functions of one file may do
-    first, more = found[0].bytes, found[1].bytes - found[0].bytes
-    return {
-        "package": name,
-        "first_mb": first / 1e6,
-        "added_kb": more / 1e3,
-        "added_percent": 100 * more / first,
-    }
+        built = build(replace(recipe, further_sizes=sizes), place, [backend], schemes)
+        found.append([open_package(one.path).manifest for one in built])
+    rows: list[Row] = []
+    for scheme, alone, both in zip(schemes, *found, strict=True):
+        assert sized_files(both)
+        more = both.bytes - alone.bytes
+        rows.append(
+            {
+                "package": f"{backend}-{scheme}{target and f', {target}'}",
+                "first_mb": alone.bytes / 1e6,
+                "added_kb": more / 1e3,
+                "added_percent": 100 * more / alone.bytes,
+            }
+        )
+    return rows
 
 
 def onnx_layer(rows: int) -> Call:
@@ -139,16 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("packages", nargs="*", metavar="PACKAGE")
+    parser.add_argument("backends", nargs="*", metavar="BACKEND")
     parser.add_argument("--only", choices=("bytes", "batches"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.only != "batches":
         rows = []
-        for name in given.packages or PACKAGES:
+        for name in given.backends or SCHEMES:
             with tempfile.TemporaryDirectory() as place:
-                rows.append(added(name, Path(place)))
-            print(f"{name:<20} {rows[-1]['added_percent']:+.2f} %", flush=True)
+                rows += added(name, SCHEMES[name], Path(place))
+            for row in rows[-len(SCHEMES[name]) :]:
+                print(f"{row['package']:<27} {row['added_percent']:+.2f} %", flush=True)
         if given.json:
             figures.write(given.json, WHAT, COLUMNS, rows)
     if given.only != "bytes":

@@ -32,7 +32,7 @@ if importlib.util.find_spec("coremltools") is None:
 from exporter import backends
 from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
 from exporter.backends.coreml import BACKEND as backend
-from exporter.backends.coreml import TOLERANCE, emitter, library, lint
+from exporter.backends.coreml import TOLERANCE, emitter, library, lint, writer
 from exporter.backends.coreml import session as session_module
 from exporter.backends.coreml.evaluator.program import BLOB_HEADER, open_program
 from exporter.backends.coreml.predictor import open_model
@@ -579,6 +579,55 @@ def test_a_bias_that_is_no_number_is_refused(normed: Program, tmp_path: Path, at
 
 
 # The lint.
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "pal4"])
+@pytest.mark.parametrize(
+    ("target", "share", "entry"),
+    [
+        ("iOS17", 100.0, "small-12.mlmodel.diff"),
+        ("iOS18", 0.01, "small-12.mlmodel.diff"),
+        ("iOS18", 100.0, "small.mlpackage"),
+    ],
+)
+def test_a_further_size_is_a_function_where_that_is_little_beside_the_weights(
+    normed: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    target: str,
+    share: float,
+    entry: str,
+) -> None:
+    """Either way the first size's operators are what they are alone, and results those alone."""
+    monkeypatch.setattr(writer, "FUNCTION_SHARE", share)
+    sizes = {"small": normed, "small-12": traced(Normed, {"x": (1, 12, 64)}, 32)}
+    programs = {name: quantize(p, load_scheme(scheme).format_of) for name, p in sizes.items()}
+    (tmp_path / "both").mkdir()
+    options = EmitOptions({"target": target})
+    found = backend.emit_sizes(programs, reader(values_of()), tmp_path / "both", options)
+    assert found["small-12"].entry.name == entry
+    weights = (inside(found["small"].entry) / "weights" / "weight.bin").read_bytes()
+    for name, program in programs.items():
+        alone = emit(program, reader(values_of()), tmp_path / name, target)
+        x = np.random.default_rng(0).standard_normal(program.inputs[0].shape).astype(np.float32)
+        session = backend.open_graph(found[name].entry, found[name].session, SessionOptions())
+        assert np.array_equal(session({"x": x})["y"], open_program(alone.entry)({"x": x})["y"])
+        assert (inside(alone.entry) / "weights" / "weight.bin").read_bytes() == weights
+        read_by_apple = library.coremltools().models.MLModel
+        if share == 100.0 and target == "iOS18":
+            function = "main" if name == "small" else name
+            loaded = read_by_apple(
+                str(found[name].entry), skip_model_load=True, function_name=function
+            )
+            assert [one.name for one in loaded.get_spec().description.functions] == [
+                "main",
+                "small-12",
+            ]
+    if entry.endswith(".diff"):
+        assert specification(found["small"].entry) == specification(
+            tmp_path / "small" / "small.mlpackage"
+        )
 
 
 @pytest.fixture

@@ -331,7 +331,10 @@ FURTHER = {
     "reference": ("pal4", "plan"),
     "onnx": ("plan",),
     "openvino": ("int4-a8", "plan"),
-    "coreml": ("pal6", "pal4", "pal4-grouped", "plan", "int8 iOS18", "fp16 iOS18"),
+    "coreml": (
+        *("pal6", "pal4", "pal4-grouped", "plan", "fp32 iOS18", "fp16 iOS18", "int8 iOS18"),
+        *("pal6 iOS18", "pal4 iOS18"),
+    ),
 }
 UNABLE = {("coreml", "int8-w8a8")}
 PLAN = """
@@ -381,10 +384,37 @@ def test_every_backend_and_scheme(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
-def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, scheme: str) -> None:
-    """Of iOS 18 a package has functions, as coremltools reads them; of iOS 17 one file serves."""
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8", "int4", "pal6", "pal4", "pal4-grouped"])
+def test_core_mls_functions_draw_what_packages_of_a_size_draw(
+    tiny_recipe: Recipe, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are where weights are many; with the same weights as beside differences."""
+    pytest.importorskip("coremltools")
+    monkeypatch.setattr("exporter.backends.coreml.writer.FUNCTION_SHARE", 100.0)
+    recipe = targeted(replace(with_sizes(tiny_recipe, WIDE), prompts=()), "coreml", "iOS18")
+    (built,) = build(recipe, tmp_path / "both", ["coreml"], [scheme])
+    both = open_package(built.path)
+    entry = both.manifest.sizes[0].graphs[0]
+    assert entry.session["function"] == "denoiser-80x48"
+    for size in recipe.sizes:
+        (made,) = build(recipe.at(size), tmp_path / str(size), ["coreml"], [scheme])
+        assert np.array_equal(picture(both, size), picture(open_package(made.path)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("scheme", "share"), [("int4", 100.0), ("int4", 0.01), ("int8", 100.0)], ids=str
+)
+def test_core_ml_packages_share_weights(
+    tiny_recipe: Recipe,
+    tmp_path: Path,
+    scheme: str,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where weights are many, a package of iOS 18 has functions, as coremltools reads them."""
     ct = pytest.importorskip("coremltools")
+    monkeypatch.setattr("exporter.backends.coreml.writer.FUNCTION_SHARE", share)
     recipe = replace(with_sizes(tiny_recipe, WIDE), prompts=())
     (built,) = build(recipe, tmp_path, ["coreml"], [scheme])
     places = sorted((built.path / "graphs" / "denoiser").glob("*.mlpackage"))
@@ -393,7 +423,7 @@ def test_core_ml_packages_share_weights(tiny_recipe: Recipe, tmp_path: Path, sch
     described = ct.utils.load_spec(str(weights[0])).description
     assert len(places) == 1
     (entry,) = (size.graphs[0].entry for size in open_package(built.path).manifest.sizes)
-    if scheme == "int4":
+    if scheme == "int4" and share > 1:
         assert [f.name for f in described.functions] == ["main", "denoiser-80x48"]
         assert described.defaultFunctionName == "main"
         assert entry.endswith("/denoiser.mlpackage")

@@ -98,7 +98,8 @@ class CoreMl:
     ) -> dict[str, Emitted]:
         """Write the first as ``<graph>.mlpackage``, the others as functions of it.
 
-        For iOS 17 the others are files beside it, which say how their models differ from its own.
+        For iOS 17, and of few weights, the others are files beside it, which say how their models
+        differ from its own.
         """
         from exporter.backends.coreml.writer import write_graphs
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from exporter.backends.coreml import ops
@@ -23,6 +22,7 @@ from exporter.quantize.program import QuantizedProgram
 AUTHOR = "com.apple.CoreML"
 MODEL_FILE = Path("Data", AUTHOR, "model.mlmodel")
 MAIN = "main"  # the function of a package that has one
+FUNCTION_SHARE = 0.01  # of the weights' bytes; a function's operators take less
 
 
 def write_graph(
@@ -65,40 +65,31 @@ def write_graphs(
 ) -> dict[str, Written]:
     """Write programs with the same weights, which the first one's ``.mlpackage`` holds.
 
-    iOS 18 has packages of several functions: the others are functions called as their keys. iOS 17
-    has none: there each of the others is a model of its own over the same weights, kept as what
-    differs from the first one's.
+    iOS 18 has packages of several functions: there the others are functions called as their keys,
+    which a device keeps with one copy of the weights. iOS 17 has none, and of few weights a
+    function's operators would be a good part: then each of the others is a model of its own over
+    the same weights, kept as what differs from the first one's.
     """
     first, *others = programs
     package = folder / f"{first}.mlpackage"
-    inside = package / "Data" / AUTHOR
-    (inside / "weights").mkdir(parents=True)
-    models = {first: empty_model(target)}
-    with writing(inside / "weights" / "weight.bin"):
-        blobs = Blobs(inside / "weights" / "weight.bin", len(programs))
-        described = []
+    weights = package / "Data" / AUTHOR / "weights" / "weight.bin"
+    weights.parent.mkdir(parents=True)
+    models, described = {}, {}
+    with writing(weights):
+        blobs = Blobs(weights, len(programs))
         for name, program in programs.items():
-            together = target == "iOS18" or name == first
-            model = models[first] if together else models.setdefault(name, empty_model(target))
-            emitter = _emitted(program, read, blobs, target)
-            function = name if together and name != first else MAIN
-            described.append(emitter.add_to(model, function))
-            if function != MAIN:
-                _shorten(model.mlProgram.functions[function])
+            models[name] = empty_model(target)
+            described[name] = _emitted(program, read, blobs, target).add_to(models[name])
             blobs.next_graph()
         blobs.close()
-    _describe(models, described)
+    most_bytes = FUNCTION_SHARE * weights.stat().st_size if target == "iOS18" else 0
+    joined = bool(others) and all(models[name].ByteSize() < most_bytes for name in others)
+    _describe(models, described, joined)
     (package / MODEL_FILE).write_bytes(models[first].SerializeToString(deterministic=True))
     _write_contents(package, programs[first].name)
     found = {first: Written(package)}
     for name in others:
-        if target == "iOS18":
-            found[name] = Written(package, name)
-            continue
-        own = folder / f"{name}.mlmodel{SUFFIX}"
-        content = models[name].SerializeToString(deterministic=True)
-        own.write_bytes(differences(content, read_bytes(package / MODEL_FILE)))
-        found[name] = Written(package, model=own)
+        found[name] = Written(package, name) if joined else _apart(package, name, models[name])
     return found
 
 
@@ -113,35 +104,31 @@ def _emitted(
     return emitter
 
 
-def _shorten(function: Any) -> None:
-    """Call a function's values by short words, but for its inputs and outputs.
+def _describe(models: Mapping[str, Any], described: Mapping[str, Any], joined: bool) -> None:
+    """Say what models take and give; or make all of them functions of the first, and say it there.
 
-    Each stands there three times and more, and nobody reads those of a further size.
+    A package that has one function calls it ``main`` and does not speak of functions.
     """
-    (block,) = function.block_specializations.values()
-    kept = {*(port.name for port in function.inputs), *block.outputs}
-    names = {name: name for name in kept}
-    for operation in block.operations:
-        for output in operation.outputs:
-            output.name = names.setdefault(output.name, f"_{np.base_repr(len(names), 36)}")
-        called = operation.attributes["name"].immediateValue.tensor.strings
-        called.values[:] = [operation.outputs[0].name]
-        for given in operation.inputs.values():
-            for argument in given.arguments:
-                if argument.HasField("name"):
-                    argument.name = names[argument.name]
-
-
-def _describe(models: Mapping[str, Any], described: Sequence[Any]) -> None:
-    """Say what models take and give: of one function each, or of all of them in the first."""
-    if len(models) == len(described):
-        for model, one in zip(models.values(), described, strict=True):
-            model.description.input.extend(one.input)
-            model.description.output.extend(one.output)
+    first, *others = models
+    if not joined:
+        for name, model in models.items():
+            model.description.input.extend(described[name].input)
+            model.description.output.extend(described[name].output)
         return
-    (model,) = models.values()
-    model.description.functions.extend(described)
-    model.description.defaultFunctionName = MAIN
+    whole = models[first]
+    for name in others:
+        whole.mlProgram.functions[name].CopyFrom(models[name].mlProgram.functions[MAIN])
+        described[name].name = name
+    whole.description.functions.extend(described.values())
+    whole.description.defaultFunctionName = MAIN
+
+
+def _apart(package: Path, name: str, model: Any) -> Written:
+    """Write beside a package how another model over its weights differs from its own."""
+    content = model.SerializeToString(deterministic=True)
+    edits = package.with_name(f"{name}.mlmodel{SUFFIX}")
+    edits.write_bytes(differences(content, read_bytes(package / MODEL_FILE)))
+    return Written(package, model=edits)
 
 
 def _write_contents(package: Path, name: str) -> None:

@@ -30,7 +30,7 @@ if importlib.util.find_spec("coremltools") is None:
     pytest.skip("pip install 'fourstep[build,coreml]'", allow_module_level=True)
 
 from exporter import backends
-from exporter.backends.contract import EmitOptions, Emitted, SessionOptions
+from exporter.backends.contract import EmitOptions, Emitted, SessionOptions, Sizing
 from exporter.backends.coreml import BACKEND as backend
 from exporter.backends.coreml import TOLERANCE, emitter, library, lint, writer
 from exporter.backends.coreml import session as session_module
@@ -605,6 +605,7 @@ def test_a_further_size_is_a_function_where_that_is_little_beside_the_weights(
     programs = {name: quantize(p, load_scheme(scheme).format_of) for name, p in sizes.items()}
     (tmp_path / "both").mkdir()
     options = EmitOptions({"target": target})
+    assert isinstance(backend, Sizing)
     found = backend.emit_sizes(programs, reader(values_of()), tmp_path / "both", options)
     assert found["small-12"].entry.name == entry
     weights = (inside(found["small"].entry) / "weights" / "weight.bin").read_bytes()

@@ -16,7 +16,7 @@ from torch import fx
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.rounded import CHANNELS
 
-MOST_SIDE = 192  # of the shorter side of the largest weight
+MOST_SIDE = 256  # of the shorter side of the largest weight
 MOST_BYTES = 64 << 20  # of all of a graph's, in float32
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from benchmarks.npu import stated
 from exporter import backends
 from exporter.build.pipeline import build
 from exporter.calibrate.activations import bytes_to_choose, rounder
@@ -230,6 +231,19 @@ def test_ranges_have_room_beyond_what_was_met(traced: dict[str, Program], tiny: 
         chosen[n.name] for n in to_round(plain).values if n.target is torch.ops.aten.softmax.int
     ]
     assert shares and all((2**16 - 1) * found.step <= 1.0 for found in shares)
+    assert not any(found.zero_point for found in shares)  # else compiling takes 40 times as long
+
+
+def test_ranges_that_are_stated_are_shares_too(
+    traced: dict[str, Program], tiny: Checkpoint
+) -> None:
+    (plain,) = quantize_all({"denoiser": traced["denoiser"]}, load_scheme("w8a16")).values()
+    asked, found = to_round(plain), stated(plain, Weights(tiny))
+    shares = [n.name for n in asked.values if n.target is torch.ops.aten.softmax.int]
+    assert shares and not any(found[name].zero_point for name in shares)
+    assert all(found[name].step == pytest.approx(1 / (2**16 - 1)) for name in shares)
+    assert len({levels.step for levels in found.values()}) > len(asked.values) / 2
+    round_everything(plain, found)
 
 
 def test_a_value_that_is_not_finite_is_named(traced: dict[str, Program], tiny: Checkpoint) -> None:

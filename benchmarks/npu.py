@@ -51,6 +51,7 @@ from exporter.quantize.split import split
 
 WHAT = "Graphs for Qualcomm's NPU, compiled ahead of time."
 COLUMNS = (
+    figures.Column("checkpoint", "checkpoint"),
     figures.Column("graph", "graph"),
     figures.Column("size", "pixels"),
     figures.Column("scheme", "scheme"),
@@ -229,7 +230,8 @@ def main() -> None:
                 if not {name, graph_of(name)} & {*arguments.graph}:
                     continue
                 size = ", ".join(arguments.size)
-                row = {"graph": name, "size": size, "scheme": scheme, "soc": arguments.soc}
+                row = {"checkpoint": Path(arguments.checkpoint).name, "graph": name, "size": size}
+                row |= {"scheme": scheme, "soc": arguments.soc}
                 rows.append({**row, **measured(part, weights, arguments.soc, arguments.run)})
                 shown = figures.markdown(COLUMNS, rows[-1:])
                 print(shown.splitlines()[-1], file=sys.stderr, flush=True)

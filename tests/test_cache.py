@@ -12,6 +12,7 @@ import pytest
 
 from exporter.build import pipeline
 from exporter.build.pipeline import Built, build
+from exporter.build.reuse import Awaited, take_package
 from exporter.cache.records import Record, RecordError, read_record
 from exporter.cache.shared import ROOT, Cache, open_cache
 from exporter.cache.store import FolderStore, StoreError, open_store
@@ -20,6 +21,7 @@ from exporter.errors import InputError
 from exporter.files.read import file_digest
 from exporter.network.cut import Cut
 from exporter.package.manifest import FileEntry
+from exporter.package.read import read_manifest
 from exporter.progress import Progress
 from exporter.quantize.formats import FORMATS, Rule
 from exporter.recipe.recipe import Recipe
@@ -77,6 +79,39 @@ def test_a_cold_machine_takes_the_package_without_tracing(
     assert lines == ["onnx-int4 is whole already"]
     assert digests(found.path) == digests(warm[1])
     assert [image.loss_db for image in found.report.images]
+
+
+def test_a_package_that_is_taken_is_read_once(
+    recipe: Recipe, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file's digest is taken while it is copied, and each graph is looked at once."""
+    looked: list[Path] = []
+    monkeypatch.setattr(
+        "exporter.runtime.package.refuse_foreign", lambda folder, _: looked.append(folder)
+    )
+    monkeypatch.setattr("exporter.runtime.package.check_file", None)
+    found, _ = built(recipe, tmp_path / "cold", cache)
+    assert found.source == "cache" and len(looked) == 1
+
+
+def test_a_package_whose_files_are_not_its_manifests_is_a_miss(
+    warm: tuple[Path, Path], cache: Path, tmp_path: Path
+) -> None:
+    """Files that are what the record says, and not what the manifest says."""
+    (file,) = (cache / ROOT / "records/package").iterdir()
+    record, manifest = json.loads(file.read_text()), read_manifest(warm[1])
+    (licence,) = [entry for entry in record["files"] if entry["path"] == "LICENSE"]
+    other = next(entry for entry in record["files"] if entry is not licence)
+    licence |= {key: other[key] for key in ("bytes", "sha256")}
+    file.write_text(json.dumps(record))
+    lines: list[str] = []
+    target, origin = tmp_path / warm[1].name, manifest.origin
+    wanted = Awaited(
+        target, file.stem, "onnx", "int4", origin.recipe_sha256, origin.checkpoint_sha256
+    )
+    assert take_package(Cache(FolderStore(cache), lines.append), wanted) is None
+    assert [line.endswith("LICENSE is not what its manifest says") for line in lines] == [True]
+    assert not target.exists()
 
 
 @pytest.mark.full

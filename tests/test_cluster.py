@@ -17,16 +17,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from distributed import Client
 
 from exporter import backends
+from exporter.build.one import One
 from exporter.build.pipeline import build
 from exporter.build.resume import code_of_own
 from exporter.cli import main
 from exporter.errors import InputError
+from exporter.matrix import work
 from exporter.matrix.cluster import TOPIC, Cluster, _Run
 from exporter.matrix.file import Job, asked_recipe, read_matrix
 from exporter.matrix.outcome import Assignment, Forecast, Outcome
@@ -341,6 +344,28 @@ def test_a_job_that_the_scheduler_has_given_up_is_handed_in_again() -> None:
     assert "ended, as when memory runs out" in outcome.reason
     outcome, _ = of_fakes(FakeClient(workers, [ImportError("No module named 'exporter'")]))
     assert outcome.reason.startswith("a worker cannot import fourstep")
+
+
+def test_a_checkpoint_is_opened_once_for_the_jobs_of_a_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[object] = []
+
+    def open_asked(_: object) -> object:
+        opened.append(object())
+        return opened[-1]
+
+    monkeypatch.setattr(work, "open_asked", open_asked)
+    bench, one = work.Bench(), cast(One, SimpleNamespace(recipe=None))
+
+    def order(group: str, scheme: str) -> Assignment:
+        job = Job(f"{group}/onnx-{scheme}", "r", "", "", "onnx", scheme)
+        return Assignment(job, "", "", {}, "", "", "run")
+
+    first = bench.checkpoint(order("a", "int8"), one)
+    assert bench.checkpoint(order("a", "int4"), one) is first
+    assert bench.checkpoint(order("b", "int4"), one) is not first
+    assert len(opened) == 2
 
 
 def test_a_worker_says_what_it_has_instead(tiny_folder: Path, tmp_path: Path) -> None:

@@ -148,11 +148,17 @@ def open_asked(recipe: Recipe, place: str | None = None) -> Checkpoint:
     return with_tiny(found, recipe)
 
 
-def trace_model(recipe: Recipe, keep_bytes: int, progress: Progress) -> Model:
-    """The first stops: checkpoint, graphs, trace. Raises InputError."""
+def trace_model(
+    recipe: Recipe, keep_bytes: int, progress: Progress, checkpoint: Checkpoint | None = None
+) -> Model:
+    """The first stops: checkpoint, graphs, trace. Raises InputError.
+
+    Args:
+        checkpoint: the recipe's, where it was opened before.
+    """
     # Checkpoint: headers only; a weight is read when a stage below asks for it. What identifies the
     # files is computed beside the stages.
-    checkpoint = open_asked(recipe)
+    checkpoint = checkpoint or open_asked(recipe)
     checkpoint.begin_digest()
     weights = Weights(checkpoint, keep_bytes=keep_bytes)
 

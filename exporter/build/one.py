@@ -25,6 +25,7 @@ from exporter.build.pipeline import (
 )
 from exporter.build.resume import unfinished_bytes
 from exporter.build.shared import STATISTICS, Built, Places, TracedRecipe
+from exporter.checkpoint.open import Checkpoint
 from exporter.files.lock import alone
 from exporter.predict.graph import build_bytes, run_bytes
 from exporter.program.sizes import activation_bytes
@@ -57,11 +58,15 @@ class One:
     def _asked(self) -> list[AskedPackage]:
         return asked_of(self.recipe, {self.backend: (self.scheme,)}, self.places.out)
 
-    def look_up(self, progress: Progress) -> list[Built]:
-        """Them as they lie there, or from the cache, without tracing; else none."""
+    def look_up(self, checkpoint: Checkpoint, progress: Progress) -> list[Built]:
+        """Them as they lie there, or from the cache, without tracing; else none.
+
+        Args:
+            checkpoint: the recipe's.
+        """
         asked = self._asked
         with self._alone(asked, progress):
-            return requested(self.recipe, asked, self.places, progress)
+            return requested(self.recipe, asked, self.places, progress, checkpoint)
 
     @fixed_threads()
     def build(self, shared: TracedRecipe, progress: Progress) -> list[Built]:

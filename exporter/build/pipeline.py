@@ -83,9 +83,11 @@ def build(
     places = Places(out, statistics or out / STATISTICS, tuple(calibrated), cache)
     gathered = [layout for layout in recipe.layouts if load_layout(layout).gathers]
     with locked(out, progress):
-        found = requested(recipe, pairs, places, progress)
+        checkpoint = open_asked(recipe) if cache else None
+        found = requested(recipe, pairs, places, progress, checkpoint) if checkpoint else []
         progress.expect(LINES_TO_GATHER * len(gathered))
-        built = found or build_asked(traced(recipe, progress), pairs, places, progress)
+        shared = None if found else traced(recipe, progress, checkpoint)
+        built = build_asked(shared, pairs, places, progress) if shared else found
         return built + [_gathered(recipe, layout, built, out, progress) for layout in gathered]
 
 
@@ -120,12 +122,15 @@ def _beside(recipe: Recipe, places: Places) -> list[Scheme]:
 
 
 def requested(
-    recipe: Recipe, asked: Sequence[AskedPackage], places: Places, progress: Progress
+    recipe: Recipe,
+    asked: Sequence[AskedPackage],
+    places: Places,
+    progress: Progress,
+    checkpoint: Checkpoint,
 ) -> list[Built]:
     """All packages from the cache, or as they lie there, without tracing; else none."""
     if places.cache is None:
         return []
-    checkpoint = open_asked(recipe)
     found = []
     there = reuse.digests_of(places.statistics)
     for one, key in _requests(recipe, asked, checkpoint, places, there).items():

@@ -88,18 +88,21 @@ def basis_facts(
 
 def code_of(backend: Backend) -> list[str]:
     """Digests of this project's own code, and of the distribution that a backend is from."""
-    return [code_of_own(), _code_digest(type(backend).__module__)]
+    return [code_of_own(), _code_digest(_package_of(type(backend).__module__))]
 
 
 def code_of_own() -> str:
     """A digest of this project's own code."""
-    return _code_digest(__name__)
+    return _code_digest(_package_of(__name__))
+
+
+def _package_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 @functools.cache
-def _code_digest(module: str) -> str:
-    """Of the package that a module is in: working copies change between versions."""
-    name = module.partition(".")[0]
+def _code_digest(name: str) -> str:
+    """Of a package as it was imported: working copies change between versions."""
     file = Path(inspect.getfile(sys.modules[name]))
     files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
     lines = [f"{f.relative_to(file.parent).as_posix()} {file_digest(f)}" for f in files]
@@ -218,7 +221,7 @@ def _copied(target: Path, folder: Path, graph: WholeGraph) -> bool:
 
 def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
     """The package at ``target`` and what was verified of it, if it has this basis and is whole."""
-    _clear(target)
+    clear(target)
     try:
         log = read_json(log_of(target))
         manifest_sha256 = file_digest(target / "manifest.json")
@@ -226,7 +229,7 @@ def whole_package(target: Path, basis: str) -> tuple[Package, Report] | None:
             return None
         package = open_package(target)
         check_files(package)
-        found = package, _report(log["verify"])
+        found = package, report_of(log)
     except (OSError, ValueError, KeyError, TypeError, FourstepError):
         return None
     if _basis_of_journal(target) == basis:  # stopped after the package was put in its place
@@ -242,12 +245,12 @@ def whole_layout(target: Path, basis: str) -> tuple[LayoutManifest, Report] | No
         log = read_json(log_of(target))
         if (log["basis"], log["manifest_sha256"]) != (basis, file_digest(target / LAYOUT_FILE)):
             return None
-        return check_layout(target), _report(log["verify"])
+        return check_layout(target), report_of(log)
     except (OSError, ValueError, KeyError, TypeError, FourstepError):
         return None
 
 
-def _clear(target: Path) -> None:
+def clear(target: Path) -> None:
     """Mend and remove what a kill has left that no build will go on from."""
     settle(target)
     for file in (log_of(target), journal_of(target)):
@@ -265,8 +268,11 @@ def _basis_of_journal(target: Path) -> str | None:
         return None
 
 
-def _report(raw: Mapping[str, Any]) -> Report:
-    """A report as JSON has it, where an infinite PSNR is null."""
-    kept = {key: value for key, value in raw.items() if key != "ok"}
+def report_of(log: Mapping[str, Any]) -> Report:
+    """What a package's log says of verifying it; an infinite PSNR is null in JSON.
+
+    Raises KeyError, TypeError, ValueError or CheckFailed for a log that has no such report.
+    """
+    kept = {key: value for key, value in log["verify"].items() if key != "ok"}
     images = [{k: math.inf if v is None else v for k, v in i.items()} for i in kept["images"]]
     return parse(Report, kept | {"images": images})

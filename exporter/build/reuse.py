@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from exporter.backends.contract import Backend
 from exporter.build.keys import digest_of, libraries
-from exporter.build.resume import basis_facts, code_of_own, whole_package
+from exporter.build.resume import basis_facts, clear, code_of_own, report_of
 from exporter.build.write import Origin, WholeGraph, log_of
 from exporter.cache.shared import Cache
 from exporter.calibrate.store import INDEX, Calibration, Provenance, obtain, open_statistics
@@ -32,7 +32,7 @@ from exporter.quantize.formats import Scheme
 from exporter.quantize.program import QuantizedProgram
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import Package, open_package
-from exporter.runtime.verify import Report, check_files
+from exporter.runtime.verify import Report
 
 
 def take_graph(
@@ -124,31 +124,41 @@ def take_package(cache: Cache, wanted: Awaited) -> tuple[Package, Report] | None
         with staging(wanted.target) as folder:
             if not cache.take(record, folder):
                 raise _Missed
-            _refuse_other(folder, wanted, log)
+            package, report = _wanted_one(folder, wanted, log, record.files), report_of(log)
         write_whole(log_of(wanted.target), json.dumps(log, indent=1) + "\n")
     except _Missed:
         return None
     except (ValueError, KeyError, TypeError, FourstepError) as error:
         cache.refuse("package", wanted.basis, str(error) or type(error).__name__)
         return None
-    return whole_package(wanted.target, wanted.basis)
+    clear(wanted.target)  # a build that was stopped has nothing to go on with
+    return replace(package, folder=wanted.target), report
 
 
 class _Missed(Exception):
     """The cache has said why."""
 
 
-def _refuse_other(folder: Path, wanted: Awaited, log: Mapping[str, Any]) -> None:
-    """Raise for a package that is not whole, or not the one that is wanted."""
+def _wanted_one(
+    folder: Path, wanted: Awaited, log: Mapping[str, Any], files: Sequence[FileEntry]
+) -> Package:
+    """The package in a folder; raises for one that is not whole, or not the one that is wanted.
+
+    Args:
+        files: that were copied there, each compared with its digest meanwhile.
+    """
     package = open_package(folder)
-    check_files(package)
-    manifest = package.manifest
+    manifest, whole = package.manifest, set(files)
+    other = next((file for file in manifest.all_files if file not in whole), None)
+    if other is not None:
+        raise ValueError(f"{other.path} is not what its manifest says")
     found = (manifest.backend, manifest.scheme, manifest.origin.recipe_sha256)
     expected = (wanted.backend, wanted.scheme, wanted.recipe_sha256)
     if found != expected or manifest.origin.checkpoint_sha256 != wanted.checkpoint_sha256:
         raise ValueError("it is another package")
     if log["manifest_sha256"] != file_digest(folder / "manifest.json"):
         raise ValueError("its log is of another manifest")
+    return package
 
 
 def request_of(

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from exporter.build.gguf import refuse_foreign_widths
 from exporter.build.model import Model, trace_model, trace_sizes
 from exporter.cache.shared import Cache
+from exporter.checkpoint.open import Checkpoint
 from exporter.layouts import NATIVE
 from exporter.package.sizes import PictureSize
 from exporter.program.threads import fixed_threads
@@ -73,15 +74,20 @@ class TracedRecipe:
 
 
 @fixed_threads()
-def traced(recipe: Recipe, progress: Progress | None = None) -> TracedRecipe:
-    """A recipe's models at all its sizes; raises InputError."""
+def traced(
+    recipe: Recipe, progress: Progress | None = None, checkpoint: Checkpoint | None = None
+) -> TracedRecipe:
+    """A recipe's models at all its sizes; raises InputError.
+
+    Args:
+        checkpoint: the recipe's, where it was opened before.
+    """
     refuse_foreign_widths(recipe)
     progress = progress or Progress()
     several = recipe.further_sizes or len(recipe.layouts) > 1
     keep_bytes = KEEP_BYTES if recipe.prompts or several else 0
-    return TracedRecipe(
-        recipe, trace_sizes(trace_model(recipe, keep_bytes, progress), progress), keep_bytes
-    )
+    model = trace_model(recipe, keep_bytes, progress, checkpoint)
+    return TracedRecipe(recipe, trace_sizes(model, progress), keep_bytes)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -479,6 +480,12 @@ def tools_of(backend: Backend, choices: Mapping[str, str]) -> dict[str, str]:
     distributions = {*backend.to_build.modules.values(), *backend.to_run.modules.values()}
     distributions |= {backends.distribution(backend.name)} - {"fourstep"}
     distributions.add(LIBRARY)  # which writes the bill
-    versions = {name: importlib.metadata.version(name) for name in sorted(distributions)}
+    versions = {name: _installed(name) for name in sorted(distributions)}
     compiler = backend.compiler(choices) if isinstance(backend, ForNpu) else {}
     return {"fourstep": __version__, **versions, **compiler}
+
+
+@functools.cache
+def _installed(distribution: str) -> str:
+    """The version of a distribution, whose metadata is read once in a process."""
+    return importlib.metadata.version(distribution)

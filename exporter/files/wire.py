@@ -74,6 +74,8 @@ def message_of(value: int | memoryview) -> memoryview:
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """A number and where the next field begins."""
+    if at < len(message) and (small := message[at]) < 0x80:  # as nearly all are
+        return small, at + 1
     found = 0
     for i in range(LONGEST_VARINT):
         if at + i >= len(message):

@@ -125,7 +125,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 def _forget() -> None:
     """Let go of what this process has traced."""
-    work.BENCH.group, work.BENCH.traced = None, None
+    work.BENCH.forget()
 
 
 @dataclass

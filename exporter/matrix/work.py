@@ -18,12 +18,14 @@ from pathlib import Path
 
 from exporter import backends
 from exporter.build.keys import libraries
+from exporter.build.model import open_asked
 from exporter.build.one import One
 from exporter.build.resume import code_of_own
 from exporter.build.shared import STATISTICS, Built, Places, TracedRecipe, traced
 from exporter.build.write import log_of, tools_of
 from exporter.cache.shared import open_cache
 from exporter.cache.url import parse_url
+from exporter.checkpoint.open import Checkpoint
 from exporter.errors import FourstepError, InputError, is_out_of_memory, printable
 from exporter.files.heap import release
 from exporter.files.memory import anonymous_bytes, watched
@@ -62,24 +64,40 @@ def versions_of(backend: str, choices: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass
 class Bench:
-    """What a process keeps from job to job: the models that it has traced last.
+    """What a process keeps from job to job: of the last group its checkpoint and traced models.
 
     ``lock``: one job at a time, also where whoever runs the process has several threads.
     """
 
     group: object = None
+    opened: Checkpoint | None = None
     traced: TracedRecipe | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def checkpoint(self, order: Assignment, one: One) -> Checkpoint:
+        """The checkpoint of an order's recipe, whose digest is computed once."""
+        self._turn_to(order)
+        if self.opened is None:
+            self.opened = open_asked(one.recipe)
+        return self.opened
+
     def models(self, order: Assignment, one: One, progress: Progress) -> TracedRecipe:
         """The traced models of an order's recipe."""
-        group = (order.run, order.out, order.job.group)
-        if self.traced is None or self.group != group:
-            self.group, self.traced = None, None  # let go of, before others are made
-            release()
-            self.traced = traced(one.recipe, progress)
-            self.group = group
+        self._turn_to(order)
+        if self.traced is None:
+            self.traced = traced(one.recipe, progress, self.checkpoint(order, one))
         return self.traced
+
+    def forget(self) -> None:
+        """Let go of all of it."""
+        self.group, self.opened, self.traced = None, None, None
+        release()
+
+    def _turn_to(self, order: Assignment) -> None:
+        group = (order.run, order.out, order.job.group)
+        if self.group != group:
+            self.forget()  # before others are made
+            self.group = group
 
 
 BENCH = Bench()
@@ -89,7 +107,7 @@ def look_up(order: Assignment, say: Say) -> Outcome | Forecast:
     """A package that is there or in the cache, without tracing; else what building it takes."""
 
     def work(one: One, progress: Progress) -> list[Built] | Forecast:
-        found = one.look_up(progress)
+        found = one.look_up(BENCH.checkpoint(order, one), progress)
         if found:
             return found
         needs = one.needs(BENCH.models(order, one, progress), order.split_bytes)

@@ -177,6 +177,15 @@ def _by_genai(model: Model, python: str, package: Path, hint: str) -> tuple[str,
     )  # fmt: skip
 
 
+def by_optimum(model: Model, python: str, contestant: Contestant, name: str) -> Contestant:
+    """A package that OpenVINO GenAI draws too, drawn by optimum-intel's pipeline."""
+    draw = (
+        python, "-m", "benchmarks.fullsize.draw_diffusers", str(contestant.package), "openvino",
+        PROMPT, str(SEED), str(model.px), *(str(s) for s in model.sigmas[:-1]),
+    )  # fmt: skip
+    return replace(contestant, name=name, draw=draw)
+
+
 def optimum_onnx(model: Model, folder: Path, python: str) -> Contestant:
     """optimum-onnx's command line, then its pipeline."""
     package = folder / "packages" / "optimum-onnx"
@@ -208,8 +217,12 @@ def contestants(
     intel = pythons.get("optimum-intel", own)
     found += [genai(model, folder, intel, "int4", hint) for hint in ("", "f32")]
     found.append(genai(model, folder, intel, "int8"))
-    found += [
+    clients = [
         in_genai(model, folder, own, intel, scheme, hint)
         for scheme, hint in (("int4", ""), ("int4", "f32"), ("int8", ""))
     ]
+    found += clients
+    peer = genai(model, folder, intel, "int4")
+    found.append(by_optimum(model, intel, clients[0], "fourstep openvino-int4, by optimum-intel"))
+    found.append(by_optimum(model, intel, peer, "optimum-intel int4"))
     return [*found, optimum_onnx(model, folder, pythons.get("optimum-onnx", own))]

@@ -11,11 +11,15 @@ from benchmarks.fullsize.stages import stages
 
 
 def open_pipeline(folder: str, kind: str) -> Any:
-    """``float32`` or ``bfloat16``: diffusers itself; ``onnx``: optimum-onnx's."""
+    """``float32`` or ``bfloat16``: diffusers itself; ``onnx``, ``openvino``: optimum's."""
     if kind == "onnx":
         from optimum.onnxruntime import ORTStableDiffusion3Pipeline
 
         return ORTStableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True)
+    if kind == "openvino":
+        from optimum.intel import OVStableDiffusion3Pipeline
+
+        return OVStableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True)
     import torch
     from diffusers import StableDiffusion3Pipeline
 

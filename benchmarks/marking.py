@@ -355,8 +355,10 @@ def own_share(marked: Path, plain: Path, calls: int) -> float:
     latent = np.random.default_rng(0).normal(size=packages[0].manifest.picture.latent)
     operators = {"onnx": onnx_operators, "openvino": openvino_operators}
     files = [
-        place / package.manifest.graph("vae_decoder").entry
+        place / graph.entry
         for place, package in zip((marked, plain), packages, strict=True)
+        for graph in package.manifest.graphs
+        if graph.name == "vae_decoder"
     ]
     with_mark, without = operators[packages[0].manifest.backend](
         files, latent.astype(np.float32), calls

@@ -42,6 +42,7 @@ from exporter.quantize.primitives import LEAST_MASK, expanded
 from exporter.quantize.program import QuantizedProgram, quantize_all, unquantized
 from exporter.quantize.rounded import ROUND_INPUT, rounding_node
 from exporter.quantize.schemes import load_scheme
+from exporter.quantize.split import split
 from exporter.recipe.recipe import Recipe
 from exporter.runtime.package import open_package
 from tests.conftest import SMALL, random_inputs
@@ -244,6 +245,28 @@ def test_ranges_that_are_stated_are_shares_too(
     assert all(found[name].step == pytest.approx(1 / (2**16 - 1)) for name in shares)
     assert len({levels.step for levels in found.values()}) > len(asked.values) / 2
     round_everything(plain, found)
+
+
+def test_parts_compute_what_the_whole_does(
+    traced: dict[str, Program], tiny: Checkpoint, tmp_path: Path
+) -> None:
+    (plain,) = quantize_all({"denoiser": traced["denoiser"]}, load_scheme("w8a16")).values()
+    whole, read = round_everything(plain, stated(plain, Weights(tiny))), Weights(tiny).read
+    given = inputs_of(whole)
+    exact = run(whole, read, {n: torch.from_numpy(v) for n, v in given.items()})
+    torch_values, values = {n: torch.from_numpy(v) for n, v in given.items()}, given
+    for part in split(whole, 2):
+        torch_values = run(part, read, torch_values)
+        entry = ONNX.emit(part, read, tmp_path, OPTIONS).entry
+        nodes = onnx.load(str(entry), load_external_data=False).graph.node
+        read_names = {name for node in nodes for name in node.input}
+        for node in nodes:
+            unread = {*node.output} - read_names - {port.name for port in part.outputs}
+            assert not unread, node.name  # the NPU would compute it in floats
+        values = ONNX.open_graph(entry, {}, backends.SessionOptions())(values)
+    (name,) = values
+    assert torch.equal(torch_values[name], exact[name])
+    assert relative_error(values[name], exact[name].numpy()) < AGREES
 
 
 def test_a_value_that_is_not_finite_is_named(traced: dict[str, Program], tiny: Checkpoint) -> None:

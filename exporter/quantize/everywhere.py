@@ -116,6 +116,15 @@ class Rounding:
         return ranging(min(low, 0.0), max(high, 0.0), ones, BITS)
 
 
+def levels_of(node: object) -> fx.Node | None:
+    """The rounding to 16 bits whose levels a value has: its own, or of what it is moved from."""
+    while isinstance(node, fx.Node):
+        if node.target is ROUND_INPUT:
+            return node if node.args[4] == BITS else None
+        node = node.args[0] if node.target in MOVES else None
+    return None
+
+
 def is_zeros(node: fx.Node) -> bool:
     """Whether a node is zeros in the shape of a value: a product with 0."""
     factor = node.args[1] if node.target is ATEN.mul.Tensor else None

@@ -4,13 +4,14 @@ A cut is made where a single value that depends on the inputs is alive, as behin
 what went around it. The ``denoiser`` has no such place: its image and text tokens go on side by
 side, and every block takes its own vectors of the modulation, which each part hands on whole. What
 depends on no input, such as a table of position biases, is computed in every part that needs it.
+Of a program that rounds everything only what has levels goes on; each part rounds to them again.
 """
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 from exporter.errors import InputError
 from exporter.package.manifest import Port
 from exporter.package.names import part_name
+from exporter.quantize.everywhere import levels_of, rounds_everything
 from exporter.quantize.program import QuantizedProgram, stored_behind
 
 ATEN = torch.ops.aten
@@ -92,10 +94,12 @@ def _waists(
             if argument in varying:
                 last.setdefault(_whole(argument), i)
     most, waists = MOST_ALIVE.get(program.name, 1), {}
+    of_levels = rounds_everything(program)
     alive = list(program.feeds())
     for i, step in enumerate(steps[:-1]):
         alive = [value for value in (*alive, step) if last.get(value, -1) > i]
-        if 0 < len(alive) <= most and all(map(_can_go_on, alive)):
+        able = all(_can_go_on(v) and (levels_of(v) or not of_levels) for v in alive)
+        if 0 < len(alive) <= most and able:
             waists[i] = tuple(alive)
     return waists
 
@@ -163,12 +167,12 @@ def _part(
     needed |= set() if entering else set(program.feeds())
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node, port in zip(entering, inputs, strict=False):
-        copies[node] = graph.placeholder(port.name)
-        copies[node].meta["val"] = node.meta["val"]
+        copies[node] = _entered(graph, port, node)
+    handed = {*copies.values()}
     for node in program.graph.nodes:
         if node in needed and node.op != "output":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    graph.output(tuple(_handed_on(graph, copies[node]) for node in results))
+    graph.output(tuple(_handed_on(graph, copies[node], handed) for node in results))
     names = {node.name for node in needed}
     tensors = {name: source for name, source in program.tensors.items() if name in names}
     part = replace(
@@ -187,9 +191,21 @@ def _part(
     )
 
 
-def _handed_on(graph: fx.Graph, value: fx.Node) -> fx.Node:
+def _entered(graph: fx.Graph, port: Port, node: fx.Node) -> fx.Node:
+    """What a part reads of the one before; at the levels that it has, if any."""
+    place = graph.placeholder(port.name)
+    place.meta["val"] = node.meta["val"]
+    levels = levels_of(node)
+    if levels is None:
+        return place
+    found = graph.call_function(levels.target, (place, *levels.args[1:]))
+    found.name, found.meta["val"] = f"{port.name}_rounded", node.meta["val"]
+    return found
+
+
+def _handed_on(graph: fx.Graph, value: fx.Node, handed: Collection[fx.Node]) -> fx.Node:
     """A result; what a part only hands on goes through an operator, as engines want it."""
-    if value.op != "placeholder":
+    if value not in handed:
         return value
     shape = list(value.meta["val"].shape)
     passed = graph.call_function(ATEN.reshape.default, (value, shape))

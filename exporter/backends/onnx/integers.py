@@ -398,6 +398,35 @@ def moving(translate: Translate) -> Translate:
     return translated
 
 
+def _is_read_whole(split: fx.Node) -> bool:
+    """Whether every piece is read: one that is not would be a float."""
+    return len({user.args[1] for user in split.users}) == len(aten.split_sizes(split)[1])
+
+
+def _split(native: Translate) -> Translate:
+    def translated(e: Emitter, node: fx.Node) -> None:
+        if _is_read_whole(node):
+            native(e, node)
+
+    return translated
+
+
+def _piece(native: Translate) -> Translate:
+    """A piece; where others are not read, cut out by itself."""
+
+    def translated(e: Emitter, node: fx.Node) -> None:
+        source, index = node.args
+        assert isinstance(source, fx.Node) and isinstance(index, int)
+        if _is_read_whole(source):
+            return native(e, node)
+        axis, sizes = aten.split_sizes(source)
+        start = sum(sizes[:index])
+        bounds = [e.ints([bound]) for bound in (start, start + sizes[index], axis)]
+        e.add("Slice", [e.value(source.args[0]), *bounds], e.name(node))
+
+    return translated
+
+
 def _is_float(node: fx.Node) -> bool:
     value: Any = node.meta["val"]
     return isinstance(value, Tensor) and value.dtype == torch.float32
@@ -418,8 +447,8 @@ def table(native: dict[Any, Translate]) -> dict[Any, Translate]:
     written: dict[Any, Translate] = {
         **{target: native[target] for target in same},
         **{target: moving(native[target]) for target in moves},
-        ATEN.split.Tensor: native[ATEN.split.Tensor],
-        operator.getitem: moving(native[operator.getitem]),
+        ATEN.split.Tensor: _split(native[ATEN.split.Tensor]),
+        operator.getitem: moving(_piece(native[operator.getitem])),
         ATEN.embedding.default: moving(_embedding),
         ATEN.pad.default: _padding(native[ATEN.pad.default]),
         ATEN.add.Tensor: _computes("Add"),

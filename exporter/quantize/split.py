@@ -22,6 +22,7 @@ from exporter.package.manifest import Port
 from exporter.package.names import part_name
 from exporter.quantize.everywhere import levels_of, rounds_everything
 from exporter.quantize.program import QuantizedProgram, stored_behind
+from exporter.quantize.rounded import ROUND_INPUT
 
 ATEN = torch.ops.aten
 LEAST_SHARE = 0.1  # of an even share of the weights, for a part to be worth a graph of its own
@@ -198,7 +199,7 @@ def _entered(graph: fx.Graph, port: Port, node: fx.Node) -> fx.Node:
     levels = levels_of(node)
     if levels is None:
         return place
-    found = graph.call_function(levels.target, (place, *levels.args[1:]))
+    found = graph.call_function(ROUND_INPUT, (place, *levels.args[1:]))
     found.name, found.meta["val"] = f"{port.name}_rounded", node.meta["val"]
     return found
 

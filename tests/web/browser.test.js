@@ -288,6 +288,30 @@ test("a connection that breaks is taken up where it broke", async () => {
   await server.stop();
 });
 
+test("a picture that is asked for before the package is there is drawn when it is, unless it is taken back", async () => {
+  const late = "package/graphs/denoiser/denoiser.onnx.data";
+  for (const [keys, ends] of [[["Enter"], "done"], [["Enter", "Escape"], "previewed"]]) {
+    let release;
+    const typed = new Promise((resolve) => { release = resolve; });
+    const server = await serving(main, (path, asked, answer) => {
+      if (path !== late) return false;
+      typed.then(() => answer.end(readFileSync(join(main, path))));
+      return true;
+    });
+    const { page, close } = await visiting(server.address);
+    await page.waitForFunction(() => crossOriginIsolated && /^Loading the package/.test(document.getElementById("status").textContent));
+    await page.getByLabel("Prompt").fill("a green triangle");
+    for (const key of keys) await page.getByLabel("Prompt").press(key);
+    release();
+    await state(page, "done", "previewed");
+    await page.waitForTimeout(500); // what comes first may not be the last
+    assert.equal(await page.evaluate(() => document.documentElement.dataset.state), ends);
+    assert.equal(await page.locator("figure[data-state=drawn]").count(), ends === "done" ? 1 : 0);
+    await close();
+    await server.stop();
+  }
+});
+
 test("without WebGPU graphs run in wasm, the page says so, and nothing is loaded in vain", async () => {
   const server = await serving(main);
   const { page, close, asked } = await visiting(server.address);

@@ -39,6 +39,8 @@ let worker;
 let opened = null;
 /** @type {Given | null} */
 let image = null;
+/** Whether a picture was asked for before the package was open. */
+let isWaitedFor = false;
 /** What was asked for last: a picture, a preview, or nothing. */
 let asked = { id: 0, isPreview: false, seeds: [""], sinceMs: 0, isRunning: false, isShown: false };
 /** Times that tests and whoever measures read. */
@@ -88,7 +90,8 @@ function ready(found) {
   drawButton.disabled = false;
   document.documentElement.dataset.state = "ready";
   status("Ready.");
-  if (live.checked && prompt.value.trim()) ask(true);
+  if (isWaitedFor) ask(false);
+  else if (live.checked && prompt.value.trim()) ask(true);
 }
 
 /** Width and height of the pictures that are asked for, in pixels. */
@@ -106,13 +109,15 @@ function shape() {
  */
 function loading(bytes, of) {
   progress.value = of ? bytes / of : 0;
-  status(`Loading the package: ${megabytes(bytes)} of ${megabytes(of)}.`);
+  status(`Loading the package: ${megabytes(bytes)} of ${megabytes(of)}.${isWaitedFor ? " Your picture comes next." : ""}`);
 }
 
 /** @param {boolean} isPreview the first step of one picture, and no more */
 function ask(isPreview) {
-  if (!opened || (!isPreview && !form().reportValidity())) return;
+  if (!isPreview && !form().reportValidity()) return;
   if (isPreview && !form().checkValidity()) return;
+  isWaitedFor = !opened && (isWaitedFor || !isPreview);
+  if (!opened) return;
   problem("");
   for (const item of document.querySelectorAll("#remarks [data-of=prompt]")) item.remove();
   const first = BigInt(seed.value || "0");
@@ -224,6 +229,7 @@ function failed(message) {
 }
 
 function stop() {
+  isWaitedFor = false;
   if (!asked.isRunning || asked.isPreview) return;
   tell({ kind: "stop" });
   asked = { ...asked, id: asked.id + 1, isRunning: false };

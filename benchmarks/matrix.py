@@ -239,7 +239,7 @@ def main() -> None:
         return
     text = given.recipe.read_text(encoding="utf-8")
     sizes = json.dumps(given.sizes)
-    for near in ("../artifacts/shapes-flash", "plans/", "shapes-flash.prompts.txt"):
+    for near in ("../artifacts/shapes-flash", "plans", "shapes-flash.prompts.txt"):
         text = text.replace(f'"{near}', f'"{os.path.normpath(ROOT / "recipes" / near)}')
     text = text.replace('methods = ["feedback", "bias"]', "methods = []")
     text = re.sub(r"(?m)^prompts = \[.*\]$", 'prompts = ["a green triangle"]', text)

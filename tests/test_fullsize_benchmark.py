@@ -79,7 +79,7 @@ def test_the_recipe_is_one(tmp_path: Path, steps: int) -> None:
 def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> None:
     model = Model(tmp_path / "checkpoint", 512, 4, t5=False)
     everybody = contestants(model, tmp_path, {"optimum-intel": "/x/bin/python"}, ["int4"])
-    assert len({c.name for c in everybody}) == len(everybody) == 15
+    assert len({c.name for c in everybody}) == len(everybody) == 17
     write_recipe(model, tmp_path)
     for one in everybody:
         assert "a red fox reading a newspaper in a cafe, morning light" in one.draw
@@ -87,7 +87,10 @@ def test_everybody_gets_the_same_checkpoint_prompt_and_seed(tmp_path: Path) -> N
         words = [*one.export, *one.draw]
         recipes = [Path(w).read_text() for w in words if w.endswith(".toml")]
         assert any(str(model.checkpoint) in text for text in (*words, *recipes))
-    assert {c.draw[0] for c in everybody if "GenAI" in c.name} == {"/x/bin/python"}
+    theirs = [c for c in everybody if "optimum-intel" in c.name or "GenAI" in c.name]
+    assert {c.draw[0] for c in theirs} == {"/x/bin/python"}
+    by_optimum = [c for c in theirs if c.draw[4:5] == ("openvino",)]
+    assert [c.package.name for c in by_optimum] == ["openvino-int4-diffusers", "optimum-intel-int4"]
 
 
 def test_variants_of_ours(tmp_path: Path) -> None:

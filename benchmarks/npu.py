@@ -8,9 +8,10 @@ that of 0 to 1. Shares whose level of 0 is not the first one, which no package h
 off the compiler's short way: 35 to 43 s of a processor in place of 1, at 512 px. With ``--run``
 ranges are those met on random inputs, and the graph is run on them by the program in torch, by
 onnxruntime's CPU, and by the NPU or its emulator. Each graph that was compiled is opened again from
-its context. Several sizes share one context's weights, which the emulator cannot open. ``--parts``
-cuts the denoiser, as ``denoiser_parts`` in a recipe; ``--graph denoiser-1`` is the first of its
-parts alone.
+its context. What it reads and writes of memory in a run, and puts aside of that, is what Qualcomm's
+compiler predicts at the first size. Several sizes share one context's weights, which the emulator
+cannot open. ``--parts`` cuts the denoiser, as ``denoiser_parts`` in a recipe;
+``--graph denoiser-1`` is the first of its parts alone.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ COLUMNS = (
     figures.Column("cpu_seconds", "of processors"),
     figures.Column("peak_gb", "peak GB", 2),
     figures.Column("predicted_gb", "predicted GB", 2),
+    figures.Column("read_mb", "reads MB, predicted", 1),
+    figures.Column("written_mb", "writes MB, predicted", 1),
+    figures.Column("aside_mb", "puts aside MB, predicted", 1),
     figures.Column("open_s", "opening s", 1),
     figures.Column("open_gb", "peak GB of it", 2),
     figures.Column("npu_error", "error on the NPU", 5),
@@ -157,6 +161,9 @@ def compiled(entries: Sequence[Path], soc: str, programs: Programs) -> figures.R
         "peak_gb": done.peak_bytes / 1e9,
         "predicted_gb": predicted / 1e9,
     }
+    if moved := done.graphs[0].traffic:
+        row |= {"read_mb": moved.read_bytes / 1e6, "written_mb": moved.written_bytes / 1e6}
+        row |= {"aside_mb": moved.spilled_bytes / 1e6}
     if len(entries) > 1:
         return row
     started = time.perf_counter()

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +20,17 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from exporter import backends
-from exporter.backends.contract import Compiled, CompiledGraph, GraphFiles, SessionOptions
+from exporter.backends.contract import (
+    Compiled,
+    CompiledGraph,
+    GraphFiles,
+    SessionOptions,
+    Traffic,
+)
 from exporter.backends.onnx.qnn import compile as compiling
 from exporter.backends.onnx.qnn import process, provider, socs
 from exporter.backends.onnx.qnn.check import check_context
-from exporter.backends.onnx.qnn.log import float_islands
+from exporter.backends.onnx.qnn.log import float_islands, traffic
 from exporter.backends.onnx.qnn.process import Order, Refused, Worker, opened
 from exporter.backends.onnx.qnn.session import fitting, refuse_qairt, worded
 from exporter.backends.onnx.qnn.socs import SOCS
@@ -490,7 +496,8 @@ def test_the_report_shows_what_compiling_took() -> None:
     )
     graph = NpuEntry(Tolerance(5e-3, 45.0), (context("8gen2"), context("8elite")))
     files = tuple(FileEntry(p, 100, "0" * 64) for c in graph.contexts for p in c.files)
-    graphs = (SimpleNamespace(npu=graph), SimpleNamespace(npu=graph), SimpleNamespace(npu=None))
+    names = ("denoiser", "vae_decoder")
+    graphs = (*(SimpleNamespace(name=n, npu=graph) for n in names), SimpleNamespace(npu=None))
     manifest: Any = SimpleNamespace(graphs=graphs, sizes=(), all_files=files)
     first, second = chips_of(manifest, steps)
     assert (first.graphs, first.bytes, first.seconds) == (2, 200, 3.5)
@@ -498,6 +505,42 @@ def test_the_report_shows_what_compiling_took() -> None:
     assert second.seconds is None  # the log has one of its two: the build had been interrupted
     page = compiled_page({"onnx-w8a16": (first, second)})
     assert "8elite" in page and "v79" in page and "Nothing here was measured on a device" in page
+    assert first.step is None and "puts aside" not in page  # a compiler that does not say
+
+
+def test_the_report_shows_the_traffic_that_the_compiler_predicts() -> None:
+    graph, chips = NpuEntry(Tolerance(5e-3, 45.0), (context("8gen2"),)), dict[str, Any]()
+    names = ["denoiser-1", "denoiser-2", "vae_decoder"]
+    files = tuple(FileEntry(p, 100, "0" * 64) for p in graph.contexts[0].files)
+    graphs = [SimpleNamespace(name=name, npu=graph) for name in names]
+    manifest: Any = SimpleNamespace(graphs=graphs, sizes=(), all_files=files)
+    said = Traffic(3_000_000, 2_000_000, 1_000_000, 1_500_000)
+    steps = [CompileStep("8gen2", 1.0, 1, 2, 2, name, (said, None)) for name in names]
+    for missing in (None, 0, 2):  # of an interrupted build the log has only what came after
+        kept = tuple(step for i, step in enumerate(steps) if i != missing)
+        (chips[str(missing)],) = chips_of(manifest, kept)
+    assert chips["None"].step == Traffic(6_000_000, 4_000_000, 2_000_000, 3_000_000)
+    assert chips["None"].decoding == said
+    assert chips["0"].step is None and chips["0"].decoding == said
+    assert chips["2"].step is not None and chips["2"].decoding is None
+    page = compiled_page({"onnx-w8a16": (chips["0"],)})
+    assert "Predicted by Qualcomm" in page and "measured nowhere" in page
+    assert "<td>3.0</td><td>2.0</td><td>1.0</td></tr>" in page
+
+
+def test_the_traffic_is_read_from_what_the_compiler_prints() -> None:
+    told = """
+        [V:onnxruntime:Default, QnnLogging] options.cc:150:Option: report_bytes=7
+        ====== DDR bandwidth summary ======
+
+        2026-12-01 [V:onnxruntime:Default, QnnLogging] spill_bytes=19988480
+        2026-12-01 [V:onnxruntime:Default, QnnLogging] fill_bytes=19988481
+        2026-12-01 [V:onnxruntime:Default, QnnLogging] write_total_bytes=20199936
+        2026-12-01 [V:onnxruntime:Default, QnnLogging] read_total_bytes=21186816
+        ====== DDR bandwidth summary ======
+        spill_bytes=0
+    """
+    assert traffic(told.splitlines()) == [Traffic(21186816, 20199936, 19988480, 19988481)]
 
 
 def test_more_memory_than_there_is_is_refused(
@@ -585,6 +628,10 @@ def test_two_sizes_share_the_weights_of_one_context(tiny_recipe: Recipe, tmp_pat
         (built,) = build(both, tmp_path / name, ["onnx"], ["w8a16"])
         binary = built.path / "graphs/denoiser/8elite/denoiser_qnn.bin"
         sizes.append(binary.stat().st_size)
+        log = json.loads(built.path.with_name(f"{built.path.name}.log.json").read_text())
+        (step,) = (step for step in log["compiled"] if step["graph"] == "denoiser")
+        moved = [traffic["read_bytes"] for traffic in step["traffic"]]
+        assert len(moved) == step["sizes"] == len(sizes) and min(moved) > 0
     assert sizes[0] < sizes[1] < 1.25 * sizes[0]
 
 
@@ -630,3 +677,8 @@ def test_what_was_compiled_runs_and_compiles_to_the_same_bytes(
         made = done.graphs[0].entry.parent / Path(path).name
         assert made.read_bytes() == (emulated / path).read_bytes()
     assert {path.suffix for path in done.graphs[0].files} == {".onnx", ".bin"}
+    moved = done.graphs[0].traffic
+    assert moved is not None and moved.read_bytes > sum(v.nbytes for v in inputs.values())
+    log = json.loads(emulated.with_name(f"{emulated.name}.log.json").read_text())["compiled"]
+    said = next(step for step in log if step["graph"] == "denoiser")
+    assert said["traffic"] == [asdict(moved)]

@@ -95,16 +95,34 @@ class Emitted:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What goes between a chip's memory and its NPU when a graph runs once, as a compiler predicts.
+
+    Attributes:
+        read_bytes, written_bytes: all of it.
+        spilled_bytes: of what is written, values that the NPU's own memory has no room for.
+        filled_bytes: of what is read, such values again.
+    """
+
+    read_bytes: int
+    written_bytes: int
+    spilled_bytes: int
+    filled_bytes: int
+
+
+@dataclass(frozen=True)
 class CompiledGraph:
     """A graph of one size that was compiled.
 
     Attributes:
         entry: the file that a session opens.
         files: all of it; of several sizes the largest is the same.
+        traffic: as the compiler predicts it; None: it does not say.
     """
 
     entry: Path
     files: tuple[Path, ...]
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True)

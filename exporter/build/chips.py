@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from exporter.backends.contract import Compiled, CompiledGraph, ForNpu
+from exporter.backends.contract import Compiled, CompiledGraph, ForNpu, Traffic
 from exporter.build.write import WholeGraph, describe
 from exporter.errors import InputError
 from exporter.files.heap import available_bytes
@@ -39,6 +39,7 @@ class Took:
     Attributes:
         sizes: how many of it were compiled together.
         bytes: of the binary and what names it.
+        traffic: of each size when it runs once, as the compiler predicts; None: it does not say.
     """
 
     graph: str
@@ -49,6 +50,7 @@ class Took:
     peak_bytes: int
     predicted_peak_bytes: int
     bytes: int
+    traffic: tuple[Traffic | None, ...]
 
 
 def missing(whole: WholeGraph, chips: tuple[str, ...]) -> list[str]:
@@ -77,6 +79,7 @@ def compiled(
     took = Took(
         whole.name, len(graphs), chip, round(done.seconds, 1), round(done.cpu_seconds, 1),
         done.peak_bytes, most_bytes, sum(file.bytes for file in files),
+        tuple(graph.traffic for graph in done.graphs),
     )  # fmt: skip
     first, *others = (_entry(folder, chip, done, graph) for graph in done.graphs)
     sized = {

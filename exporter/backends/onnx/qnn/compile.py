@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.backends.contract import Compiled, CompiledGraph
+from exporter.backends.contract import Compiled, CompiledGraph, Traffic
 from exporter.backends.onnx.qnn import provider
+from exporter.backends.onnx.qnn.log import traffic
 from exporter.backends.onnx.qnn.process import Order, Refused
 from exporter.backends.onnx.qnn.session import whole, worded
 from exporter.backends.onnx.qnn.socs import SOCS
@@ -47,6 +48,7 @@ def compile_graph(entries: Sequence[Path], chip: str, most_bytes: int) -> Compil
     order = Order(
         first[0], chip, first[1], others=tuple(others),
         most_bytes=int(SPARE * most_bytes) + RESERVED_BYTES, most_s=MOST_S, place=entry.parent,
+        severity=provider.TELLING,
     )  # fmt: skip
     started = time.perf_counter()
     try:
@@ -55,8 +57,13 @@ def compile_graph(entries: Sequence[Path], chip: str, most_bytes: int) -> Compil
         remove(place)
         raise InputError(f"{chip}: {worded(entry, refused)}") from None
     seconds = time.perf_counter() - started
+    predicted = traffic(worker.told())
     worker.close()
-    graphs = tuple(_written(place / file.name, place / f"{entry.stem}_qnn.bin") for file in entries)
+    each = predicted if len(predicted) == len(entries) else [None] * len(entries)
+    binary = place / f"{entry.stem}_qnn.bin"
+    graphs = tuple(
+        _written(place / file.name, binary, said) for file, said in zip(entries, each, strict=True)
+    )
     return Compiled(
         graphs, soc.soc_model, soc.htp_arch, versions.qairt, seconds, worker.cpu_seconds,
         worker.peak_bytes,
@@ -78,5 +85,5 @@ def _asked(entry: Path, entries: Sequence[Path], chip: str) -> dict[str, str]:
     return asked
 
 
-def _written(entry: Path, binary: Path) -> CompiledGraph:
-    return CompiledGraph(entry, (entry, binary))
+def _written(entry: Path, binary: Path, predicted: Traffic | None) -> CompiledGraph:
+    return CompiledGraph(entry, (entry, binary), predicted)

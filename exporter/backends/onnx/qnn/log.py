@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from exporter.backends.contract import Traffic
 from exporter.errors import InputError
 from exporter.files.read import read_json
 
 LACKING = re.compile(r"Unsupported nodes in QNN EP: (.*)")
 NODE = re.compile(r"\{ name: (.*?), type: (\w+) \}")
+SUMMARY = "DDR bandwidth summary"
+COUNT = re.compile(r"\b(spill|fill|write_total|read_total)_bytes=(\d+)\s*$")
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 FLOATS = (0x0216, 0x0232, 0x0264)  # data types of Qualcomm's: 16, 32 and 64 bits
 CONVERTING = ("Quantize", "Dequantize", "Cast", "Convert")  # what may read or give floats
@@ -20,6 +24,21 @@ def unsupported(log: str) -> dict[str, str]:
     found = dict(pair for line in LACKING.findall(log) for pair in NODE.findall(line))
     computing = {name: kind for name, kind in found.items() if kind not in QUANTIZING}
     return computing or found
+
+
+def traffic(lines: Iterable[str]) -> list[Traffic]:
+    """What the compiler predicts of each graph that it compiled, in that order, by its log."""
+    summaries = list[dict[str, int]]()
+    for line in lines:
+        if SUMMARY in line:
+            summaries.append({})
+        elif summaries and (found := COUNT.search(line)):
+            summaries[-1].setdefault(found[1], int(found[2]))
+    return [
+        Traffic(said["read_total"], said["write_total"], said["spill"], said["fill"])
+        for said in summaries
+        if len(said) == 4
+    ]
 
 
 def float_islands(folder: Path) -> dict[str, str]:

@@ -19,10 +19,10 @@ import numpy as np
 
 from exporter.backends.onnx.qnn.frames import receive, send
 from exporter.backends.onnx.qnn.log import unsupported
+from exporter.backends.onnx.qnn.provider import QUIET, TELLING
 from exporter.errors import CheckFailed, printable
 
 MODULE = "exporter.backends.onnx.qnn.worker"
-QUIET, TELLING = 3, 1  # severities of onnxruntime's log: errors alone; what it finds too
 LAST_BYTES = 1 << 22  # of a log that are read
 SHORTAGES = (signal.SIGKILL, signal.SIGABRT)
 END_S = 10  # for a process that was told to end
@@ -96,6 +96,11 @@ class Worker:
         """Outputs by name; raises CheckFailed."""
         return self._ask({}, inputs, "ran")[1]
 
+    def told(self) -> list[str]:
+        """Whatever it has printed, in lines."""
+        self._log.seek(0)
+        return [line.decode("utf-8", "replace") for line in self._log]
+
     def close(self) -> None:
         """End the process."""
         self._end()
@@ -113,7 +118,7 @@ class Worker:
         if found is not None and "failed" not in found[0]:
             return found
         reason = _first_line(found[0]["failed"]) if found else self._ending(what)
-        log = self._told()
+        log = self._last_told()
         self.close()
         raise Refused(f"{self._order.where}: {reason}", unsupported(log), found is None)
 
@@ -125,7 +130,7 @@ class Worker:
             return f"Qualcomm's provider crashed ({name}{hint}) while it {what} the graph"
         return f"Qualcomm's provider ended with code {code} while it {what} the graph"
 
-    def _told(self) -> str:
+    def _last_told(self) -> str:
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - LAST_BYTES))
         return self._log.read().decode("utf-8", "replace")

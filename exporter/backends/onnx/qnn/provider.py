@@ -17,6 +17,7 @@ from exporter.errors import not_installed
 NAME = "QNNExecutionProvider"
 REQUIRED = Requirement("fourstep[qnn]", {"onnxruntime_qnn": "onnxruntime-qnn"})
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
+QUIET, TELLING = 3, 1  # severities of onnxruntime's log: errors alone; what it finds too
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def _register() -> None:
 
 def open_session(
     entry: Path, soc: str | None, entries: Mapping[str, str], options: Mapping[str, str],
-    severity: int = 3,
+    severity: int = QUIET,
 ) -> Any:  # fmt: skip
     """Open a graph with the provider alone; whatever onnxruntime raises is raised.
 
@@ -56,11 +57,13 @@ def open_session(
         soc: whose NPU; None: the one that is here.
         entries: of the session's configuration, besides that nothing may fall back to the CPU.
         options: of the provider.
-        severity: of what onnxruntime logs on stderr.
+        severity: of what onnxruntime logs on stderr; when TELLING, Qualcomm's libraries tell too.
     """
     import onnxruntime as ort
     import onnxruntime_qnn
 
+    if severity <= TELLING:  # before: the provider hands on what they say if this is set by then
+        ort.set_default_logger_severity(0)
     _register()
     devices = [device for device in ort.get_ep_devices() if device.ep_name == NAME][:1]
     config = ort.SessionOptions()

@@ -13,17 +13,13 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import math
 import os
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +27,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import figures
+from exporter import backends
+from exporter.backends.contract import Session
+from exporter.files.heap import returning
 from exporter.files.pictures import parse_picture
 from exporter.marking import embed, pattern, read
 from exporter.marking.key import MarkKey
 from exporter.package.measures import psnr_db
-from exporter.runtime.package import open_package
+from exporter.runtime.package import Package, open_package
 
 KEY, PAYLOAD = MarkKey(b"a key of benchmarks, not a secret"[:32]), 0x1A2B3C4D
 CROP = 0.7
@@ -45,6 +44,8 @@ PHOTOGRAPHS = (
     "astronaut", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "brick", "moon",
     "rocket", "retina", "stereo_motorcycle", "hubble_deep_field", "immunohistochemistry", "cell",
 )  # fmt: skip
+LEFT_OUT = 0.2  # of the rounds, at either end
+ONE_THREAD = {"openvino": {"INFERENCE_NUM_THREADS": "1"}}
 WHAT = "Marks read, and what they cost"
 COLUMNS = (
     figures.Column("pictures", "pictures"),
@@ -278,108 +279,53 @@ def measure(
     return [{k: v for k, v in r.items() if k != "missed"} for r in rows], details
 
 
-def decode_ms(marked: Path, plain: Path, pairs: int) -> tuple[float, float, float]:
-    """Processor milliseconds of two decoders on one latent, and the first's over the second's.
-
-    Calls alternate, and which goes first does too, so that what else the machine does meets both.
-    The fastest of each; of the shares of pairs the median.
-    """
-    packages = [open_package(place) for place in (marked, plain)]
-    latent = np.random.default_rng(0).normal(size=packages[0].manifest.picture.latent)
-    given = {"latent": latent.astype(np.float32)}
-    sessions = [package.session("vae_decoder") for package in packages]
-    times: list[list[float]] = [[], []]
-    for pair in range(pairs):
-        for i in (0, 1) if pair % 2 else (1, 0):
-            started = time.process_time()
-            sessions[i](given)
-            times[i].append(1000 * (time.process_time() - started))
-    shares = [a / b for a, b in zip(*times, strict=True)]
-    return min(times[0]), min(times[1]), float(np.median(shares))
-
-
-def onnx_operators(
-    files: Sequence[Path], latent: np.ndarray, calls: int
-) -> list[list[list[tuple[str, float]]]]:
-    """Of each file's calls, by turns, the operators that onnxruntime ran, and microseconds."""
+def opened(package: Package) -> Session:
+    """A decoder as its package says, but on one thread where its engine would take more."""
+    graph = package.graph("vae_decoder")
+    entry, backend = package.folder / graph.entry, package.manifest.backend
+    options = backends.SessionOptions()
+    if backend != "onnx":
+        settings = {**graph.session, **ONE_THREAD.get(backend, {})}
+        return backends.load_to_run(backend).open_graph(entry, settings, options)
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.enable_profiling = 1, True
-    end = "_kernel_time"
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for i, file in enumerate(files):
-            options.profile_file_prefix = str(Path(folder) / f"{i}")
-            sessions.append(ort.InferenceSession(file, options, ["CPUExecutionProvider"]))
-        for _ in range(calls):
-            for session in sessions:
-                session.run(None, {"latent": latent})
-        told = [Path(session.end_profiling()).read_text(encoding="utf-8") for session in sessions]
-    found = []
-    for events in map(json.loads, told):
-        ran = [(e["name"].removesuffix(end), e["dur"]) for e in events if e["name"].endswith(end)]
-        each = len(ran) // calls
-        found.append([ran[each * i : each * (i + 1)] for i in range(calls)])
-    return found
+    from exporter.backends.onnx.session import configured
+
+    config = configured(graph.session, options)
+    config.intra_op_num_threads = 1
+    with returning():
+        session = ort.InferenceSession(entry, config, ["CPUExecutionProvider"])
+    return lambda given: dict(zip(["image"], session.run(None, dict(given)), strict=True))
 
 
-def openvino_operators(
-    files: Sequence[Path], latent: np.ndarray, calls: int
-) -> list[list[list[tuple[str, float]]]]:
-    """The same of OpenVINO, in float32."""
-    import openvino
+def decode_ms(
+    marked: Session, plain: Session, latent: np.ndarray, rounds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Processor milliseconds of an unmarked decode, and what a mark adds, in each round.
 
-    options = {"PERF_COUNT": True, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    core = openvino.Core()
-    requests = [core.compile_model(file, "CPU", options).create_infer_request() for file in files]
-    found: list[list[list[tuple[str, float]]]] = [[] for _ in files]
-    for _ in range(calls):
-        for request, kept in zip(requests, found, strict=True):
-            request.infer({"latent": latent})
-            kept.append(
-                [(one.node_name, one.real_time / timedelta(microseconds=1))
-                 for one in request.profiling_info]
-            )  # fmt: skip
-    return found
-
-
-OPERATORS = {"onnx": onnx_operators, "openvino": openvino_operators}  # Core ML's here is ours
-
-
-def own_share(marked: Path, plain: Path, calls: int) -> float:
-    """What a mark's operators take of an unmarked decode, by the engine's clock of each operator.
-
-    What a decoder does behind its last convolution but a mark's, which hands the picture out, less
-    the same without a mark: medians. Noise of the machine in all that comes before is left out.
-    Packages in float32: sessions are opened without the settings of the manifest.
+    A round is four calls: marked, plain, plain, marked; so that a machine that grows faster or
+    slower meanwhile does so for both.
     """
-    packages = [open_package(place) for place in (marked, plain)]
-    latent = np.random.default_rng(0).normal(size=packages[0].manifest.picture.latent)
-    files = [
-        place / graph.entry
-        for place, package in zip((marked, plain), packages, strict=True)
-        for graph in package.manifest.graphs
-        if graph.name == "vae_decoder"
-    ]
-    with_mark, without = OPERATORS[packages[0].manifest.backend](
-        files, latent.astype(np.float32), calls
-    )
-    convolutions = sum(map(_is_convolution, without[0]))
-
-    def behind(call: Sequence[tuple[str, float]]) -> float:
-        last = [i for i, one in enumerate(call) if _is_convolution(one)][convolutions - 1]
-        return sum(duration for _, duration in call[last + 1 :])
-
-    ends = [statistics.median(map(behind, calls)) for calls in (with_mark, without)]
-    whole = statistics.median(sum(duration for _, duration in call) for call in without)
-    return (ends[0] - ends[1]) / whole
+    plain_ms, added_ms = np.zeros(rounds), np.zeros(rounds)
+    for i in range(rounds):
+        taken = []
+        for decode in (marked, plain, plain, marked):
+            started = time.process_time()
+            decode({"latent": latent})
+            taken.append(1000 * (time.process_time() - started))
+        plain_ms[i] = (taken[1] + taken[2]) / 2
+        added_ms[i] = (taken[0] + taken[3]) / 2 - plain_ms[i]
+    return plain_ms, added_ms
 
 
-def _is_convolution(operator: tuple[str, float]) -> bool:
-    """Not what lays values out for one; without a mark the last is named as the picture is."""
-    name, _ = operator
-    return name.startswith(("conv", "image_nchwc")) and "abcd" not in name
+def share(plain_ms: np.ndarray, added_ms: np.ndarray) -> tuple[float, float]:
+    """What a mark adds to a decode: the mean of the middle three fifths, and its standard error."""
+    from scipy.stats import trim_mean
+    from scipy.stats.mstats import trimmed_stde
+
+    whole_ms = float(np.median(plain_ms))
+    error_ms = trimmed_stde(added_ms, (LEFT_OUT, LEFT_OUT))
+    return float(trim_mean(added_ms, LEFT_OUT)) / whole_ms, float(error_ms) / whole_ms
 
 
 def main() -> None:
@@ -395,17 +341,18 @@ def main() -> None:
     )
     parser.add_argument("--unmarked", type=int, default=5000)
     parser.add_argument("--decode", type=Path, nargs=2, metavar=("MARKED", "PLAIN"))
-    parser.add_argument("--pairs", type=int, default=200, help="of decodes that are timed")
+    parser.add_argument("--rounds", type=int, default=300, help="of four decodes that are timed")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.decode:
-        marked, plain = arguments.decode
-        fastest, unmarked_ms, median = decode_ms(marked, plain, arguments.pairs)
-        share = fastest / unmarked_ms - 1
-        print(f"{fastest:.2f} and {unmarked_ms:.2f} ms: {share:+.1%}; pairs {median - 1:+.1%}")
-        if open_package(marked).manifest.backend in OPERATORS:
-            own = own_share(marked, plain, arguments.pairs)
-            print(f"the mark's operators: {own:.2%} of a decode")
+        packages = [open_package(place) for place in arguments.decode]
+        latent = np.random.default_rng(0).normal(size=packages[0].manifest.picture.latent)
+        marked, plain = map(opened, packages)
+        latent = latent.astype(np.float32)
+        plain_ms, added_ms = decode_ms(marked, plain, latent, arguments.rounds)
+        added, error = share(plain_ms, added_ms)
+        decode = f"a decode takes {np.median(plain_ms):.2f} ms of a processor"
+        print(f"{decode}, a mark adds {added:+.2%} (standard error {error:.2%})")
         sys.exit()
     if arguments.package:
         draw(arguments.package, arguments.drawn, arguments.count)

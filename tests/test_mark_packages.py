@@ -80,7 +80,7 @@ def test_the_graph_does_what_the_arithmetic_does() -> None:
     tile = pattern.tile(KEY, PAYLOAD)
     program = trace(marked(graph, tile))
     values = {n: s.value for n, s in program.tensors.items() if isinstance(s, Constant)}
-    assert sum(v.size for v in values.values()) < 3000  # of a picture of 49,152 values
+    assert sum(v.size for v in values.values()) < 3100  # of a picture of 49,152 values
     for picture in shapes()[:2]:
         image = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
         found = run(program, value_of, {"latent": image})

@@ -7,13 +7,15 @@ import itertools
 import math
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import marking
+from exporter.backends.contract import Session
 from exporter.errors import InputError
 from exporter.marking import embed, pattern, raster, read
 from exporter.marking.key import KeyWarning, MarkKey, key_of_environment, make_key, read_key
@@ -253,6 +255,27 @@ def test_keys_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MARK_KEY", "ab" * 32)
     assert key_of_environment("MARK_KEY", "x").secret == bytes.fromhex("ab" * 32)
     assert os.environ["MARK_KEY"] not in repr(key_of_environment("MARK_KEY", "x"))
+
+
+def test_what_a_mark_adds_to_a_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that grows slower, and is held up now and then."""
+    clock = {"s": 0.0, "calls": 0}
+
+    def takes(ms: float) -> Session:
+        def decode(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            clock["calls"] += 1
+            slower = 1 + clock["calls"] / 1000 + (clock["calls"] % 37 == 0)
+            clock["s"] += ms * slower / 1000
+            return {}
+
+        return decode
+
+    monkeypatch.setattr("time.process_time", lambda: clock["s"])
+    times = marking.decode_ms(takes(10.2), takes(10.0), np.zeros(1, np.float32), 100)
+    added, error = marking.share(*times)
+    assert clock["calls"] == 400
+    assert added == pytest.approx(0.02, abs=0.001)
+    assert 0 < error < 0.002
 
 
 def test_too_small_for_a_mark() -> None:

@@ -1,6 +1,6 @@
 """How strongly each sign of a pattern goes into a picture.
 
-The picture is looked at as a reader will look at it: its luma through ``filter_of_picture`` at
+The picture is looked at as a reader will look at it: its halved luma through ``chip_filter`` at
 every chip gives a number whose sign is read. Where it has the wanted sign already nothing is
 needed; where it is on the wrong side but within reach it is pushed over; where it is far away, in
 the middle of a texture, a push would only cost. The reach grows with the texture around, where the
@@ -29,6 +29,7 @@ LEVELS = 255.0
 KERNEL = 10  # half-size pixels of a reader's filter: even, so that it is centred between two
 NARROW, WIDE = 0.8, 2.6  # standard deviations of its two Gaussians, in half-size pixels
 HALVING = np.array([1.0, 3.0, 3.0, 1.0]) / 8  # how a reader makes a picture half as large
+HALF_MARGIN = 5  # half-size pixels on each side that the filter sees beyond those all inside
 AROUND = 5  # chips each way over which texture is averaged
 
 PUSH = 2.3  # levels: what a chip of an even area gets, before all is scaled
@@ -72,12 +73,6 @@ def pulse() -> np.ndarray:
     return np.asarray(composed() / composed().max())
 
 
-@functools.cache
-def filter_of_picture() -> np.ndarray:
-    """(22, 22): gives what a chip holds: 1 for a ``pulse`` of height 1."""
-    return np.asarray(pulse() / (pulse() ** 2).sum())
-
-
 def gain(amplitudes_rms: float) -> float:
     """What all is multiplied by, so that a picture's three colours change by ``PSNR_DB``."""
     return LEVELS * 10 ** (-PSNR_DB / 20) / amplitudes_rms
@@ -106,7 +101,7 @@ def marked(picture: np.ndarray, signs_of_tile: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     pattern = laid_out(signs_of_tile, height, width)
     held = _at_chips(picture @ LUMA)
-    texture = np.sqrt(_around(held**2, np.full((AROUND, AROUND), AROUND**-2.0)) + TINY)
+    texture = np.sqrt(_around(held**2, np.full((AROUND, AROUND), AROUND**-2.0)))
     amplitudes = pattern * pushes(pattern * held, texture)
     even = amplitudes * np.maximum(0, 1 - texture / EVEN)
     added = _spread(amplitudes + _around(even, NEIGHBOURS))
@@ -120,13 +115,25 @@ def margins() -> tuple[int, int]:
     return before, len(pulse()) - CHIP_PX - before
 
 
+@functools.cache
+def chip_filter() -> np.ndarray:
+    """(10, 10): gives of a halved picture what a chip holds: 1 for a ``pulse`` of height 1."""
+    return np.asarray(reader_filter() / (composed().max() * (pulse() ** 2).sum()))
+
+
 def _at_chips(luma: np.ndarray) -> np.ndarray:
-    """(H / 4, W / 4): ``filter_of_picture`` at every chip, the picture continued by its edges."""
-    kernel, rows = filter_of_picture(), luma.shape[0] // CHIP_PX
-    padded = np.pad(luma, margins(), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape)
-    windows = windows[::CHIP_PX, ::CHIP_PX]
-    return np.stack([np.tensordot(windows[row], kernel, 2) for row in range(rows)])
+    """(H / 4, W / 4): ``chip_filter`` at every chip of the halved picture.
+
+    It is continued by its edges: by the outermost half-size pixels that are all inside.
+    """
+    inside = _answers(luma[1:-1, 1:-1], np.outer(HALVING, HALVING))
+    return _answers(np.pad(inside, HALF_MARGIN, mode="edge"), chip_filter())
+
+
+def _answers(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Of a kernel at every second place each way, all of it inside."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, kernel.shape)[::2, ::2]
+    return np.stack([np.tensordot(row, kernel, 2) for row in windows])
 
 
 def _around(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The invisible mark behind a decoder: image (1, 3, H, W) -> the same with a pattern in it.
 
-What ``marking.embed`` says in numpy, as convolutions with constant kernels. All but the last lines
-work on one value for each chip, a sixteenth of the picture. Numbers are in eighths of a level of
-255: so squares of a whole picture's range, and of the mark's own size, are both well inside fp16.
+What ``marking.embed`` says in numpy, as convolutions with constant kernels. Between the first lines
+and the last ones there is one value for each chip, a sixteenth of the picture. Numbers are in units
+of 8 levels of 255: so squares of a whole picture's range, and of the mark's own size, are both well
+inside fp16.
 """
 
 from __future__ import annotations
@@ -26,50 +27,65 @@ HALF_RANGE = embed.LEVELS / 2  # levels that a decoder's 1 stands for
 class Mark(nn.Module):
     """Pushes each chip towards its sign; every value is a constant."""
 
-    luma: Tensor
-    colours: Tensor
     halving: Tensor
     held: Tensor
     around: Tensor
+    short: Tensor
+    wide: Tensor
+    most: Tensor
+    plain: Tensor
     neighbours: Tensor
     spread: Tensor
     signs: Tensor
+    colours: Tensor
 
     def __init__(self, tile: np.ndarray, height_px: int, width_px: int) -> None:
         """``tile``: (32, 32) signs of a payload (``marking.pattern.tile``)."""
         super().__init__()
-        area = float(embed.AROUND**2)
-        halving = np.outer(embed.HALVING, embed.HALVING)
-        unit = embed.composed().max() * (embed.pulse() ** 2).sum()
+        push, reach = embed.PUSH / UNIT, embed.REACH
+        luma = embed.LUMA[None, :, None, None] * HALF_RANGE / UNIT
+        # From a picture's second pixel on: what the outermost belong to is not all inside.
+        halving = np.pad(np.outer(embed.HALVING, embed.HALVING), ((1, 0), (1, 0)))
+        around = np.full((1, 1, embed.AROUND, embed.AROUND), (reach / embed.AROUND) ** 2)
+        plain = reach * embed.EVEN / UNIT
         values = {
-            "luma": embed.LUMA[None, :, None, None] * HALF_RANGE / UNIT,
-            "colours": embed.COLOURS[None, :, None, None] * UNIT / HALF_RANGE,
-            "halving": halving[None, None],
-            "held": (embed.reader_filter() / unit)[None, None],
-            "around": np.full((1, 1, embed.AROUND, embed.AROUND), 1 / area),
-            "neighbours": embed.NEIGHBOURS[None, None],
+            "halving": _four_times(halving) * luma,
+            "held": _four_times(embed.chip_filter()),
+            "around": around,
+            "short": _single(push * reach / embed.MARGIN),
+            "wide": _single((embed.MOST_REACH - 1) * push),
+            "most": _single(2 * push),
+            "plain": _single(plain),
+            "neighbours": embed.NEIGHBOURS[None, None] / plain,
             "spread": _phases(embed.pulse())[:, None],
             "signs": laid_out(tile, height_px, width_px)[None, None].astype(np.float64),
+            "colours": embed.COLOURS[None, :, None, None] * embed.gain(1.0) / HALF_RANGE,
         }
         for name, value in values.items():
             constant(self, name, value)
 
     def forward(self, image: Tensor) -> Tensor:
-        luma = F.conv2d(image, self.luma)
-        luma = F.pad(luma, 2 * embed.margins(), "replicate")
-        # The filter in two steps, of which each reads few pixels.
-        held = F.conv2d(F.conv2d(luma, self.halving, stride=2), self.held, stride=CHIP_PX // 2)
-        around = F.conv2d(held * held, self.around, padding=embed.AROUND // 2)
-        around = around + embed.TINY
-        texture = around * torch.rsqrt(around)
-        chips = self.signs * _pushes(self.signs * held, texture)
-        even = chips * F.relu(texture * (-UNIT / embed.EVEN) + 1)
+        halved = _at_every_second(image, self.halving)
+        halved = F.pad(halved, 4 * (embed.HALF_MARGIN,), "replicate")
+        held = _at_every_second(halved, self.held)
+        # The texture around, times REACH.
+        side = embed.AROUND // 2
+        reach = torch.sqrt(F.conv2d(held * held, self.around, padding=side))
+        chips = self.signs * self._pushes(self.signs * held, reach)
+        even = chips * F.relu(self.plain - reach)
         chips = chips + F.conv2d(even, self.neighbours, padding=1)
         side = self.spread.shape[-1] // 2
         added = F.pixel_shuffle(F.conv2d(chips, self.spread, padding=side), CHIP_PX)
         mean = (added * added).mean((2, 3), keepdim=True) + embed.TINY
-        scale = torch.rsqrt(mean) * (embed.gain(1.0) / UNIT)
-        return image + added * scale * self.colours
+        return image + added * (torch.rsqrt(mean) * self.colours)
+
+    def _pushes(self, held: Tensor, reach: Tensor) -> Tensor:
+        """``marking.embed.pushes``, in this module's unit, with what is least as a difference."""
+        short = F.relu(self.short - reach) * (embed.MARGIN / embed.REACH)
+        wide = F.relu(self.wide - reach)
+        wanted = self.most - (short + held)
+        beyond = F.relu(wanted + wide - embed.MOST_REACH * embed.PUSH / UNIT)
+        return F.relu(wanted - beyond * embed.GIVEN_UP)
 
 
 class Marked(nn.Module):
@@ -99,17 +115,25 @@ def marked(graph: Graph, tile: np.ndarray) -> Graph:
     return replace(graph, module=module, constants=constants_of(module))
 
 
-def _pushes(held: Tensor, texture: Tensor) -> Tensor:
-    """``marking.embed.pushes``, in this module's unit."""
-    push = embed.PUSH / UNIT
-    reach = push + _at_most(embed.REACH * texture, (embed.MOST_REACH - 1) * push)
-    margin = push + _at_most(embed.MARGIN * texture, push)
-    wanted = margin - held
-    return F.relu(F.relu(wanted) - F.relu(wanted - reach) * embed.GIVEN_UP)
+def _single(value: float) -> np.ndarray:
+    return np.full((1, 1, 1, 1), value)
 
 
-def _at_most(x: Tensor, most: float) -> Tensor:
-    return x - F.relu(x - most)
+def _at_every_second(x: Tensor, kernels: Tensor) -> Tensor:
+    """What a kernel answers at every second place each way (``_four_times``)."""
+    return F.pixel_shuffle(F.conv2d(x, kernels, stride=4), 2)
+
+
+def _four_times(kernel: np.ndarray) -> np.ndarray:
+    """(4, 1, k + 2, k + 2): a kernel at four neighbouring of every second places.
+
+    Engines compute eight or sixteen channels at a time, wanted or not.
+    """
+    side = len(kernel)
+    found = np.zeros((2, 2, side + 2, side + 2))
+    for y, x in np.ndindex(2, 2):
+        found[y, x, 2 * y : 2 * y + side, 2 * x : 2 * x + side] = kernel
+    return found.reshape(4, 1, side + 2, side + 2)
 
 
 def _phases(pulse: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ READ: Mapping[Any, int] = {  # how many of an operator's arguments backends read
     ATEN.silu.default: 1,
     ATEN.slice.Tensor: 4,
     ATEN.split.Tensor: 3,
+    ATEN.sqrt.default: 1,
     ATEN.sub.Tensor: 2,
     ATEN.tanh.default: 1,
     ATEN.to.dtype: 2,

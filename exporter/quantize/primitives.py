@@ -253,32 +253,9 @@ def _zeros(c: _Copy, name: str, value: fx.Node, axis: int, count: int) -> list[f
 
 
 def _rsqrt(c: _Copy, node: fx.Node) -> fx.Node:
-    """A root, of which nothing else is needed where its own argument alone is divided by it."""
-    x, shape = node.args[0], aten.shape(node)
-    if all(_is_root_of(user, node) for user in node.users):
-        return c.call(node.name, ATEN.sqrt.default, shape, c.of(x))
-    root = c.call(f"{node.name}_root", ATEN.sqrt.default, shape, c.of(x))
-    return c.call(node.name, ATEN.div.Tensor, shape, 1.0, root)
-
-
-def _mul(c: _Copy, node: fx.Node) -> fx.Node | None:
-    """Nothing for x / sqrt(x): where x is rounded to 0 no machine knows what that is."""
-    other = node.args[1]
-    if not isinstance(other, fx.Node) or not _is_root_of(node, other):
-        return None
     shape = aten.shape(node)
-    if all(_is_root_of(user, other) for user in other.users):
-        return c.of(other)
-    return c.call(node.name, ATEN.sqrt.default, shape, c.of(node.args[0]))
-
-
-def _is_root_of(product: fx.Node, rsqrt: fx.Node) -> bool:
-    """Whether a node is x times the reciprocal of x's root."""
-    return (
-        product.target is ATEN.mul.Tensor
-        and rsqrt.target is ATEN.rsqrt.default
-        and product.args == (rsqrt.args[0], rsqrt)
-    )
+    root = c.call(f"{node.name}_root", ATEN.sqrt.default, shape, c.of(node.args[0]))
+    return c.call(node.name, ATEN.div.Tensor, shape, 1.0, root)
 
 
 RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
@@ -289,7 +266,6 @@ RULES: dict[Any, Callable[[_Copy, fx.Node], fx.Node | None]] = {
     ATEN.silu.default: _silu,
     ATEN.linear.default: _linear,
     ATEN.rsqrt.default: _rsqrt,
-    ATEN.mul.Tensor: _mul,
     ATEN.pad.default: _pad,
     ATEN.cat.default: _cat,
 }

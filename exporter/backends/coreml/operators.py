@@ -12,7 +12,7 @@ OPERATORS = frozenset(
         "equal", "gather", "gelu", "identity", "layer_norm", "linear", "matmul", "mul", "pad",
         "pixel_shuffle", "real_div", "reduce_argmax", "reduce_mean", "relu", "reshape", "rsqrt",
         "scaled_dot_product_attention", "sigmoid", "silu", "slice_by_index", "softmax", "split",
-        "square", "sub", "tanh", "transpose",
+        "sqrt", "square", "sub", "tanh", "transpose",
     }
 )  # fmt: skip
 VERSIONS = (8, 9)  # of the specification: iOS 17 and 18

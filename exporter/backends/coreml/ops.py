@@ -353,6 +353,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.group_norm.default: _group_norm,
     ATEN.mean.dim: _mean,
     ATEN.rsqrt.default: _rsqrt,
+    ATEN.sqrt.default: _unary("sqrt"),
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,

@@ -283,6 +283,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.relu.default: _unary("Relu"),
     ATEN.sigmoid.default: _unary("Sigmoid"),
     ATEN.tanh.default: _unary("Tanh"),
+    ATEN.sqrt.default: _unary("Sqrt"),
     ATEN.silu.default: _silu,
     ATEN.gelu.default: _gelu,
     ATEN.layer_norm.default: _layer_norm,

@@ -158,6 +158,7 @@ TABLE: dict[Any, Translate] = {
     ATEN.rsqrt.default: lambda e, n: op.divide(
         op.constant(np.float32(1)), op.sqrt(e.value(n.args[0]))
     ),
+    ATEN.sqrt.default: lambda e, n: op.sqrt(e.value(n.args[0])),
     ATEN.linear.default: _linear,
     ATEN.conv2d.default: _conv2d,
     ATEN.embedding.default: _embedding,

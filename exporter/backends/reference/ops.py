@@ -44,6 +44,7 @@ OPERATORS = (
     ATEN.slice.Tensor,
     ATEN.softmax.int,
     ATEN.split.Tensor,
+    ATEN.sqrt.default,
     ATEN.sub.Tensor,
     ATEN.tanh.default,
     ATEN.to.dtype,

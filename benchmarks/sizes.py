@@ -7,26 +7,36 @@ Batches: a layer of the full-size denoiser, 1536 to 6144 in int4, for the tokens
 of two in one call: processor seconds of one thread for each picture, the fastest of seven. 64 rows
 are 128 px, 256 are 256 px, 1024 are 512 px.
 
+With a checkpoint, which may be of any width: packages of several sizes in int4, what each further
+size adds, and whether each draws what a package of that size alone draws, to the last bit.
+
     python -m benchmarks.sizes [--only bytes|batches] [--json FILE] [BACKEND ...]
+    python -m benchmarks.sizes --checkpoint FOLDER [--sizes SIZE SIZE ...] [BACKEND ...]
 
 BACKEND: of the bytes, such as ``onnx`` or ``"coreml for iOS18"``; without any all of them.
-FILE: for what the second size adds.
+FILE: for what further sizes add.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import figures
 from benchmarks.figures import Column, Row
+
+if TYPE_CHECKING:
+    from exporter.package.sizes import PictureSize
+    from exporter.recipe.recipe import Recipe
+    from exporter.runtime.package import Package
 
 WIDTH, OUTPUTS, GROUP, RUNS = 1536, 6144, 64, 7
 ROWS = (64, 256, 1024)
@@ -37,13 +47,28 @@ SCHEMES = {
 }
 SCHEMES["coreml for iOS18"] = SCHEMES["coreml"]  # with that target, in place of the oldest
 WHAT = "Bytes that a second size of 160 x 96 px adds to shapes-flash without golden pictures."
+WIDE = "What further sizes add to packages in int4, and whether their pictures are a size's own."
 COLUMNS = (
     Column("package", "package"),
-    Column("first_mb", "of 128 x 128 px alone, MB", 2),
-    Column("added_kb", "a second size adds, kB", 0),
+    Column("sizes", "sizes"),
+    Column("first_mb", "of the first size alone, MB", 2),
+    Column("added_kb", "a further size adds, kB", 0),
     Column("added_percent", "%", 2),
+    Column("differ", "values of pictures that differ"),
 )
 Call = Callable[[np.ndarray], object]
+
+
+def without_golden(recipe: Recipe, backend: str, target: str) -> Recipe:
+    """The recipe with weights to nearest and no golden pictures, and a backend's target."""
+    nearest = replace(recipe.calibration, methods=())
+    choices = tuple(
+        replace(one, choices={**one.choices, "target": target})
+        if target and one.name == backend
+        else one
+        for one in recipe.choices
+    )
+    return replace(recipe, prompts=(), calibration=nearest, choices=choices)
 
 
 def added(name: str, schemes: Sequence[str], folder: Path) -> list[Row]:
@@ -54,15 +79,7 @@ def added(name: str, schemes: Sequence[str], folder: Path) -> list[Row]:
     from exporter.runtime.package import open_package
 
     backend, _, target = name.partition(" for ")
-    recipe = read_recipe(Path("recipes") / "shapes-flash.toml")
-    nearest = replace(recipe.calibration, methods=())
-    choices = tuple(
-        replace(one, choices={**one.choices, "target": target})
-        if target and one.name == backend
-        else one
-        for one in recipe.choices
-    )
-    recipe = replace(recipe, prompts=(), calibration=nearest, choices=choices)
+    recipe = without_golden(read_recipe(Path("recipes") / "shapes-flash.toml"), backend, target)
     found = []
     for sizes in ((), (PictureSize(160, 96),)):
         place = folder / f"{name}-{len(sizes)}"
@@ -81,6 +98,52 @@ def added(name: str, schemes: Sequence[str], folder: Path) -> list[Row]:
             }
         )
     return rows
+
+
+def beside_alone(name: str, checkpoint: Path, sizes: Sequence[str], folder: Path) -> Row:
+    """A package of several sizes in int4 beside packages of each of them alone."""
+    from exporter.build.pipeline import build
+    from exporter.package.sizes import parse_size
+    from exporter.recipe.recipe import read_recipe
+    from exporter.runtime.package import open_package
+
+    backend, _, target = name.partition(" for ")
+    recipe = read_recipe(Path("recipes") / "sd3.5-flash.toml")
+    first, *further = map(parse_size, sizes)
+    recipe = replace(
+        without_golden(recipe, backend, target).at(first),
+        checkpoint=str(checkpoint),
+        further_sizes=tuple(further),
+        calibration=replace(recipe.calibration, size=first),
+    )
+    (built,) = build(recipe, folder / "together", [backend], ["int4"])
+    together = open_package(built.path)
+    alone_bytes, differ = [], 0
+    for size in recipe.sizes:
+        (made,) = build(recipe.at(size), folder / str(size), [backend], ["int4"])
+        alone = open_package(made.path)
+        alone_bytes.append(alone.manifest.bytes)
+        differ += int(np.sum(picture(together, size) != picture(alone, size)))
+        shutil.rmtree(made.path)
+    more = (together.manifest.bytes - alone_bytes[0]) / len(further)
+    return {
+        "package": f"{backend}-int4{target and f', {target}'}",
+        "sizes": ", ".join(map(str, recipe.sizes)),
+        "first_mb": alone_bytes[0] / 1e6,
+        "added_kb": more / 1e3,
+        "added_percent": 100 * more / alone_bytes[0],
+        "differ": differ,
+    }
+
+
+def picture(package: Package, size: PictureSize) -> np.ndarray:
+    """(H, W, 3) uint8: one that a package draws, its graphs opened in turn."""
+    from exporter.drawing.loop import Image, Request, generate
+
+    with package.player() as player:
+        events = generate(player, [Request("a red fox in the snow", 5, size=size)])
+        (found,) = [event.pixels for event in events if isinstance(event, Image)]
+    return found
 
 
 def onnx_layer(rows: int) -> Call:
@@ -153,7 +216,18 @@ def main() -> None:
     parser.add_argument("backends", nargs="*", metavar="BACKEND")
     parser.add_argument("--only", choices=("bytes", "batches"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--sizes", nargs="+", default=["256x256", "384x256", "256x384"])
     given = parser.parse_args()
+    if given.checkpoint:
+        rows = []
+        for name in given.backends or SCHEMES:
+            with tempfile.TemporaryDirectory() as place:
+                rows.append(beside_alone(name, given.checkpoint, given.sizes, Path(place)))
+            print(rows[-1], flush=True)
+        if given.json:
+            figures.write(given.json, WIDE, COLUMNS, rows)
+        return
     if given.only != "batches":
         rows = []
         for name in given.backends or SCHEMES:

@@ -41,7 +41,7 @@ from exporter.package.measures import relative_error
 from exporter.package.names import graph_of, sized_name
 from exporter.program.program import Program
 from exporter.program.run import constant_value, run
-from exporter.program.sizes import activation_bytes
+from exporter.program.sizes import activation_bytes, value_bytes
 from exporter.program.trace import trace
 from exporter.quantize.everywhere import is_zeros, round_everything, to_round
 from exporter.quantize.formats import Scheme
@@ -58,6 +58,8 @@ COLUMNS = (
     figures.Column("scheme", "scheme"),
     figures.Column("soc", "chip"),
     figures.Column("codes_mb", "codes MB"),
+    figures.Column("values_mb", "values MB"),
+    figures.Column("activations_mb", "alive MB"),
     figures.Column("context_mb", "context MB", 1),
     figures.Column("seconds", "compiling s"),
     figures.Column("cpu_seconds", "of processors"),
@@ -146,15 +148,22 @@ def emitted(programs: Programs, read: Callable[[object], torch.Tensor], folder: 
     return [found[name].entry for name in programs]
 
 
-def compiled(entries: Sequence[Path], soc: str, programs: Programs) -> figures.Row:
-    """What compiling a graph takes, and opening its context again."""
+def compiled(entries: Sequence[Path], soc: str, plain: Programs, programs: Programs) -> figures.Row:
+    """What compiling a graph takes, and opening its context again.
+
+    Args:
+        plain, programs: at each size, before inputs are rounded and after.
+    """
     stored_bytes = sum(f.stat().st_size for f in entries[0].parent.iterdir() if f.is_file())
     activations = sum(activation_bytes(program) for program in programs.values())
-    predicted = compile_bytes(len(entries) * stored_bytes, activations)
+    values = sum(value_bytes(program) for program in plain.values())
+    predicted = compile_bytes(len(entries) * stored_bytes, values, activations)
     done = compile_graph(entries, soc, predicted)
     files = dict.fromkeys(file for graph in done.graphs for file in graph.files)
     row = {
         "codes_mb": stored_bytes / 1e6,
+        "values_mb": values / 1e6,
+        "activations_mb": activations / 1e6,
         "context_mb": sum(file.stat().st_size for file in files) / 1e6,
         "seconds": done.seconds,
         "cpu_seconds": done.cpu_seconds,
@@ -204,11 +213,13 @@ def rounded(programs: Programs, weights: Weights, runs: bool) -> dict[str, Quant
     return {name: round_everything(plain, ranges(plain)) for name, plain in programs.items()}
 
 
-def measured(programs: Programs, weights: Weights, soc: str, runs: bool) -> figures.Row:
+def measured(
+    plain: Programs, programs: Programs, weights: Weights, soc: str, runs: bool
+) -> figures.Row:
     """One graph at all its sizes, or a part of it."""
     with tempfile.TemporaryDirectory(prefix="fourstep-npu-") as folder:
         entries = emitted(programs, weights.read, Path(folder))
-        row = compiled(entries, soc, programs)
+        row = compiled(entries, soc, plain, programs)
         if runs:
             (program,) = programs.values()
             row = {**row, **ran(entries[0], soc, program, weights)}
@@ -232,14 +243,15 @@ def main() -> None:
     weights, wanted = Weights(checkpoint), {graph_of(name) for name in arguments.graph}
     for scheme in arguments.scheme:
         for plain in quantized(checkpoint, arguments.size, [*wanted], load_scheme(scheme)):
-            for part in parts_of(rounded(plain, weights, arguments.run), arguments.parts):
+            parts = parts_of(rounded(plain, weights, arguments.run), arguments.parts)
+            for bare, part in zip(parts_of(plain, arguments.parts), parts, strict=True):
                 name = next(iter(part))
                 if not {name, graph_of(name)} & {*arguments.graph}:
                     continue
                 size = ", ".join(arguments.size)
                 row = {"checkpoint": Path(arguments.checkpoint).name, "graph": name, "size": size}
                 row |= {"scheme": scheme, "soc": arguments.soc}
-                rows.append({**row, **measured(part, weights, arguments.soc, arguments.run)})
+                rows.append({**row, **measured(bare, part, weights, arguments.soc, arguments.run)})
                 shown = figures.markdown(COLUMNS, rows[-1:])
                 print(shown.splitlines()[-1], file=sys.stderr, flush=True)
     print(figures.markdown(COLUMNS, rows))

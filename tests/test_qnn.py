@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from benchmarks import figures, tables
 from exporter import backends
 from exporter.backends.contract import (
     Compiled,
@@ -30,6 +32,7 @@ from exporter.backends.contract import (
 from exporter.backends.onnx.qnn import compile as compiling
 from exporter.backends.onnx.qnn import process, provider, socs
 from exporter.backends.onnx.qnn.check import check_context
+from exporter.backends.onnx.qnn.compile import compile_bytes
 from exporter.backends.onnx.qnn.log import float_islands, traffic
 from exporter.backends.onnx.qnn.process import Order, Refused, Worker, opened
 from exporter.backends.onnx.qnn.session import fitting, refuse_qairt, worded
@@ -53,6 +56,7 @@ from exporter.package.manifest import (
 from exporter.package.measures import relative_error
 from exporter.package.read import DIGEST, MANIFEST, digest_line
 from exporter.package.sizes import PictureSize, context_files
+from exporter.program.sizes import value_bytes
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.report.chips import CompileStep, chips_of
 from exporter.report.chips import compiled as compiled_page
@@ -559,8 +563,36 @@ def test_more_memory_than_there_is_is_refused(
     ):
         said = f"compiling {graph.name} for 8gen2 is predicted .* are free; .*{remedy}"
         with pytest.raises(InputError, match=said):
-            compiled(backend, tiny_package, graph, "8gen2")
+            compiled(backend, tiny_package, graph, "8gen2", 0)
     assert not pretended
+
+
+COMPILED = [
+    pytest.param(row, id=f"{file.stem}-{row['graph']}-{row['size']}-{row['scheme']}")
+    for file in sorted(tables.RESULTS.glob("npu-*.json"))
+    for row in figures.read(file).rows
+    if "peak_gb" in row
+]
+
+
+@pytest.mark.parametrize("row", COMPILED)
+def test_what_compiling_takes_is_predicted_above_what_was_measured(row: figures.Row) -> None:
+    sizes = (round(1e6 * row[key]) for key in ("codes_mb", "values_mb", "activations_mb"))
+    predicted = compile_bytes(*sizes)
+    assert row["peak_gb"] <= predicted / 1e9 <= 1.5 * row["peak_gb"]
+    assert row["predicted_gb"] == predicted / 1e9
+
+
+def test_all_values_of_a_program_are_counted_once() -> None:
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + 1).reshape(6) * 2
+
+    exported = torch.export.export(Twice(), (torch.zeros(2, 3),))
+    found: Any = SimpleNamespace(
+        nodes=lambda: [n for n in exported.graph.nodes if n.op == "call_function"]
+    )
+    assert value_bytes(found) == 2 * 6 * 4  # what is added to, and what is multiplied; no view
 
 
 def test_a_package_that_is_not_for_an_npu_is_not_run_on_one(tiny_package: Path) -> None:

@@ -408,8 +408,14 @@ class ForNpu(Protocol):
     def chips(self, choices: Mapping[str, str]) -> tuple[str, ...]:
         """What graphs are to be compiled for."""
 
-    def compile_bytes(self, stored_bytes: int, activation_bytes: int) -> int:
-        """What compiling a graph takes of memory, predicted."""
+    def compile_bytes(self, stored_bytes: int, value_bytes: int, activation_bytes: int) -> int:
+        """What compiling a graph takes of memory, predicted.
+
+        Args:
+            stored_bytes: of the graph's files, once for each size.
+            value_bytes: ``program.sizes.value_bytes`` of the program before inputs are rounded.
+            activation_bytes: ``program.sizes.activation_bytes`` of the one that was emitted.
+        """
 
     def compile(self, entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
         """Compile a graph that ``emit`` wrote, into a folder of the chip's name beside it.

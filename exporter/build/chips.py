@@ -61,9 +61,12 @@ def missing(whole: WholeGraph, chips: tuple[str, ...]) -> list[str]:
 
 
 def compiled(
-    backend: ForNpu, folder: Path, whole: WholeGraph, chip: str
+    backend: ForNpu, folder: Path, whole: WholeGraph, chip: str, value_bytes: int
 ) -> tuple[WholeGraph, Took]:
     """A graph with what is compiled of it for a chip: all its sizes at once, which share weights.
+
+    Args:
+        value_bytes: of all values that it computes, at all its sizes, before inputs are rounded.
 
     Raises InputError for a graph that takes more memory than there is, or that the chip lacks
     something for.
@@ -71,7 +74,7 @@ def compiled(
     graphs: list[GraphEntry | SizedGraph] = [whole.graph, *whole.sized.values()]
     stored_bytes = sum(f.bytes for f in whole.files if f.path in _weights(whole))
     activations = sum(graph.activation_bytes for graph in graphs)
-    most_bytes = backend.compile_bytes(len(graphs) * stored_bytes, activations)
+    most_bytes = backend.compile_bytes(len(graphs) * stored_bytes, value_bytes, activations)
     _refuse_too_large(whole.name, chip, most_bytes)
     done = backend.compile([folder / graph.entry for graph in graphs], chip, most_bytes)
     paths = dict.fromkeys(path for graph in done.graphs for path in graph.files)

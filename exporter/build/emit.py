@@ -23,6 +23,7 @@ from exporter.package.layout import LAYOUT_FILE, check_layout
 from exporter.package.names import graph_of
 from exporter.package.read import MANIFEST
 from exporter.package.sizes import PictureSize
+from exporter.program.sizes import value_bytes
 from exporter.progress import Progress
 from exporter.quantize.program import QuantizedProgram
 from exporter.quantize.split import split
@@ -117,7 +118,10 @@ def _compile(
         for chip in missing(whole[part.name], job.chips(recipe)):
             progress(f"compile {part.name} for {chip}")
             assert isinstance(job.backend, ForNpu)
-            whole[part.name], found = compiled(job.backend, folder, whole[part.name], chip)
+            sizes = (part, *job.further.get(part.name, {}).values())
+            values = sum(map(value_bytes, sizes))
+            graph = whole[part.name]
+            whole[part.name], found = compiled(job.backend, folder, graph, chip, values)
             resume.write_journal(job.target, basis, whole.values())
             took.append(asdict(found))
     return took

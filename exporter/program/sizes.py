@@ -1,4 +1,4 @@
-"""What running a program takes: bytes of activations alive at once."""
+"""What running a program takes: bytes of activations, alive at once and in all."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def activation_bytes(program: Program) -> int:
         ends[end] = ends.get(end, 0) + sizes[node]
         alive -= ends.pop(order[node], 0)
     return peak
+
+
+def value_bytes(program: Program) -> int:
+    """Bytes of all values that a program computes, each once; views count nothing."""
+    return sum(_bytes(node) for node in program.nodes())
 
 
 VIEWS = ("reshape", "select", "split", "getitem")

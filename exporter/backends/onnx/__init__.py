@@ -153,11 +153,11 @@ class Onnx:
         """Qualcomm's."""
         return tuple(filter(None, choices.get("socs", "").split(",")))
 
-    def compile_bytes(self, stored_bytes: int, activation_bytes: int) -> int:
+    def compile_bytes(self, stored_bytes: int, value_bytes: int, activation_bytes: int) -> int:
         """Of Qualcomm's compiler."""
         from exporter.backends.onnx.qnn.compile import compile_bytes
 
-        return compile_bytes(stored_bytes, activation_bytes)
+        return compile_bytes(stored_bytes, value_bytes, activation_bytes)
 
     def compile(self, entries: Sequence[Path], chip: str, most_bytes: int) -> Compiled:
         """By Qualcomm's compiler, in a process of its own."""

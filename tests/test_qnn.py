@@ -60,6 +60,7 @@ from exporter.program.sizes import value_bytes
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.report.chips import CompileStep, chips_of
 from exporter.report.chips import compiled as compiled_page
+from exporter.report.make import _compiled
 from exporter.runtime.package import open_package
 from exporter.runtime.verify import GraphParity, _explained, golden_calls, verify
 from tests.conftest import SHAPES
@@ -714,3 +715,6 @@ def test_what_was_compiled_runs_and_compiles_to_the_same_bytes(
     log = json.loads(emulated.with_name(f"{emulated.name}.log.json").read_text())["compiled"]
     said = next(step for step in log if step["graph"] == "denoiser")
     assert said["traffic"] == [asdict(moved)]
+    assert said["peak_bytes"] <= said["predicted_peak_bytes"]
+    steps = {step.graph: step for step in _compiled(package)}  # as the report reads it
+    assert steps["denoiser"].traffic == (moved,)

@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor, fx
 
 from benchmarks.npu import stated
 from exporter import backends
-from exporter.build.pipeline import build
+from exporter.build.pipeline import Built, build
 from exporter.calibrate.activations import bytes_to_choose, rounder
 from exporter.calibrate.codes import best_codes
 from exporter.calibrate.layer_inputs import LayerInputs
@@ -314,14 +315,40 @@ def test_sources_of_second_factors_are_marked(traced: dict[str, Program]) -> Non
     assert replace(found, symmetric=frozenset()).values == found.values
 
 
-def test_a_package_is_built_and_verified(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    """Every graph of it: also those that read ids, and the encoder, which no prompt runs."""
+@pytest.fixture(scope="module")
+def built(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A package of w4a16 with one golden picture."""
     recipe = replace(tiny_recipe, prompts=tiny_recipe.prompts[:1])
-    (built,) = build(recipe, tmp_path, ["onnx"], ["w4a16"])
-    manifest = open_package(built.path).manifest
+    (found,) = build(recipe, tmp_path_factory.mktemp("integers"), ["onnx"], ["w4a16"])
+    return found
+
+
+def test_a_package_is_built_and_verified(built: Built) -> None:
+    """Every graph of it: also those that read ids, and the encoder, which no prompt runs."""
     assert built.report.ok
-    for graph in manifest.graphs:
+    for graph in open_package(built.path).manifest.graphs:
         assert "w8a16" in graph.formats and graph.tolerance.graph_relative < 0.1
+
+
+EXACTLY = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+@pytest.mark.parametrize(("device", "bound"), [("CPU", 5e-3), ("NPUW", 0.05)])
+def test_openvino_computes_the_same_form(built: Built, device: str, bound: float) -> None:
+    """On its processor, and in half precision on its path for NPUs: of what golden pictures met."""
+    openvino = pytest.importorskip("openvino")
+    from exporter.backends.openvino.session import NPUW
+
+    config = EXACTLY if device == "CPU" else NPUW
+    package = open_package(built.path)
+    (golden,) = package.manifest.golden.pictures
+    tensors = load_file(package.folder / golden.tensors)
+    for graph in package.manifest.graphs:
+        given = {port.name: tensors[f"{graph.name}/0/in/{port.name}"] for port in graph.inputs}
+        model = openvino.Core().read_model(package.folder / graph.entry)
+        found = openvino.Core().compile_model(model, device[:3], config)(given)
+        for name, expected in package.session(graph.name)(given).items():
+            assert relative_error(np.asarray(found[name]), expected) < bound
 
 
 def test_no_constant_is_joined_to_a_value(tiny: Checkpoint, tmp_path: Path) -> None:

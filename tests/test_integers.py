@@ -27,6 +27,7 @@ from exporter.checkpoint.open import Checkpoint
 from exporter.errors import InputError
 from exporter.network.assemble import cut_graphs
 from exporter.package.measures import relative_error
+from exporter.package.names import graph_of
 from exporter.program.program import Program
 from exporter.program.run import run
 from exporter.program.trace import trace
@@ -317,8 +318,8 @@ def test_sources_of_second_factors_are_marked(traced: dict[str, Program]) -> Non
 
 @pytest.fixture(scope="module")
 def built(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A package of w4a16 with one golden picture."""
-    recipe = replace(tiny_recipe, prompts=tiny_recipe.prompts[:1])
+    """A package of w4a16 with one golden picture, its denoiser in two parts."""
+    recipe = replace(tiny_recipe, prompts=tiny_recipe.prompts[:1], denoiser_parts=2)
     (found,) = build(recipe, tmp_path_factory.mktemp("integers"), ["onnx"], ["w4a16"])
     return found
 
@@ -326,7 +327,9 @@ def built(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Buil
 def test_a_package_is_built_and_verified(built: Built) -> None:
     """Every graph of it: also those that read ids, and the encoder, which no prompt runs."""
     assert built.report.ok
-    for graph in open_package(built.path).manifest.graphs:
+    graphs = open_package(built.path).manifest.graphs
+    assert {"denoiser-1", "denoiser-2"} <= {graph.name for graph in graphs}
+    for graph in graphs:
         assert "w8a16" in graph.formats and graph.tolerance.graph_relative < 0.1
 
 
@@ -343,11 +346,16 @@ def test_openvino_computes_the_same_form(built: Built, device: str, bound: float
     package = open_package(built.path)
     (golden,) = package.manifest.golden.pictures
     tensors = load_file(package.folder / golden.tensors)
+    between: dict[str, np.ndarray] = {}  # of a part, what the next one reads
     for graph in package.manifest.graphs:
-        given = {port.name: tensors[f"{graph.name}/0/in/{port.name}"] for port in graph.inputs}
+        place = f"{graph_of(graph.name)}/0/in"
+        given = {
+            p.name: tensors.get(f"{place}/{p.name}", between.get(p.name)) for p in graph.inputs
+        }
         model = openvino.Core().read_model(package.folder / graph.entry)
         found = openvino.Core().compile_model(model, device[:3], config)(given)
-        for name, expected in package.session(graph.name)(given).items():
+        between = package.session(graph.name)(given)
+        for name, expected in between.items():
             assert relative_error(np.asarray(found[name]), expected) < bound
 
 

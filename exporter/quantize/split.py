@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from exporter.errors import InputError
 from exporter.package.manifest import Port
 from exporter.package.names import part_name
-from exporter.quantize.everywhere import levels_of, rounds_everything
+from exporter.quantize.everywhere import levels_of
 from exporter.quantize.program import QuantizedProgram, stored_behind
 from exporter.quantize.rounded import ROUND_INPUT
 
@@ -95,7 +95,7 @@ def _waists(
             if argument in varying:
                 last.setdefault(_whole(argument), i)
     most, waists = MOST_ALIVE.get(program.name, 1), {}
-    of_levels = rounds_everything(program)
+    of_levels = any(levels_of(node) for node in program.graph.nodes)  # else they come later
     alive = list(program.feeds())
     for i, step in enumerate(steps[:-1]):
         alive = [value for value in (*alive, step) if last.get(value, -1) > i]
